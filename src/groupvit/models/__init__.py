@@ -1,0 +1,31 @@
+"""What the network is: pure modules, no files, no process groups."""
+
+from groupvit.models.config import (
+    PAPER,
+    PRESETS,
+    RELEASE,
+    ImageEncoderConfig,
+    ModelConfig,
+    Stage,
+    TextEncoderConfig,
+    with_stages,
+)
+from groupvit.models.dual_encoder import GroupViT, build_model, temperature
+from groupvit.models.grouping import Assignment
+from groupvit.models.image_encoder import ImageFeatures
+
+__all__ = [
+    "PAPER",
+    "PRESETS",
+    "RELEASE",
+    "Assignment",
+    "GroupViT",
+    "ImageEncoderConfig",
+    "ImageFeatures",
+    "ModelConfig",
+    "Stage",
+    "TextEncoderConfig",
+    "build_model",
+    "temperature",
+    "with_stages",
+]

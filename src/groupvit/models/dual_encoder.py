@@ -1,0 +1,101 @@
+"""GroupViT: an image encoder and a text encoder that meet in one space (Fig. 3)."""
+
+import math
+from dataclasses import asdict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from groupvit.models.config import ModelConfig
+from groupvit.models.image_encoder import ImageEncoder, ImageFeatures
+from groupvit.models.text_encoder import TextEncoder
+
+
+class Projector(nn.Module):
+    """Two-layer perceptron into the joint space (§4.1); rows of any leading shape."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, norm: Literal["batch", "layer"]):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.norm = nn.BatchNorm1d(hidden_dim) if norm == "batch" else nn.LayerNorm(hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
+        hidden = self.norm(self.fc1(x.flatten(0, -2)))
+        return self.fc2(F.relu(hidden)).unflatten(0, x.shape[:-1])
+
+
+class GroupViT(nn.Module):
+    """The two encoders, their projectors and the learned temperatures.
+
+    `multi_label_logit_scale` is the multi-label loss's own temperature; `segment_logit_scale` and `segment_logit_bias`
+    belong to the segment-level noun loss. All scales are logarithms, used through `temperature`.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        image_projector: Projector,
+        text_projector: Projector,
+        *,
+        multi_label_scale: bool = True,
+        segment_loss: bool = False,
+    ):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_projector = image_projector
+        self.text_projector = text_projector
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if multi_label_scale:
+            self.multi_label_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if segment_loss:
+            self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+            self.segment_logit_bias = nn.Parameter(torch.tensor(-5.0))
+
+    def embed_images(self, features: ImageFeatures) -> Float[Tensor, "batch embed"]:
+        """Unit vectors of whole images (Eq. 2)."""
+        return F.normalize(self.image_projector(features.pooled), dim=-1)
+
+    def embed_segments(self, features: ImageFeatures) -> Float[Tensor, "batch segments embed"]:
+        """Unit vectors of single segments, to be compared with label embeddings (§3.3)."""
+        return F.normalize(self.image_projector(features.segments), dim=-1)
+
+    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
+        """Unit vectors of whole images, without noise."""
+        return self.embed_images(self.image_encoder(images))
+
+    def encode_text(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts embed"]:
+        """Unit vectors of tokenised texts."""
+        return F.normalize(self.text_projector(self.text_encoder(tokens)), dim=-1)
+
+
+def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The factor on cosine similarities: exp of the learned logarithm, at most 100 (Radford et al., 2021)."""
+    return log_scale.exp().clamp(max=100)
+
+
+def build_model(config: ModelConfig) -> GroupViT:
+    """A randomly initialised model: the only reader of `ModelConfig`."""
+    values = {**asdict(config.image), "stages": config.image.stages}
+    image_encoder = ImageEncoder(**values)
+    image_encoder.apply(_init_linear)
+    projector = (config.projector_dim, config.embed_dim, config.projector_norm)
+    return GroupViT(
+        image_encoder,
+        TextEncoder(**asdict(config.text)),
+        Projector(config.image.dim, *projector),
+        Projector(config.text.width, *projector),
+        multi_label_scale=config.multi_label_scale,
+        segment_loss=config.segment_loss,
+    )
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,149 @@
+"""The grouping block (§3.1, Eqs. 3-5): segments join groups and become fewer, larger segments."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from groupvit.models import noise
+from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which group each segment joins in one stage.
+
+    `soft` is the softmax over groups without noise; `hard` is one-hot, with the noise that was drawn in training.
+    """
+
+    soft: Float[Tensor, "batch groups segments"]
+    hard: Float[Tensor, "batch groups segments"]
+
+
+class CrossAttentionBlock(nn.Module):
+    """Group tokens look at the segments before they claim them: in the published model, not in the paper."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float):
+        super().__init__()
+        self.attn = CrossAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+        self.norm_post = nn.LayerNorm(dim)
+
+    def forward(
+        self, groups: Float[Tensor, "batch groups dim"], segments: Float[Tensor, "batch segments dim"]
+    ) -> Float[Tensor, "batch groups dim"]:
+        groups = groups + self.attn(groups, segments)
+        return self.norm_post(groups + self.mlp(self.norm2(groups)))
+
+
+class AssignAttention(nn.Module):
+    """Single-head attention whose softmax runs over the groups: segments choose, groups average (Eqs. 3-5).
+
+    `eps` is added to the size of a group before dividing by it; with 0 a group is the mean of its segments.
+    """
+
+    def __init__(self, dim: int, *, hard: bool, logits: Literal["scaled_dot", "dot", "cosine"], eps: float):
+        super().__init__()
+        self.hard = hard
+        self.logits = logits
+        self.eps = eps
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+        if logits == "cosine":
+            self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def similarity(
+        self, groups: Float[Tensor, "batch groups dim"], segments: Float[Tensor, "batch segments dim"]
+    ) -> Float[Tensor, "batch groups segments"]:
+        """Logits of Eq. 3 in at least float32: bfloat16 cannot separate close groups."""
+        q, k = self.q_proj(groups), self.k_proj(segments)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = q.to(dtype), k.to(dtype)
+            if self.logits == "cosine":
+                q, k = F.normalize(q, dim=-1) * self.scale.exp().clamp(max=100), F.normalize(k, dim=-1)
+            logits = q @ k.transpose(1, 2)
+        return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits
+
+    def assign(
+        self, logits: Float[Tensor, "batch groups segments"], keys: Int[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch groups segments"], Assignment]:
+        """The weights that merge segments, and what they were made of; `keys` turn Gumbel noise on (Eq. 3, 4)."""
+        soft = logits.softmax(dim=1)
+        noisy = soft
+        if self.hard and keys is not None:
+            noisy = (logits + noise.gumbel(keys, *logits.shape[1:])).softmax(dim=1)
+        hard = torch.zeros_like(logits).scatter_(1, noisy.argmax(dim=1, keepdim=True), 1.0)
+        weights = hard + (noisy - noisy.detach()) if self.hard else soft
+        return weights, Assignment(soft, hard)
+
+    def forward(
+        self,
+        groups: Float[Tensor, "batch groups dim"],
+        segments: Float[Tensor, "batch segments dim"],
+        keys: Int[Tensor, " batch"] | None,
+    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        weights, assignment = self.assign(self.similarity(groups, segments), keys)
+        size = weights.sum(dim=-1, keepdim=True) + self.eps
+        # Without eps an empty group would divide by zero; it keeps a zero update instead.
+        weights = weights / torch.where(size > 0, size, 1.0)
+        values = self.v_proj(segments)
+        return self.proj(weights.to(values.dtype) @ values), assignment
+
+
+class GroupingBlock(nn.Module):
+    """Group tokens claim segments; each group's segments merge into one new segment (§3.1, Fig. 2)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        group_tokens: int,
+        output_groups: int,
+        *,
+        mlp_ratio: float = 4.0,
+        hard_assignment: bool = True,
+        assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot",
+        assign_eps: float = 1.0,
+        token_mixer: bool = True,
+        pre_assign_attention: bool = True,
+        channel_mlp: bool = True,
+        group_residual: bool = True,
+    ):
+        super().__init__()
+        self.group_residual = group_residual
+        self.norm_tokens = nn.LayerNorm(dim)
+        mix = token_mixer or group_tokens != output_groups
+        self.token_mixer = TokenMixer(group_tokens, dim // 2, output_groups) if mix else None
+        self.norm_post_tokens = nn.LayerNorm(dim) if mix else None
+        self.norm_segments = nn.LayerNorm(dim)
+        self.pre_assign_attn = CrossAttentionBlock(dim, heads, mlp_ratio) if pre_assign_attention else None
+        self.assign = AssignAttention(dim, hard=hard_assignment, logits=assign_logits, eps=assign_eps)
+        self.norm_new = nn.LayerNorm(dim) if channel_mlp else None
+        self.channel_mlp = Mlp(dim, int(mlp_ratio * dim)) if channel_mlp else None
+
+    def forward(
+        self,
+        group_tokens: Float[Tensor, "batch tokens dim"],
+        segments: Float[Tensor, "batch segments dim"],
+        keys: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        groups = self.norm_tokens(group_tokens)
+        segments = self.norm_segments(segments)
+        if self.token_mixer is not None and self.norm_post_tokens is not None:
+            groups = self.norm_post_tokens(self.token_mixer(groups))
+        if self.pre_assign_attn is not None:
+            groups = self.pre_assign_attn(groups, segments)
+        merged, assignment = self.assign(groups, segments, keys)
+        if self.group_residual:
+            merged = merged + groups
+        if self.channel_mlp is not None and self.norm_new is not None:
+            merged = merged + self.channel_mlp(self.norm_new(merged))
+        return merged, assignment

@@ -1,0 +1,202 @@
+"""The hierarchical vision transformer (§3.1, Fig. 2): patches become segments, stage by stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from groupvit.models import noise
+from groupvit.models.config import Stage
+from groupvit.models.grouping import Assignment, GroupingBlock
+from groupvit.models.layers import Block, TokenMixer
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the image encoder makes of a batch, before the projection to the joint space.
+
+    `pooled` is the mean of the segments (Eq. 2), `assignments` has one entry per grouping stage (none for a plain ViT),
+    `grid` is the height and width of the patch grid.
+    """
+
+    pooled: Float[Tensor, "batch dim"]
+    segments: Float[Tensor, "batch segments dim"]
+    assignments: tuple[Assignment, ...]
+    grid: tuple[int, int]
+
+    def groups(self, stage: int = -1, *, hard: bool = False) -> Float[Tensor, "batch groups height width"]:
+        """How much each patch belongs to each group of a stage: the product of the assignments up to it (§3.3)."""
+        height, width = self.grid
+        if not self.assignments:
+            patches = torch.eye(height * width, dtype=self.pooled.dtype, device=self.pooled.device)
+            return rearrange(patches, "g (h w) -> 1 g h w", h=height).expand(len(self.pooled), -1, -1, -1)
+        stages = self.assignments[: range(len(self.assignments))[stage] + 1]
+        maps = _compose([a.hard if hard else a.soft for a in stages])
+        return rearrange(maps, "b g (h w) -> b g h w", h=height)
+
+    def occupied(self) -> Bool[Tensor, "batch segments"]:
+        """Which final segments own at least one patch under hard assignment."""
+        if not self.assignments:
+            return torch.ones_like(self.segments[..., 0], dtype=torch.bool)
+        return occupied(self.assignments)
+
+
+def _compose(maps: Sequence[Float[Tensor, "batch groups segments"]]) -> Float[Tensor, "batch final patches"]:
+    return reduce(lambda earlier, later: later @ earlier, maps)
+
+
+def occupied(assignments: Sequence[Assignment]) -> Bool[Tensor, "batch groups"]:
+    """Which groups of the last stage own at least one patch under hard assignment."""
+    return _compose([assignment.hard for assignment in assignments]).sum(dim=-1) > 0
+
+
+class ConvStem(nn.Sequential):
+    """Strided 3 x 3 convolutions in place of one large one (Xiao et al., 2021); `patch_size` is a power of two."""
+
+    def __init__(self, patch_size: int, dim: int):
+        layers: list[nn.Module] = []
+        channels = 3
+        for halving in reversed(range(patch_size.bit_length() - 1)):
+            width = max(dim >> halving, 16)
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU()]
+            channels = width
+        super().__init__(*layers, nn.Conv2d(channels, dim, 1))
+
+
+class GroupingStage(nn.Module):
+    """Blocks over segments and group tokens, then grouping (Fig. 2)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        stage: Stage,
+        previous_tokens: int,
+        drop_paths: Sequence[float],
+        mlp_ratio: float,
+        grouping: dict[str, Any],
+    ):
+        super().__init__()
+        self.group_tokens = None
+        self.group_projector = None
+        self.grouping = None
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths)
+        if stage.group_tokens:
+            tokens = torch.zeros(1, stage.group_tokens, dim)
+            if previous_tokens:
+                mixer = TokenMixer(previous_tokens, dim // 2, stage.group_tokens)
+                self.group_projector = nn.Sequential(nn.LayerNorm(dim), mixer)
+            else:
+                nn.init.trunc_normal_(tokens, std=0.02)
+            self.group_tokens = nn.Parameter(tokens)
+            self.grouping = GroupingBlock(
+                dim, heads, stage.group_tokens, stage.output_groups, mlp_ratio=mlp_ratio, **grouping
+            )
+
+    def forward(
+        self,
+        segments: Float[Tensor, "batch segments dim"],
+        previous: Float[Tensor, "batch previous dim"] | None,
+        keys: Int[Tensor, " batch"] | None,
+    ) -> tuple[Float[Tensor, "batch out dim"], Float[Tensor, "batch tokens dim"] | None, Assignment | None]:
+        """New segments, this stage's group tokens after its blocks, and the assignment when the stage groups."""
+        count = segments.shape[1]
+        x = segments
+        if self.group_tokens is not None:
+            tokens = self.group_tokens.expand(len(segments), -1, -1)
+            if self.group_projector is not None and previous is not None:
+                tokens = tokens + self.group_projector(previous)
+            x = torch.cat([segments, tokens.to(segments.dtype)], dim=1)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if keys is None else noise.fold(keys, i))
+        if self.grouping is None:
+            return x, None, None
+        segments, tokens = x[:, :count], x[:, count:]
+        segments, assignment = self.grouping(tokens, segments, None if keys is None else noise.fold(keys, -2))
+        return segments, tokens, assignment
+
+
+class ImageEncoder(nn.Module):
+    """Images of any height and width to segments and their pooled feature (Eqs. 1-2)."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        heads: int,
+        stages: Sequence[Stage],
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        stem: Literal["patch", "conv"] = "patch",
+        project_group_tokens: bool = True,
+        **grouping: Any,
+    ):
+        super().__init__()
+        self.patch_size = patch_size
+        self.pool_occupied = not grouping.get("group_residual", True)
+        self.stem = ConvStem(patch_size, dim) if stem == "conv" else nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.norm_stem = nn.LayerNorm(dim)
+        side = image_size // patch_size
+        self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        rates = [
+            float(rate) for rate in torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu")
+        ]
+        self.stages = nn.ModuleList()
+        previous_tokens = 0
+        for stage in stages:
+            drop_paths = [rates.pop(0) for _ in range(stage.depth)]
+            self.stages.append(GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, grouping))
+            previous_tokens = stage.group_tokens if project_group_tokens else 0
+        self.norm = nn.LayerNorm(dim)
+
+    def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 patches dim"]:
+        """The learned positions, resampled (bicubic) when the grid is not the one of training."""
+        side = int(self.pos_embed.shape[1] ** 0.5)
+        if (height, width) == (side, side):
+            return self.pos_embed
+        grid = rearrange(self.pos_embed, "1 (h w) d -> 1 d h w", h=side)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return rearrange(grid, "1 d h w -> 1 (h w) d")
+
+    def embed(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int]]:
+        """Patch tokens with positions, and their grid. Right and bottom are padded to whole patches."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x = self.stem(images)
+        grid = (x.shape[-2], x.shape[-1])
+        x = self.norm_stem(rearrange(x, "b d h w -> b (h w) d"))
+        return x + self.position_embedding(*grid).to(x.dtype), grid
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], keys: Int[Tensor, " batch"] | None = None
+    ) -> ImageFeatures:
+        """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn."""
+        segments, grid = self.embed(images)
+        tokens, assignments = None, []
+        for i, stage in enumerate(self.stages):
+            segments, tokens, assignment = stage(segments, tokens, None if keys is None else noise.fold(keys, 100 + i))
+            if assignment is not None:
+                assignments.append(assignment)
+        segments = self.norm(segments)
+        return ImageFeatures(self.pool(segments, assignments), segments, tuple(assignments), grid)
+
+    def pool(
+        self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]
+    ) -> Float[Tensor, "batch dim"]:
+        """Mean over segments; without the group residual an empty group is not a segment and is left out."""
+        if not (self.pool_occupied and assignments):
+            return segments.mean(dim=1)
+        weights = occupied(assignments).to(segments.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return torch.einsum("b g, b g d -> b d", weights, segments)
