@@ -13,8 +13,11 @@ from groupvit.models.config import (
 from groupvit.models.dual_encoder import GroupViT, build_model, temperature
 from groupvit.models.grouping import Assignment
 from groupvit.models.image_encoder import ImageFeatures
+from groupvit.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "PAPER",
     "PRESETS",
     "RELEASE",
@@ -26,6 +29,7 @@ __all__ = [
     "Stage",
     "TextEncoderConfig",
     "build_model",
+    "normalize",
     "temperature",
     "with_stages",
 ]

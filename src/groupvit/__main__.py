@@ -1,0 +1,3 @@
+from groupvit.cli import main
+
+main()

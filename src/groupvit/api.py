@@ -1,0 +1,46 @@
+"""What the package's face offers: models by name."""
+
+from pathlib import Path
+
+from groupvit import checkpoints
+from groupvit.checkpoints import hub
+from groupvit.errors import InputError
+from groupvit.segmentation.segmenter import Segmenter
+
+BUNDLED: tuple[str, ...] = ()
+"""Names of the models inside the package, each a folder `bundled/NAME`."""
+
+
+def load(source: str | Path, *, revision: str | None = None) -> Segmenter:
+    """A ready segmenter from a bundled name, a checkpoint's folder or file, or a hub id `owner/name`.
+
+    `revision` pins a branch, tag or commit of the hub, like `owner/name@revision`.
+    """
+    return Segmenter(*load_model(source, revision=revision))
+
+
+def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:
+    """The module itself, in evaluation mode, and its configuration."""
+    return checkpoints.load(locate(source, revision=revision))
+
+
+def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """Where the checkpoint lies on this machine, downloaded if need be; an `InputError` lists the places looked at."""
+    if source in BUNDLED:
+        return Path(__file__).parent / "bundled" / str(source)
+    if Path(source).exists():
+        if revision:
+            raise InputError(f"{source} is on this machine and has no revision {revision}")
+        return Path(source)
+    places = [
+        f"bundled models ({', '.join(BUNDLED) or 'there are none'})",
+        f"files and folders ({Path(source).absolute()})",
+    ]
+    if isinstance(source, str) and hub.is_hub_id(source):
+        try:
+            return hub.download(source, revision, allow_pickle=allow_pickle)
+        except InputError as error:
+            places.append(f"the hub ({error})")
+    else:
+        places.append("the hub (not spelt owner/name)")
+    raise InputError(f"no model {str(source)!r}; looked at {'; '.join(places)}")

@@ -1,0 +1,25 @@
+"""Where weights come from: native folders, the authors' `.pth`, `transformers` folders, the model hub."""
+
+from pathlib import Path
+
+from groupvit.checkpoints import native, release, transformers
+from groupvit.errors import InputError
+from groupvit.models import GroupViT, ModelConfig
+
+Checkpoint = tuple[GroupViT, ModelConfig]
+
+LAYOUTS = {"native": native, "release": release, "transformers": transformers}
+"""Each has `load(path)`, `save(path, model, config)` and `recognises(path)`."""
+
+
+def load(path: Path) -> Checkpoint:
+    """The model at `path`, in evaluation mode; the layout is told by the content, not by the name."""
+    if path.suffix == ".safetensors" and path.is_file():
+        path = path.parent
+    for layout in LAYOUTS.values():
+        if layout.recognises(path):
+            return layout.load(path)
+    raise InputError(
+        f"{path} is no checkpoint: expected a folder with config.json and model.safetensors, or a .pth file of the "
+        "authors' release"
+    )

@@ -1,0 +1,38 @@
+"""Checkpoints from the model hub (huggingface.co), kept in its local cache."""
+
+import re
+from pathlib import Path
+
+from groupvit.checkpoints.native import CONFIG, WEIGHTS
+from groupvit.checkpoints.transformers import PICKLE
+from groupvit.errors import InputError
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` is spelt `owner/name` or `owner/name@revision`."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", source) is not None
+
+
+def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
+    """The folder of a repository's checkpoint: `config.json` and `model.safetensors`, nothing else.
+
+    `revision` (or `owner/name@revision`) pins a branch, tag or commit. Without a connection the cache is used.
+    `allow_pickle` also takes `pytorch_model.bin`, which is read without executing anything in it.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, pinned = repo_id.partition("@")
+    if pinned and revision and pinned != revision:
+        raise InputError(f"{repo_id} is asked for at two revisions, {pinned} and {revision}: name one")
+    patterns = [CONFIG, WEIGHTS, *([PICKLE] if allow_pickle else [])]
+    try:
+        folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=patterns))
+    except Exception as error:  # the library's own errors and those of the HTTP client it happens to use
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{repo_id} cannot be downloaded from the hub and is not in its cache: {why}") from error
+    if not any((folder / name).exists() for name in patterns[1:]):
+        raise InputError(
+            f"{repo_id} has no {WEIGHTS}, and pickled weights are not read unasked: name a revision that has it (the "
+            "hub's own conversions are at refs/pr/N), or use `groupvit convert --allow-pickle`"
+        )
+    return folder

@@ -1,0 +1,199 @@
+"""Our own layout: a folder with `model.safetensors` and `config.json`."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from groupvit.errors import InputError
+from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+IMAGE_NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+"""ImageNet's, on RGB in [0, 1]: what every model is trained with."""
+
+_FORMAT_VERSION = 1
+_HEADER = "groupvit"  # the key of our document in the metadata of the safetensors file
+_FIELDS = {"format_version", "groupvit_version", "model", "image", "metadata"}
+
+StateDict = dict[str, Tensor]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts `data` in the place of `path` once it is whole and on the disk; until then the old file stays.
+
+    A full disk, a missing permission and the like are an `InputError` that names the folder.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file, atomically."""
+    write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """All tensors of a file, and its metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read, it is no safetensors file or was cut off: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file without its tensors; empty for anything else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
+    """Names the first tensor that is missing, too much, or of another shape or type than `expected`."""
+    if missing := [name for name in expected if name not in found]:
+        raise InputError(f"{source}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    if extra := [name for name in found if name not in expected]:
+        raise InputError(f"{source}: tensor {extra[0]} does not belong to this model ({len(extra)} in all)")
+    for name, tensor in expected.items():
+        for what in ("shape", "dtype"):
+            is_, should = getattr(found[name], what), getattr(tensor, what)
+            if is_ != should:
+                raise InputError(f"{source}: tensor {name} has {what} {_plain(is_)}, expected {_plain(should)}")
+
+
+def _plain(value: torch.Size | torch.dtype) -> str:
+    return str(tuple(value)) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
+
+
+def assemble(
+    found: StateDict,
+    config: ModelConfig,
+    source: Path,
+    *,
+    encode: Callable[[StateDict], StateDict] = dict,
+    decode: Callable[[StateDict], StateDict] = dict,
+) -> GroupViT:
+    """The model of `config` with exactly the tensors `found`, in evaluation mode.
+
+    `encode` and `decode` turn our names into those of the file and back, so that complaints use the file's names.
+    """
+    model = _skeleton(config, source)
+    check(found, encode(model.state_dict()), source)
+    model.load_state_dict(decode(found), assign=True)
+    return model.eval()
+
+
+def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{source}: no model can be built from its configuration: {error}") from error
+
+
+def save(folder: Path, model: GroupViT, config: ModelConfig, *, metadata: dict[str, str] | None = None) -> None:
+    """Writes `model` into `folder`, over the checkpoint that may be there.
+
+    The configuration stands inside the weights file, so that one replaced file is the whole commit: after a crash or on
+    a full disk the folder holds the old or the new checkpoint. `config.json` is a copy for readers.
+    """
+    state = model.state_dict()
+    check(state, _skeleton(config, folder).state_dict(), folder)
+    document = {
+        "format_version": _FORMAT_VERSION,
+        "groupvit_version": _version(),
+        "model": config.to_dict(),
+        "image": IMAGE_NORMALISATION,
+        "metadata": metadata or {},
+    }
+    write_safetensors(folder / WEIGHTS, state, {"format": "pt", _HEADER: json.dumps(document)})
+    write_json(folder / CONFIG, {"note": f"a copy for readers: the loader uses the one inside {WEIGHTS}", **document})
+
+
+def _version() -> str:
+    try:
+        return version("groupvit")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder of this layout."""
+    return _HEADER in read_metadata(path / WEIGHTS)
+
+
+def load(path: Path) -> tuple[GroupViT, ModelConfig]:
+    """What `save` wrote, in evaluation mode. Any deviation is an `InputError` that names it."""
+    source = path / WEIGHTS
+    state, metadata = read_safetensors(source)
+    if _HEADER not in metadata:
+        raise InputError(f"{source} carries no groupvit configuration: it was written by another program")
+    config = _parse(metadata[_HEADER], source)
+    return assemble(state, config, source), config
+
+
+def _parse(text: str, source: Path) -> ModelConfig:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source}: its configuration is not JSON: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
+        raise InputError(f"{source}: its configuration has no format_version")
+    if document["format_version"] > _FORMAT_VERSION:
+        raise InputError(
+            f"{source} has format_version {document['format_version']}, newer than this groupvit reads "
+            f"({_FORMAT_VERSION}): upgrade groupvit"
+        )
+    if odd := sorted(_FIELDS ^ set(document)):
+        raise InputError(f"{source}: field {odd[0]} of its configuration is unknown or missing")
+    if document["image"] != IMAGE_NORMALISATION:
+        raise InputError(f"{source}: image normalisation {document['image']} is not supported")
+    return parse_config(document["model"], source)
+
+
+def parse_config(values: Any, source: Path) -> ModelConfig:
+    """`ModelConfig.from_dict` with the file's name in its complaints."""
+    try:
+        return ModelConfig.from_dict(values if isinstance(values, dict) else {})
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error

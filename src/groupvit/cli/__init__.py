@@ -1,0 +1,55 @@
+"""The command line: one thin file a command, which imports heavy things only inside its function."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+import groupvit
+from groupvit.cli import convert, data, segment, train
+from groupvit.errors import InputError
+
+_NOTHING = Annotated[None, tyro.conf.Suppress]  # a union of one command would not be a union, hence no subcommand
+
+
+def _command(function: Callable[..., int | None]) -> Any:
+    return Annotated[Any, tyro.conf.subcommand(function.__name__, constructor=function)]
+
+
+_DATA = Annotated[
+    _command(data.scenes) | _NOTHING,
+    tyro.conf.subcommand("data", description="Make and inspect training data."),
+]
+_COMMANDS = _command(segment.segment) | _command(train.train) | _command(convert.convert) | _DATA
+_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command. Exit codes: 0 done, 1 done in part, 2 wrong usage or input (on stderr), 130 interrupted."""
+    try:
+        try:
+            sys.exit(_run(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # now, while a reader that has gone can still be noticed
+    except InputError as error:
+        _fail(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        sys.exit(1)
+
+
+def _run(argv: Sequence[str]) -> int | None:
+    if list(argv) == ["--version"]:
+        return print(f"groupvit {groupvit.__version__}")
+    return tyro.cli(
+        _COMMANDS, prog="groupvit", description=str(groupvit.__doc__).partition("\n")[0], args=argv, config=_STYLE
+    )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("groupvit:", " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,196 @@
+"""`groupvit segment`: label maps and pictures for photos, folders and patterns."""
+
+import glob
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from groupvit.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from groupvit.segmentation import Label, Segmentation
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def segment(
+    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO...", help_behavior_hint="")],
+    *,
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")],
+    model: str,
+    background: float | None = None,
+    out: Path = Path("out"),
+    templates: Literal["simple", "7", "80"] = "simple",
+    maps: Literal["soft", "hard"] = "soft",
+    short_side: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+) -> int:
+    """Name every pixel of photos with words.
+
+    Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.png, NAME.groups-1.png and so on
+    for each grouping stage (unless a window slides), and NAME.json. The published checkpoints were evaluated with
+    --short-side 448 --window 448 --stride 224.
+
+    Args:
+        photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
+        labels: Words to look for. Several words for one label: person=man,woman,child.
+        model: A trained model: a folder, a file, or a name on the hub.
+        background: Pixels whose best label scores less than this (0 to 1) become background.
+        out: Folder for the results; earlier results of the same photos are replaced.
+        templates: Prompts around each word: one, or the 7 or 80 that CLIP used.
+        maps: How stages combine: soft as in the published code, or hard as in the paper.
+        short_side: Photos are resized to this short side in pixels; by default the size of training.
+        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole.
+        stride: Pixels from window to window; by default half a window.
+        batch_size: Photos or windows that are encoded at once.
+    """
+    files = _find(photos)
+    from groupvit import api
+    from groupvit.segmentation import parse_labels
+    from groupvit.text import templates as prompts
+
+    parsed = parse_labels(labels)
+    if batch_size < 1:
+        raise InputError("batch size must be at least 1")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out} ({error.strerror}): choose another --out") from error
+    segmenter = api.load(model)
+    options: dict[str, Any] = {
+        "background": background,
+        "maps": maps,
+        "short_side": short_side,
+        "window": window,
+        "stride": stride,
+        "batch_size": batch_size,
+    }
+    choices = {"7": prompts.IMAGENET_TEMPLATES_7, "80": prompts.IMAGENET_TEMPLATES_80}
+    chosen = choices.get(templates, (prompts.SIMPLE_TEMPLATE,))
+    record = {"model": model, "settings": {"templates": templates, **options}}
+
+    names, lines = _output_names(files), []
+    with _progress(len(files)) as advance:
+        for start in range(0, len(files), batch_size):
+            chunk = range(start, min(start + batch_size, len(files)))
+            images = {i: image for i in chunk if (image := _load(files[i], alone=len(files) == 1))}
+            results = segmenter.segment(list(images.values()), parsed, templates=chosen, **options)
+            for i, result in zip(images, results, strict=True):
+                lines.append(_write(out / names[i], result, parsed, {"photo": str(files[i]), **record}))
+            advance(len(chunk))
+    print("\n".join(lines))
+    return int(len(lines) < len(files))
+
+
+def _find(photos: Sequence[str]) -> list[Path]:
+    """Each file once, in the order given; folders and patterns sorted by name."""
+    files: dict[Path, None] = {}
+    for photo in photos:
+        path = Path(photo)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            problem = "folder has no images"
+        elif path.exists():
+            found, problem = [path], ""
+        else:
+            found = sorted(p for p in map(Path, glob.glob(photo, recursive=True)) if p.is_file())
+            problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
+        if not found:
+            raise InputError(f"{photo}: {problem}")
+        files.update(dict.fromkeys(found))
+    if not files:
+        raise InputError("no photos: name image files, folders or patterns")
+    return list(files)
+
+
+def _output_names(files: Sequence[Path]) -> list[str]:
+    """File names with their suffix, numbered where files of different folders share one."""
+    taken, names = set[str](), []
+    for file in files:
+        name, number = file.name, 1
+        while name.lower() in taken:  # many file systems do not tell upper from lower case
+            number += 1
+            name = f"{file.name}-{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _load(file: Path, *, alone: bool) -> "Image.Image | None":
+    """The photo, or None after one line on stderr when there are others to go on with."""
+    from groupvit.data.transforms import load_rgb
+
+    try:
+        return load_rgb(file, str(file))
+    except InputError as error:
+        if alone:
+            raise
+        print("groupvit: error:", *str(error).split(), file=sys.stderr)
+        return None
+
+
+def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any]) -> str:
+    """Saves everything about one photo and returns the line that reports it."""
+    import groupvit
+    from groupvit.segmentation import drawing
+
+    pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": result.overlay()}
+    pictures |= {f"groups-{i}": drawing.groups(result.image, g) for i, g in enumerate(result.groups, start=1)}
+    for kind, picture in pictures.items():
+        _replace(_beside(stem, f"{kind}.png"), lambda temporary, p=picture: p.save(temporary, format="PNG"))
+    values = result.to_dict()
+    words = {label.name: label.words for label in labels}
+    for entry in values["labels"]:
+        entry["words"] = words.get(entry["name"], ())
+    text = json.dumps({**record, **values, "version": groupvit.__version__}, indent=2) + "\n"
+    _replace(_beside(stem, "json"), lambda temporary: temporary.write_text(text))
+    shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
+    found = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
+    return f"{_beside(stem, 'overlay.png')}: {found}"
+
+
+def _beside(stem: Path, suffix: str) -> Path:
+    return stem.with_name(f"{stem.name}.{suffix}")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr with rate and time left, when there is a terminal and more than one photo."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    began = time.monotonic()
+    with Progress(
+        TextColumn("segmenting"), *columns, console=Console(stderr=True), disable=count < 2 or not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task("", total=count, rate="")
+
+        def advance(photos: int) -> None:
+            progress.advance(task, photos)
+            rate = progress.tasks[0].completed / (time.monotonic() - began)
+            progress.update(task, rate=f"{rate:.1f} photos/s")
+
+        yield advance

@@ -1,0 +1,1 @@
+"""How good it is: data sets with masks, metrics, baselines, retrieval."""

@@ -1,0 +1,56 @@
+"""Image-text retrieval: does a caption find its photo among all photos?"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from groupvit.data.shards import find_shards, read_shard
+from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
+from groupvit.models import GroupViT, ModelConfig, normalize
+from groupvit.text.tokenizer import Tokenizer
+
+_CHUNK = 64
+
+
+def recall_at_k(similarity: Float[Tensor, "queries items"], answers: Int[Tensor, "queries answers"], k: int) -> float:
+    """Share of queries, in percent, that have one of their answers (indices of items, -1 pads) among the k nearest."""
+    nearest = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
+    hits = (nearest[:, :, None] == answers[:, None, :]).any(dim=2).any(dim=1)
+    return 100 * hits.double().mean().item()
+
+
+class Retrieval:
+    """Photos of shards with all their captions, decoded once."""
+
+    def __init__(self, shards: list[Path], config: ModelConfig):
+        tokenizer = Tokenizer(config.text.context_length)
+        size = config.image.image_size
+        photos, captions, owners = [], [], []
+        for shard in find_shards(shards):
+            for sample in read_shard(shard):
+                photo = resize_short_side(load_rgb(sample.image, f"{shard}: {sample.key}"), size)
+                owners += [len(photos)] * len(sample.captions)
+                captions += sample.captions
+                photos.append(to_tensor(center_crop(photo, size)))
+        self.photos = torch.stack(photos)
+        self.captions = tokenizer(captions)
+        self.owners = torch.tensor(owners)
+
+    @torch.inference_mode()
+    def __call__(self, model: GroupViT) -> dict[str, float]:
+        """R@1, R@5 and R@10 from text to image and from image to text, in percent."""
+        device = model.logit_scale.device
+        images = torch.cat(
+            [model.encode_image(normalize(chunk.to(device))) for chunk in self.photos.split(_CHUNK)]
+        ).float()
+        texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
+        similarity = (texts @ images.T).cpu()
+        widest = int(self.owners.bincount().max())
+        own = torch.full((len(images), widest), -1)
+        for photo in range(len(images)):
+            captions = (self.owners == photo).nonzero()[:, 0]
+            own[photo, : len(captions)] = captions
+        to_image = {f"text_to_image_r{k}": recall_at_k(similarity, self.owners[:, None], k) for k in (1, 5, 10)}
+        return to_image | {f"image_to_text_r{k}": recall_at_k(similarity.T, own, k) for k in (1, 5, 10)}

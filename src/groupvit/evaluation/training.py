@@ -1,0 +1,28 @@
+"""What a training is measured with while it runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from groupvit.data.shards import find_shards
+from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.metrics import mean_iou
+from groupvit.evaluation.retrieval import Retrieval
+from groupvit.evaluation.scoring import score
+from groupvit.models import GroupViT, ModelConfig
+from groupvit.segmentation.segmenter import Segmenter
+
+Evaluate = Callable[[GroupViT], dict[str, float]]
+
+
+def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
+    """Mean IoU when `held_out` is a folder with masks, retrieval when it is a pattern of shards."""
+    if held_out.suffix == ".tar":
+        return Retrieval(find_shards(held_out), config)
+    photos = MaskFolder.open(held_out)
+    read = list(photos)
+
+    def evaluate(model: GroupViT) -> dict[str, float]:
+        scores = score(Segmenter(model, config), read, photos.labels)
+        return {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
+
+    return evaluate

@@ -1,0 +1,18 @@
+"""Pixels as every model of this family wants them: ImageNet's statistics, on RGB in 0..1."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(
+    images: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "batch 3 height width"]:
+    """Zero mean and unit variance by ImageNet's statistics, on the device of the images."""
+    mean, std = (
+        torch.tensor(v, device=images.device, dtype=dtype).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (images.to(dtype) / 255 - mean) / std

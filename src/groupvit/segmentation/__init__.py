@@ -1,0 +1,6 @@
+"""What the model is for: photos and words in, label maps and pictures out."""
+
+from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
+from groupvit.segmentation.segmenter import Segmentation, Segmenter
+
+__all__ = ["BACKGROUND", "Label", "Segmentation", "Segmenter", "parse_labels"]

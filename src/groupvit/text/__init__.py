@@ -1,0 +1,1 @@
+"""Words: the byte-pair tokenizer, the prompt templates, and the nouns of a caption."""

@@ -1,0 +1,168 @@
+"""The nouns of a caption, and the prompts made of them (Xu et al., CVPR 2022, section 3.3).
+
+The tagger and the singular forms are textblob's; the few lists here mend its commonest mistakes on image captions.
+"""
+
+import functools
+import importlib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from groupvit.errors import InputError
+from groupvit.text.templates import IMAGENET_TEMPLATES_80
+
+Style = Literal["paper", "release"]
+
+# NNPS is missing and verbs are present in the release; the paper speaks of nouns.
+PAPER_TAGS = frozenset(("NN", "NNS", "NNP", "NNPS"))
+RELEASE_TAGS = frozenset(("NN", "NNS", "NNP", "VB", "VBD", "VBG", "VBN", "VBP", "VBZ"))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Tagged as nouns, but verbs in nearly every caption, or words that name nothing one could point at.
+NOT_NOUNS = _words(
+    "jumps rides leaps smiles watches chases talks attempts stares wades hits blows dribbles chews grabs jump leap "
+    "whilst indoors midair something someone somebody anything anyone everything everyone nothing thing things other "
+    "others front side sides middle right half lot lots number kind type asian american german"
+)
+# Other nouns in -ing are gerunds here ("a man fishing").
+NOUNS_IN_ING = _words(
+    "building bedding ceiling clothing dwelling earring flooring frosting icing king landing lighting painting parking "
+    "pudding railing ring shelving sibling sling spring string swing wedding wing"
+)
+# Tagged as verbs or adjectives.
+ALWAYS_NOUNS = _words(
+    "awning bear bears bulldog curb drum husky karate moped net sink sled stick t-shirt t-shirts tracks"
+)
+# Without a singular, or with another meaning in it (glasses, woods).
+UNCHANGED = _words(
+    "binoculars canvas christmas claus clothes electronics fireworks gas glasses goggles goods gymnastics headphones "
+    "jeans khakis leggings lens news overalls pajamas pants rapids scissors series shorts sports sunglasses texas "
+    "thermos tights trousers woods"
+)
+SINGULAR = {
+    "calves": "calf",
+    "children": "child",
+    "ears": "ear",
+    "feet": "foot",
+    "geese": "goose",
+    "halves": "half",
+    "hooves": "hoof",
+    "leaves": "leaf",
+    "mice": "mouse",
+    "people": "person",
+    "shelves": "shelf",
+    "teeth": "tooth",
+    "wives": "wife",
+    "wolves": "wolf",
+}
+# Their photos show a person, whatever the caption calls it.
+PERSON_WORDS = _words(
+    "adult athlete audience baby batter bicyclist biker boy bride businessman catcher cheerleader chef child climber "
+    "cowboy crowd cyclist dancer father female fisherman gentleman girl golfer groom guy hiker jogger kayaker kid lady "
+    "male man mother motorcyclist musician officer onlooker parent passenger pedestrian performer person player "
+    "policeman racer rider runner singer skateboarder skater skier snowboarder soldier spectator student surfer "
+    "swimmer teen teenager toddler tourist woman worker wrestler"
+)
+
+
+@functools.cache
+def _textblob() -> Any:
+    try:
+        textblob = importlib.import_module("textblob.en")
+    except ImportError:
+        raise InputError('nouns need the package textblob: pip install "groupvit[train]"') from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files of its lexicon open
+        textblob.tag("a man")
+    return textblob
+
+
+@functools.lru_cache(maxsize=2**16)
+def lemma(noun: str) -> str:
+    """The singular of a lower-case noun: people is person; glasses and shorts stay what they are."""
+    if noun in SINGULAR:
+        return SINGULAR[noun]
+    if noun.endswith("men") and noun[:-3] + "man" in _textblob().lexicon:
+        return noun[:-3] + "man"
+    if noun in UNCHANGED or not noun.endswith("s") or noun.endswith("ss"):
+        return noun
+    for plural, ending in (("s", ""), ("ies", "y"), ("es", "")):
+        if noun.endswith(plural) and noun.removesuffix(plural) + ending in _textblob().lexicon:
+            return noun.removesuffix(plural) + ending
+    return noun if noun.endswith(("us", "is")) else _textblob().inflect.singularize(noun)
+
+
+def _paper_nouns(caption: str) -> Iterator[str]:
+    after_one, before, tag_before, raw_before = False, "", "", ""
+    for word, tag in _textblob().tag(caption.lower()):
+        if word in ALWAYS_NOUNS:
+            tag = "NNS" if word.endswith("s") else "NN"
+        if tag == "VB" and raw_before in ("DT", "JJ"):
+            tag = "NN"  # "a purple cross": a verb's base form cannot follow an article or an adjective
+        raw_before = tag
+        if tag in ("DT", "CD"):
+            after_one = word in ("a", "an", "one")
+        elif not tag.startswith(("NN", "JJ")):
+            after_one = False
+        # The tagger calls every verb that is also a noun a noun: "a man races", "two boys race".
+        races = after_one and tag_before == "NN" and tag == "NNS" and word not in UNCHANGED
+        race = tag_before == "NNS" and tag == "NN" and before not in UNCHANGED
+        gerund = word.endswith("ing") and word not in NOUNS_IN_ING
+        noun = tag in PAPER_TAGS and not (races or race or gerund or word in NOT_NOUNS)
+        if noun and len(word) > 1 and word.replace("-", "").isalpha():
+            yield lemma(word)
+        before, tag_before = word, tag if noun else ""
+
+
+@functools.lru_cache(maxsize=2**16)  # the captions of a small data set, which every epoch asks for
+def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
+    """The nouns of a caption.
+
+    Style `paper`: distinct nouns in their order, lower case, in the singular. Style `release`: what the authors' code
+    takes, verbs included, as written, repetitions and all.
+
+    Raises:
+        InputError: textblob is not installed.
+    """
+    if style == "paper":
+        return tuple(dict.fromkeys(_paper_nouns(caption)))
+    return tuple(word for word, tag in _textblob().tag(caption) if tag in RELEASE_TAGS)
+
+
+def noun_prompts(caption: str, count: int, generator: np.random.Generator, *, style: Style = "paper") -> list[str]:
+    """`count` nouns of the caption, drawn without replacement, each in one of CLIP's 80 templates.
+
+    When the caption has fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without
+    nouns is its own prompt.
+    """
+    words = nouns(caption, style=style)
+    draws = min(count, len(words)) if style == "release" else count
+    if not words:
+        return [caption] * count
+    chosen = generator.choice(len(words), draws, replace=draws > len(words))
+    templates = generator.integers(len(IMAGENET_TEMPLATES_80), size=draws)
+    prompts = [
+        IMAGENET_TEMPLATES_80[template].format(words[word]) for word, template in zip(chosen, templates, strict=True)
+    ]
+    return prompts + [caption] * (count - draws)
+
+
+def nouns_of_photo(captions: Sequence[str]) -> frozenset[str]:
+    """The nouns of all captions of one photo, and `person` if one of them is a person."""
+    found = frozenset(noun for caption in captions for noun in nouns(caption))
+    return found if found.isdisjoint(PERSON_WORDS) else found | {"person"}
+
+
+def vocabulary(photos: Iterable[Sequence[str]], min_count: int) -> dict[str, int]:
+    """How many photos have each noun, most frequent first; only nouns of `min_count` photos or more."""
+    counts = Counter(noun for captions in photos for noun in nouns_of_photo(captions))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {noun: count for noun, count in ranked if count >= min_count}

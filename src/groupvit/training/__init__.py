@@ -1,0 +1,1 @@
+"""How it learns: losses, the loop, its state, and the named runs."""

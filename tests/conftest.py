@@ -1,0 +1,42 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch is loaded; child processes inherit it. The workers are the parallelism.
+)
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real photos and captions: the folder GROUPVIT_DATA, or ../shared/data beside the repository."""
+    folder = Path(os.environ.get("GROUPVIT_DATA", REPOSITORY / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}")
+    return folder.resolve()
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Runs `groupvit ARGUMENT...` as a user would, in tmp_path; gives its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "groupvit", *map(str, arguments)]
+        environment = os.environ | {"COLUMNS": "120", "PYTHONWARNINGS": "default"}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
+        return done.returncode, done.stdout, done.stderr
+
+    return run

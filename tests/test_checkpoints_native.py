@@ -1,0 +1,206 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from groupvit.checkpoints import native
+from groupvit.errors import InputError
+from groupvit.models import (
+    PAPER,
+    RELEASE,
+    GroupViT,
+    ImageEncoderConfig,
+    ModelConfig,
+    Stage,
+    TextEncoderConfig,
+    build_model,
+    with_stages,
+)
+
+SMALL = replace(
+    RELEASE,
+    image=ImageEncoderConfig(image_size=32, patch_size=8, dim=32, heads=2, stages=(Stage(1, 4, 4), Stage(1))),
+    text=TextEncoderConfig(width=32, heads=1, layers=1, context_length=8, vocab_size=60),
+    embed_dim=16,
+    projector_dim=24,
+)
+ODD = replace(
+    SMALL,
+    image=replace(SMALL.image, stem="conv", assign_logits="cosine", group_residual=False, hard_assignment=False),
+    projector_norm="layer",
+    segment_loss=True,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    native.save(tmp_path / "model", build_model(SMALL), SMALL)
+    return tmp_path / "model"
+
+
+def bits(model: GroupViT) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def rewrite(folder: Path, tensors: dict[str, Tensor | None] | None = None, **document: Any) -> None:
+    """Exchanges tensors (None takes one away) and fields of the configuration (... takes one away)."""
+    state, metadata = native.read_safetensors(folder / native.WEIGHTS)
+    state = {name: tensor for name, tensor in (state | (tensors or {})).items() if tensor is not None}
+    values = json.loads(metadata["groupvit"]) | document
+    metadata["groupvit"] = json.dumps({name: value for name, value in values.items() if value is not ...})
+    native.write_safetensors(folder / native.WEIGHTS, state, metadata)
+
+
+@pytest.mark.parametrize("config", [SMALL, ODD, with_stages(SMALL, Stage(2))], ids=["release", "odd", "plain ViT"])
+def test_what_was_saved_is_loaded_bit_for_bit(config: ModelConfig, tmp_path: Path) -> None:
+    model = build_model(config)
+    native.save(tmp_path, model, config, metadata={"run": "demo"})
+    loaded, loaded_config = native.load(tmp_path)
+    assert bits(loaded) == bits(model)
+    assert loaded_config == config
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def test_config_json_tells_people_what_the_weights_are(folder: Path) -> None:
+    document = json.loads((folder / "config.json").read_text())
+    assert document["format_version"] == 1
+    assert document["model"] == json.loads(json.dumps(SMALL.to_dict()))
+    assert "copy" in document["note"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "complaint"),
+    [
+        ("image_encoder.norm.weight", None, "tensor image_encoder.norm.weight is missing"),
+        ("surplus", torch.zeros(1), "tensor surplus does not belong"),
+        ("image_encoder.norm.weight", torch.zeros(3), r"image_encoder.norm.weight has shape \(3,\), expected \(32,\)"),
+        ("image_encoder.norm.weight", torch.zeros(32).half(), "weight has dtype float16, expected float32"),
+    ],
+    ids=["missing", "extra", "misshaped", "wrong dtype"],
+)
+def test_a_deviating_tensor_is_named(folder: Path, name: str, tensor: Tensor | None, complaint: str) -> None:
+    rewrite(folder, {name: tensor})
+    with pytest.raises(InputError, match=complaint) as error:
+        native.load(folder)
+    assert "model.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ({"format_version": 2}, "format_version 2, newer than .* upgrade groupvit"),
+        ({"format_version": "1"}, "no format_version"),
+        ({"surprise": 1}, "field surprise of its configuration is unknown"),
+        ({"metadata": ...}, "field metadata of its configuration is unknown or missing"),
+        ({"model": SMALL.to_dict() | {"depth": 3}}, "unknown field model.depth"),
+        ({"model": [1]}, "field model.image is missing"),
+        ({"model": SMALL.to_dict() | {"embed_dim": -1}}, "no model can be built"),
+        ({"model": SMALL.to_dict() | {"embed_dim": "16"}}, "field model.embed_dim"),
+        ({"image": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}, "image normalisation"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_deviating_configuration_is_named(folder: Path, document: dict[str, Any], complaint: str) -> None:
+    rewrite(folder, **document)
+    with pytest.raises(InputError, match=complaint):
+        native.load(folder)
+
+
+def test_a_configuration_that_is_no_json_is_an_error(folder: Path) -> None:
+    state, _ = native.read_safetensors(folder / native.WEIGHTS)
+    native.write_safetensors(folder / native.WEIGHTS, state, {"groupvit": "{"})
+    with pytest.raises(InputError, match="not JSON"):
+        native.load(folder)
+
+
+def test_weights_of_another_program_are_an_error(folder: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, folder / native.WEIGHTS)
+    with pytest.raises(InputError, match="written by another program"):
+        native.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "absent", "folder"])
+def test_a_damaged_file_is_an_error_of_one_line(folder: Path, damage: str) -> None:
+    weights = folder / native.WEIGHTS
+    data = weights.read_bytes()
+    weights.unlink()
+    if damage == "folder":
+        weights.mkdir()
+    elif damage != "absent":
+        weights.write_bytes({"truncated": data[:-100], "text": b"hello world, no weights", "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"model\.safetensors") as error:
+        native.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_another_configuration_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tensor"):
+        native.save(tmp_path, build_model(SMALL), PAPER)
+    with pytest.raises(InputError, match="dtype float64"):
+        native.save(tmp_path, build_model(SMALL).double(), SMALL)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_checkpoint(folder: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, listing = bits(native.load(folder)[0]), sorted(os.listdir(folder))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(native.os, call, full)
+    with pytest.raises(InputError, match=f"in {folder}: No space left on device"):
+        native.save(folder, build_model(SMALL), SMALL)
+    assert bits(native.load(folder)[0]) == old
+    assert sorted(os.listdir(folder)) == listing
+
+
+def test_a_crash_between_the_two_files_leaves_the_new_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = build_model(ODD), ODD
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "write_json", crash)
+    with pytest.raises(KeyboardInterrupt):
+        native.save(folder, model, config)
+    loaded, loaded_config = native.load(folder)
+    assert (bits(loaded), loaded_config) == (bits(model), config)
+
+
+def test_a_real_limit_on_file_size_leaves_the_old_file(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    program = """
+import resource, sys
+from pathlib import Path
+from groupvit.checkpoints import native
+from groupvit.errors import InputError
+path = Path(sys.argv[1])
+native.write_atomically(path, b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    native.write_atomically(path, bytes(2000))
+except InputError as error:
+    print(error)
+"""
+    path = tmp_path / "file"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write file in {tmp_path}: File too large\n"
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        native.save(tmp_path / "file/model", build_model(SMALL), SMALL)

@@ -1,0 +1,108 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import groupvit
+from groupvit import cli
+from groupvit.errors import InputError
+
+RunCli = Callable[..., tuple[int, str, str]]
+COMMANDS = [(), ("segment",), ("train",), ("convert",), ("data",), ("data", "scenes")]
+
+
+def test_help_names_every_command(run_cli: RunCli) -> None:
+    code, out, err = run_cli("--help")
+    assert (code, err) == (0, "")
+    assert all(f"• {command} " in out for command in ("segment", "train", "convert", "data"))
+
+
+def children_seconds() -> float:
+    """Processor time of all child processes so far; unlike the clock, it does not count what else the machine does."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_comes_at_once_and_without_torch(command: tuple[str, ...]) -> None:
+    program = (
+        "import sys, groupvit.cli\ntry: groupvit.cli.main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    )
+    seconds = []
+    for _ in range(3):
+        start = children_seconds()
+        done = subprocess.run([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True)
+        seconds.append(children_seconds() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) < 0.5
+
+
+def test_version_is_the_package_s(run_cli: RunCli) -> None:
+    assert run_cli("--version") == (0, f"groupvit {groupvit.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("data",), ("segment", "--nonsense"), ("convert",)], ids=str)
+def test_wrong_usage_exits_with_2_and_no_traceback(run_cli: RunCli, arguments: tuple[str, ...]) -> None:
+    code, out, err = run_cli(*arguments)
+    assert (code, out) == (2, "")
+    assert "--help" in err
+    assert "Traceback" not in err
+
+
+def fake_command(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
+    def command() -> int | None:
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(cli, "_COMMANDS", command)
+
+
+def test_an_input_error_is_one_line_and_exit_code_2(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_command(monkeypatch, InputError("the photo is\nempty: a.png"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "groupvit: error: the photo is empty: a.png\n")
+
+
+def test_an_interruption_is_one_line_and_exit_code_130(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_command(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 130
+    assert capsys.readouterr() == ("", "groupvit: interrupted\n")
+
+
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_what_a_command_returns_is_the_exit_code(monkeypatch: Any, code: int | None) -> None:
+    fake_command(monkeypatch, code)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == code
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: Any) -> None:
+    fake_command(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main([])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "groupvit", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    assert command.communicate()[1] == ""
+
+
+def test_a_missing_photo_is_one_line(run_cli: RunCli) -> None:
+    code, out, err = run_cli("segment", "missing.jpg", "--labels", "dog", "--model", "missing")
+    assert (code, out) == (2, "")
+    assert err.startswith("groupvit: error: ")
+    assert err.count("\n") == 1
+    assert "missing.jpg" in err

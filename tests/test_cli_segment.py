@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupvit.checkpoints import native
+from groupvit.cli.segment import _find, _output_names, segment
+from groupvit.errors import InputError
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+
+RunCli = Callable[..., tuple[int, str, str]]
+KINDS = ("labels.png", "overlay.png", "groups-1.png", "groups-2.png", "json")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    stages = (Stage(1, 8, 8), Stage(1, 4, 4), Stage(1))
+    encoder = ImageEncoderConfig(image_size=32, patch_size=8, dim=32, heads=2, stages=stages)
+    config = ModelConfig(encoder, TextEncoderConfig(32, 2, 1), 16, 32)
+    native.save(tmp_path / "model", build_model(config), config)
+    return str(tmp_path / "model")
+
+
+def save_photo(path: Path, size: tuple[int, int] = (50, 33)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(len(path.name))
+    Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def truncated(path: Path) -> Path:
+    save_photo(path, (200, 200))
+    path.write_bytes(path.read_bytes()[:3000])
+    return path
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_photo_becomes_a_label_map_pictures_and_json(run_cli: RunCli, tmp_path: Path, model: str) -> None:
+    save_photo(tmp_path / "a.jpg")
+    code, out, err = run_cli("segment", "a.jpg", "--labels", "person=man,woman", "grass", "sky", "--model", model)
+    assert (code, err) == (0, "")
+    assert written(tmp_path / "out") == sorted(f"a.jpg.{kind}" for kind in KINDS)
+    assert out.startswith("out/a.jpg.overlay.png: ")
+    assert out.count("\n") == 1
+    with Image.open(tmp_path / "out/a.jpg.labels.png") as label_map:
+        assert (label_map.mode, label_map.size) == ("P", (50, 33))
+        indices = np.asarray(label_map)
+    values = json.loads((tmp_path / "out/a.jpg.json").read_text())
+    assert (values["photo"], values["model"], values["width"], values["height"]) == ("a.jpg", model, 50, 33)
+    assert [label["words"] for label in values["labels"]] == [["man", "woman"], ["grass"], ["sky"]]
+    assert [label["share"] for label in values["labels"]] == [(indices == i).mean() for i in range(3)]
+    assert values["settings"]["maps"] == "soft"
+
+
+def test_every_option_is_accepted(run_cli: RunCli, tmp_path: Path, model: str) -> None:
+    save_photo(tmp_path / "a.jpg", (60, 40))
+    options = (
+        "--background 0.5 --out o/p --templates 7 --maps hard --short-side 48 --window 32 --stride 16 --batch-size 2"
+    )
+    code, _, err = run_cli("segment", "a.jpg", "--labels", "dog", "sky", "--model", model, *options.split())
+    assert (code, err) == (0, "")
+    # windows have groups of their own, so there is no picture of them
+    assert written(tmp_path / "o/p") == ["a.jpg.json", "a.jpg.labels.png", "a.jpg.overlay.png"]
+    values = json.loads((tmp_path / "o/p/a.jpg.json").read_text())
+    assert [label["name"] for label in values["labels"]] == ["background", "dog", "sky"]
+    assert values["settings"] == {
+        "templates": "7",
+        "background": 0.5,
+        "maps": "hard",
+        "short_side": 48,
+        "window": 32,
+        "stride": 16,
+        "batch_size": 2,
+    }
+
+
+def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_cli: RunCli, tmp_path: Path, model: str) -> None:
+    for name in ("b.jpg", "a.png", "a.jpg"):
+        save_photo(tmp_path / "photos" / name)
+    truncated(tmp_path / "photos/cut.jpg")
+    (tmp_path / "photos/text.png").write_text("no image")
+    (tmp_path / "photos/notes.txt").write_text("left alone")
+    code, out, err = run_cli("segment", "photos", "--labels", "dog", "sky", "--model", model, "--batch-size", "2")
+    assert code == 1
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        f"out/{name}.overlay.png" for name in ("a.jpg", "a.png", "b.jpg")
+    ]
+    lines = err.splitlines()
+    assert [line.startswith("groupvit: error: ") for line in lines] == [True, True]
+    assert "cut.jpg" in lines[0]
+    assert "text.png" in lines[1]
+    assert written(tmp_path / "out") == sorted(
+        f"{name}.{kind}" for name in ("a.jpg", "a.png", "b.jpg") for kind in KINDS
+    )
+
+
+@pytest.mark.parametrize("make", [truncated, lambda path: path.write_text("no image")], ids=["truncated", "text"])
+def test_a_single_bad_photo_is_an_error(tmp_path: Path, model: str, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "bad.jpg")
+    with pytest.raises(InputError, match=r"bad\.jpg"):
+        segment((str(tmp_path / "bad.jpg"),), labels=("dog",), model=model, out=tmp_path / "out")
+    assert written(tmp_path / "out") == []
+
+
+def test_only_bad_photos_leave_nothing_but_the_exit_code(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tuple(str(truncated(tmp_path / name)) for name in ("a.jpg", "b.jpg"))
+    assert segment(photos, labels=("dog",), model=model, out=tmp_path / "out") == 1
+    assert capsys.readouterr().out.strip() == ""
+    assert written(tmp_path / "out") == []
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other() -> None:
+    files = [Path(name) for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "z/A.JPG", "z/a.jpg-2")]
+    assert _output_names(files) == ["a.jpg", "a.png", "a.jpg-2", "A.JPG-3", "a.jpg-2-2"]
+
+
+def test_results_are_replaced_and_nothing_temporary_stays(tmp_path: Path, model: str) -> None:
+    photo = str(save_photo(tmp_path / "a.jpg"))
+    for labels in (("dog", "sky"), ("cat",)):
+        assert segment((photo,), labels=labels, model=model, out=tmp_path / "out") == 0
+    assert written(tmp_path / "out") == sorted(f"a.jpg.{kind}" for kind in KINDS)
+    assert json.loads((tmp_path / "out/a.jpg.json").read_text())["labels"][0]["name"] == "cat"
+
+
+def test_folders_and_patterns_are_sorted_and_each_file_comes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/b.JPG", "p/a.webp", "p/inner/c.jpg", "q/d[1].png", "q/e.png"):
+        save_photo(tmp_path / name)
+    assert _find(["p"]) == [Path("p/a.webp"), Path("p/b.JPG")]
+    assert _find(["q/e.png", "q/*.png"]) == [Path("q/e.png"), Path("q/d[1].png")]
+    assert _find(["q/d[1].png"]) == [Path("q/d[1].png")]
+    assert _find(["p/**/*.jpg"]) == [Path("p/inner/c.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("photo", "said"),
+    [("missing.jpg", "no such file"), ("empty", "folder has no images"), ("*.gif", "matches no files")],
+)
+def test_what_is_not_there_is_named(tmp_path: Path, photo: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=said):
+        _find([str(tmp_path / photo)])
+
+
+def test_no_photos_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="no photos"):
+        _find([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": ("dog", "dog")}, "given twice"),
+        ({"batch_size": 0}, "batch size"),
+        ({"stride": 3}, "stride of 3"),
+        ({"model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_settings_are_errors_even_among_many_photos(tmp_path: Path, model: str, changes: dict, said: str) -> None:
+    photos = tuple(str(save_photo(tmp_path / name)) for name in ("a.jpg", "b.jpg"))
+    settings = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out"} | changes
+    with pytest.raises(InputError, match=said):
+        segment(photos, **settings)
+
+
+def test_an_output_folder_that_is_a_file_is_an_error(tmp_path: Path, model: str) -> None:
+    photo = str(save_photo(tmp_path / "a.jpg"))
+    with pytest.raises(InputError, match="cannot make the folder"):
+        segment((photo,), labels=("dog",), model=model, out=Path(photo))
+
+
+def test_a_photo_is_turned_upright(tmp_path: Path, model: str) -> None:
+    image = Image.new("RGB", (40, 20), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert segment((str(tmp_path / "turned.jpg"),), labels=("dog",), model=model, out=tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/turned.jpg.labels.png") as label_map:
+        assert label_map.size == (20, 40)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+def test_a_photo_of_twelve_megapixels_stays_small_in_memory(tmp_path: Path, model: str) -> None:
+    Image.fromarray(np.zeros((3000, 4000, 3), np.uint8)).save(tmp_path / "large.jpg")
+    program = """
+import resource, sys
+from groupvit.cli.segment import segment
+labels = tuple(f"word {i}" for i in range(20))
+code = segment(("large.jpg",), labels=labels, model="model")
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    code, kibibytes = map(int, done.stdout.splitlines()[-1].split())
+    assert code == 0
+    assert kibibytes < 2 * 2**20

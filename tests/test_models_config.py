@@ -1,0 +1,29 @@
+import json
+
+import pytest
+
+from groupvit.errors import InputError
+from groupvit.models import PRESETS, ModelConfig
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_configurations_survive_json(config):
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.update(colour="red"), "model.colour"),
+        (lambda c: c["image"].pop("dim"), "model.image.dim"),
+        (lambda c: c["image"].update(dim="384"), "model.image.dim"),
+        (lambda c: c["image"]["stages"][1].update(depth=1.5), r"model.image.stages\[1\].depth"),
+        (lambda c: c.update(projector_norm="group"), "model.projector_norm"),
+        (lambda c: c.update(text=3), "model.text"),
+    ],
+)
+def test_a_wrong_field_is_named(change, named):
+    values = json.loads(json.dumps(ModelConfig().to_dict()))
+    change(values)
+    with pytest.raises(InputError, match=named):
+        ModelConfig.from_dict(values)

@@ -1,0 +1,132 @@
+import pytest
+import torch
+
+from groupvit.models import noise
+from groupvit.models.grouping import AssignAttention, GroupingBlock
+
+
+def assign(**options) -> AssignAttention:
+    torch.manual_seed(0)
+    return AssignAttention(16, **({"hard": True, "logits": "scaled_dot", "eps": 1.0} | options))
+
+
+def tokens(count: int, dim: int = 16) -> torch.Tensor:
+    return torch.randn(3, count, dim, generator=torch.Generator().manual_seed(count))
+
+
+KEYS = noise.sample_keys(0, 0, torch.arange(3))
+
+
+@pytest.mark.parametrize("keys", [None, KEYS])
+def test_each_segment_joins_exactly_one_group(keys):
+    _, assignment = assign()(tokens(5), tokens(40), keys)
+    assert torch.equal(assignment.hard.sum(dim=1), torch.ones(3, 40))
+    assert set(assignment.hard.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(assignment.soft.sum(dim=1), torch.ones(3, 40))
+
+
+def test_noise_moves_some_assignments_but_not_the_soft_map():
+    module = assign()
+    _, quiet = module(tokens(5), tokens(40), None)
+    _, noisy = module(tokens(5), tokens(40), KEYS)
+    assert torch.equal(quiet.soft, noisy.soft)
+    assert not torch.equal(quiet.hard, noisy.hard)
+
+
+def test_straight_through_has_the_one_hot_value_and_the_soft_gradient():
+    module = assign()
+    logits = torch.randn(3, 5, 40, requires_grad=True)
+    weights, assignment = module.assign(logits, KEYS)
+    assert torch.equal(weights.detach(), assignment.hard)
+    target = torch.randn(3, 5, 40)
+    (gradient,) = torch.autograd.grad((weights * target).sum(), logits)
+    soft = (logits + noise.gumbel(KEYS, 5, 40)).softmax(dim=1)
+    (expected,) = torch.autograd.grad((soft * target).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_without_eps_a_group_is_the_mean_of_its_segments_and_an_empty_one_stays_finite():
+    module = assign(eps=0.0)
+    groups = torch.cat([tokens(2), torch.full((3, 1, 16), 0.0)], dim=1).requires_grad_()
+    module.q_proj.bias.data[:] = 0
+    segments = tokens(6)
+    merged, assignment = module(groups, segments, None)
+    values = module.v_proj(segments)
+    for b in range(3):
+        for g in range(3):
+            own = values[b][assignment.hard[b, g] > 0]
+            mean = own.mean(dim=0) if len(own) else torch.zeros(16)
+            torch.testing.assert_close(merged[b, g], module.proj(mean))
+    merged.sum().backward()
+    assert groups.grad is not None
+    assert groups.grad.isfinite().all()
+
+
+def test_eps_shrinks_the_mean_of_small_groups():
+    """The release divides by the size of a group plus one."""
+    with_eps, without = assign(eps=1.0), assign(eps=0.0)
+    with_eps.load_state_dict(without.state_dict())
+    with_eps.proj.bias.data[:] = without.proj.bias.data[:] = 0
+    a, assignment = with_eps(tokens(4), tokens(30), None)
+    b, _ = without(tokens(4), tokens(30), None)
+    size = assignment.hard.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(a, b * size / (size + 1))
+
+
+def test_assignment_is_in_float32_under_autocast():
+    module = assign()
+    with torch.autocast("cpu", torch.bfloat16):
+        merged, assignment = module(tokens(5), tokens(40), KEYS)
+    assert assignment.soft.dtype == assignment.hard.dtype == torch.float32
+    assert merged.dtype == torch.bfloat16
+
+
+def test_cosine_logits_do_not_depend_on_the_length_of_projected_tokens():
+    module = assign(logits="cosine")
+    module.q_proj.bias.data[:] = module.k_proj.bias.data[:] = 0
+    logits = module.similarity(tokens(5), tokens(40))
+    torch.testing.assert_close(module.similarity(7 * tokens(5), 3 * tokens(40)), logits)
+    assert logits.abs().max() <= 10.001
+
+
+def test_dot_logits_are_unscaled():
+    """Eq. 3 has no factor; the release divides by the root of the dimension."""
+    scaled, plain = assign(logits="scaled_dot"), assign(logits="dot")
+    plain.load_state_dict(scaled.state_dict())
+    torch.testing.assert_close(plain.similarity(tokens(5), tokens(9)), 4 * scaled.similarity(tokens(5), tokens(9)))
+
+
+def test_soft_assignment_mixes_every_segment_into_every_group():
+    merged, assignment = assign(hard=False)(tokens(5), tokens(40), KEYS)
+    hard, _ = assign(hard=True)(tokens(5), tokens(40), None)
+    assert not torch.allclose(merged, hard)
+    assert torch.equal(assignment.hard.sum(dim=1), torch.ones(3, 40))
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 4), (64, 16), (8, 8)])
+@pytest.mark.parametrize("release", [True, False])
+def test_token_and_output_counts_may_differ(before, after, release):
+    block = GroupingBlock(16, 2, before, after, token_mixer=release, pre_assign_attention=release, channel_mlp=release)
+    merged, assignment = block(tokens(before), tokens(20))
+    assert merged.shape == (3, after, 16)
+    assert assignment.soft.shape == (3, after, 20)
+
+
+def test_permuting_group_tokens_permutes_the_groups():
+    block = GroupingBlock(16, 2, 5, 5, token_mixer=False).double()
+    groups, segments = tokens(5).double(), tokens(20).double()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    merged, assignment = block(groups, segments)
+    permuted, permuted_assignment = block(groups[:, order], segments)
+    torch.testing.assert_close(permuted, merged[:, order])
+    torch.testing.assert_close(permuted_assignment.soft, assignment.soft[:, order])
+
+
+def test_permuting_segments_permutes_only_the_assignment():
+    block = GroupingBlock(16, 2, 5, 5).double()
+    groups, segments = tokens(5).double(), tokens(20).double()
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    merged, assignment = block(groups, segments)
+    permuted, permuted_assignment = block(groups, segments[:, order])
+    torch.testing.assert_close(permuted, merged)
+    torch.testing.assert_close(permuted_assignment.hard, assignment.hard[:, :, order])

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
+from groupvit.models.image_encoder import ImageEncoder
+
+TWO_STAGES = (Stage(2, 6, 6), Stage(1, 3, 3), Stage(1))
+ONE_STAGE = (Stage(2, 6, 3), Stage(1))
+NO_BLOCK_AFTER = (Stage(2, 6, 3),)
+PLAIN = (Stage(2),)
+
+
+def encoder(stages=TWO_STAGES, **options) -> ImageEncoder:
+    torch.manual_seed(0)
+    image = replace(ImageEncoderConfig(image_size=32, patch_size=8, dim=32, heads=2, stages=stages), **options)
+    text = TextEncoderConfig(width=16, heads=2, layers=1, vocab_size=50)
+    module = build_model(ModelConfig(image, text, 16, 32)).image_encoder.double().eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def images(height: int, width: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("stages", "segments", "groups"), [(TWO_STAGES, 3, [6, 3]), (ONE_STAGE, 3, [3]), (NO_BLOCK_AFTER, 3, [3])]
+)
+@pytest.mark.parametrize("hard", [True, False])
+def test_stages_say_how_many_segments_come_out(stages, segments, groups, hard):
+    features = encoder(stages, hard_assignment=hard)(images(32, 32))
+    assert features.segments.shape == (2, segments, 32)
+    assert [a.hard.shape[1] for a in features.assignments] == groups
+    for stage, count in enumerate(groups):
+        for maps in (features.groups(stage), features.groups(stage, hard=True)):
+            assert maps.shape == (2, count, 4, 4)
+            torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 4, 4, dtype=torch.float64))
+    assert torch.equal(features.groups(), features.groups(len(groups) - 1))
+
+
+def test_plain_vit_has_one_segment_per_patch():
+    features = encoder(PLAIN)(images(32, 48))
+    assert features.segments.shape == (2, 24, 32)
+    assert features.assignments == ()
+    assert torch.equal(features.groups().flatten(2)[0], torch.eye(24, dtype=torch.float64))
+    assert features.occupied().all()
+    torch.testing.assert_close(features.pooled, features.segments.mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(32, 32, (4, 4)), (64, 40, (8, 5)), (33, 50, (5, 7)), (5, 7, (1, 1))]
+)
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_any_size_runs_and_is_padded_to_whole_patches(height, width, grid, stem):
+    module = encoder(stem=stem)
+    features = module(images(height, width))
+    assert features.grid == grid
+    padded = torch.zeros(2, 3, grid[0] * 8, grid[1] * 8, dtype=torch.float64)
+    padded[..., :height, :width] = images(height, width)
+    torch.testing.assert_close(module(padded).pooled, features.pooled)
+
+
+def test_positions_are_resampled_only_when_the_grid_differs():
+    module = encoder()
+    assert module.position_embedding(4, 4) is module.pos_embed
+    constant = torch.ones_like(module.pos_embed)
+    module.pos_embed.data = constant
+    torch.testing.assert_close(module.position_embedding(7, 9), torch.ones(1, 63, 32, dtype=torch.float64))
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    module, batch = encoder(), images(32, 32, batch=3)
+    keys = noise.sample_keys(0, 0, torch.arange(3))
+    whole = module(batch, keys)
+    single = module(batch[1:2], keys[1:2])
+    torch.testing.assert_close(single.pooled, whole.pooled[1:2])
+    assert torch.equal(single.assignments[0].hard, whole.assignments[0].hard[1:2])
+
+
+def test_without_keys_nothing_is_random_and_with_keys_something_is():
+    module = encoder(drop_path=0.5)
+    batch = images(32, 32)
+    assert torch.equal(module(batch).pooled, module(batch).pooled)
+    first, second = (module(batch, noise.sample_keys(0, step, torch.arange(2))).pooled for step in (0, 1))
+    assert not torch.allclose(first, second)
+
+
+def test_permuting_group_tokens_of_the_first_stage_permutes_its_groups():
+    module = encoder(((Stage(2, 6, 6)),), token_mixer=False)
+    before = module(images(32, 32))
+    order = torch.tensor([2, 0, 1, 5, 4, 3])
+    module.stages[0].group_tokens.data = module.stages[0].group_tokens.data[:, order]
+    after = module(images(32, 32))
+    torch.testing.assert_close(after.groups(), before.groups()[:, order])
+    torch.testing.assert_close(after.pooled, before.pooled)
+
+
+def test_without_the_group_residual_empty_groups_are_left_out_of_the_pooled_feature():
+    module = encoder((Stage(1, 6, 6),), group_residual=False)
+    features = module(images(16, 16))
+    occupied = features.occupied()
+    assert not occupied.all()
+    for b in range(2):
+        torch.testing.assert_close(features.pooled[b], features.segments[b][occupied[b]].mean(dim=0))
+
+
+def test_only_its_own_patches_reach_a_segment_when_nothing_mixes_after_grouping():
+    """Values of other patches must not change a segment: attention before grouping is switched off by depth 0."""
+    options = {"group_residual": False, "token_mixer": False, "pre_assign_attention": False}
+    module = encoder((Stage(0, 4, 4),), **options)
+    batch = images(32, 32, batch=1)
+    before = module(batch)
+    patch = 0
+    owner = int(before.assignments[0].hard[0, :, patch].argmax())
+    batch[:, :, :8, :8] += 1e-6
+    after = module(batch)
+    assert torch.equal(after.assignments[0].hard, before.assignments[0].hard)
+    changed = (after.segments - before.segments).abs().amax(dim=-1)[0]
+    assert changed[owner] > 0
+    others = [g for g in range(4) if g != owner and before.occupied()[0, g]]
+    assert others
+    torch.testing.assert_close(changed[others], torch.zeros(len(others), dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_drop_path_grows_with_depth():
+    rates = [block.drop_path for stage in encoder(drop_path=0.3).stages for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])

@@ -1,0 +1,45 @@
+import torch
+
+from groupvit.models.text_encoder import TextEncoder
+
+
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    return TextEncoder(width=32, heads=2, layers=3, context_length=20, vocab_size=100).double()
+
+
+def tokens(*lengths: int) -> torch.Tensor:
+    rows = torch.zeros(len(lengths), 20, dtype=torch.int64)
+    for row, length in zip(rows, lengths, strict=True):
+        row[:length] = torch.randint(1, 98, (length,), generator=torch.Generator().manual_seed(length))
+        row[length] = 99
+    return rows
+
+
+def test_text_after_end_of_text_changes_nothing():
+    model, rows = encoder(), tokens(5, 9)
+    garbage = rows.clone()
+    garbage[0, 6:] = torch.randint(1, 98, (14,))
+    torch.testing.assert_close(model(garbage), model(rows))
+
+
+def test_cutting_to_the_longest_text_is_exact():
+    model, rows = encoder(), tokens(3, 19, 7)
+    apart = torch.cat([model(row[None]) for row in rows])
+    torch.testing.assert_close(model(rows), apart)
+
+
+def test_every_word_before_the_end_counts():
+    model, rows = encoder(), tokens(6)
+    before = model(rows)
+    for position in range(6):
+        changed = rows.clone()
+        changed[0, position] = (changed[0, position] + 1) % 97 + 1
+        assert not torch.allclose(model(changed), before)
+
+
+def test_work_is_spent_only_up_to_the_longest_text():
+    model, seen = encoder(), []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    model(tokens(4, 6))
+    assert seen == [7]

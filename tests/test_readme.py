@@ -1,0 +1,43 @@
+"""The README cannot rot: its commands are run.
+
+Each ```bash or ```python block stands below `<!-- test -->` or `<!-- not run: REASON -->`.
+What is run is run by itself, in a fresh copy of the repository.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+LANGUAGES = "bash|sh|shell|console|python"
+BLOCK = re.compile(
+    rf"(?:^(?P<comment><!--[^\n]*-->)\n+)?^```(?P<language>{LANGUAGES})\n(?P<code>.*?)^```$", re.M | re.S
+)
+BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+TESTED = [block for block in BLOCKS if block["comment"] == "<!-- test -->"]
+
+
+def test_every_block_says_whether_it_is_run() -> None:
+    said = re.compile("<!-- (test|not run: .+) -->")
+    assert [block["code"] for block in BLOCKS if not said.fullmatch(block["comment"] or "")] == []
+    assert len(BLOCKS) == len(re.findall(rf"^\s*```({LANGUAGES})", README, re.M)), "a block is indented or has no end"
+
+
+@pytest.mark.parametrize("block", TESTED, ids=lambda block: block["code"].strip().splitlines()[-1][:60])
+def test_a_block_of_the_readme_runs(block: dict[str, str], tmp_path: Path) -> None:
+    copy = tmp_path / "groupvit"
+    shutil.copytree(
+        REPOSITORY, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "out", "build", "dist")
+    )
+    shell = [sys.executable, "-c"] if block["language"] == "python" else ["bash", "-euo", "pipefail", "-c"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*shell, block["code"]], cwd=copy, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,415 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.models import (
+    Assignment,
+    ImageEncoderConfig,
+    ImageFeatures,
+    ModelConfig,
+    Stage,
+    TextEncoderConfig,
+    build_model,
+)
+from groupvit.segmentation import Label, Segmentation, Segmenter
+from groupvit.segmentation import segmenter as module
+from groupvit.text.tokenizer import Tokenizer
+
+LABELS = ["dog", "grass", "sky", "cat"]
+TWO_STAGES = (Stage(1, 8, 8), Stage(1, 4, 4), Stage(1))
+SLIDING = {"short_side": 48, "window": 32, "stride": 16}
+
+
+def tiny(*stages: Stage, dtype: torch.dtype = torch.float64, segment_loss: bool = False, **image: Any) -> Segmenter:
+    """Random weights, so large that groups differ, and labels too once BatchNorm has statistics of such photos."""
+    torch.manual_seed(1)
+    image = {"image_size": 32, "patch_size": 8, "dim": 32, "heads": 2, "pre_assign_attention": False} | image
+    encoder = ImageEncoderConfig(stages=stages or TWO_STAGES, **image)
+    config = ModelConfig(encoder, TextEncoderConfig(32, 2, 1), 16, 32, segment_loss=segment_loss)
+    model = build_model(config)
+    for name, parameter in model.image_encoder.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=2.0 if "tokens" in name else 0.05 if "attn.proj" in name else 0.3)
+    for projector in (model.image_projector, model.text_projector):
+        projector.norm.momentum = 1.0
+    photos = torch.stack([torch.from_numpy(photo(32, 32, seed)) for seed in range(16)])
+    model.embed_segments(model.image_encoder(photos.permute(0, 3, 1, 2) / 64 - 2))
+    model.encode_text(Tokenizer()([f"a photo of a {word}." for word in [*LABELS, "man", "woman", "water", "night"]]))
+    return Segmenter(model.to(dtype), config, device="cpu")
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Large random squares with a little noise."""
+    random = np.random.default_rng(seed)
+    squares = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    return (squares + random.integers(-20, 20, squares.shape)).clip(0, 255).astype(np.uint8)
+
+
+@torch.inference_mode()
+def reference(segmenter: Segmenter, image: np.ndarray) -> tuple[ImageFeatures, torch.Tensor]:
+    """The features of a photo at its own size, and its segments' scores for `LABELS`."""
+    pixels = segmenter._pixels(Image.fromarray(image), (image.shape[0], image.shape[1]))
+    features = segmenter.model.image_encoder(pixels[None])
+    embedded = segmenter.model.encode_text(Tokenizer()([f"a photo of a {label}." for label in LABELS]))
+    cosines = segmenter.model.embed_segments(features)[0] @ embedded.T
+    return features, (cosines * segmenter.model.logit_scale.exp()).softmax(-1)
+
+
+def share_of_equal(a: Segmentation, b: Segmentation) -> float:
+    return float((a.label_map == b.label_map).mean())
+
+
+def count_rows(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]:
+    """The batch sizes of all calls of a method, from now on."""
+    rows, original = [], getattr(owner, name)
+
+    def counted(x: Any, *rest: Any) -> Any:
+        rows.append(len(x))
+        return original(x, *rest)
+
+    monkeypatch.setattr(owner, name, counted)
+    return rows
+
+
+@pytest.mark.parametrize("size", [(1, 7), (333, 500), (64, 64), (9, 700)])
+@pytest.mark.parametrize("options", [{}, SLIDING, {"maps": "hard"}])
+def test_a_label_map_has_the_photo_s_size(size: tuple[int, int], options: Any) -> None:
+    result = tiny().segment(photo(*size), LABELS, **options)
+    assert result.label_map.shape == size
+    assert result.label_map.dtype == np.uint8
+    assert result.image.size == size[::-1]
+    assert result.label_map.max() < len(LABELS)
+    assert all(group.shape == size for group in result.groups)
+
+
+def test_the_test_s_model_uses_its_labels_and_groups() -> None:
+    result = tiny().segment(photo(64, 96), LABELS)
+    assert len(np.unique(result.label_map)) > 1
+    assert len(np.unique(result.groups[0])) > len(np.unique(result.groups[1])) > 1
+
+
+def test_permuting_labels_permutes_the_map() -> None:
+    segmenter, order = tiny(), [2, 0, 3, 1]
+    one = segmenter.segment(photo(64, 96), LABELS)
+    other = segmenter.segment(photo(64, 96), [LABELS[i] for i in order])
+    assert (np.array(order)[other.label_map] == one.label_map).all()
+    assert [other.shares[order.index(i)] for i in range(4)] == list(one.shares)
+
+
+def test_one_label_takes_the_whole_photo() -> None:
+    result = tiny().segment(photo(33, 50), ["dog"])
+    assert not result.label_map.any()
+    assert result.shares == (1.0,)
+    assert result.scores == pytest.approx((1.0,))
+
+
+def test_of_several_words_for_a_label_the_best_one_counts() -> None:
+    segmenter = tiny()
+    apart = segmenter.segment(photo(64, 96), ["man", "woman", "grass", "sky"])
+    together = segmenter.segment(photo(64, 96), ["person=man,woman", "grass", "sky"])
+    assert 0 < apart.shares[0] + apart.shares[1] < 1
+    features, _ = reference(segmenter, photo(64, 96))
+    with torch.inference_mode():
+        words = segmenter._embed(("man", "woman", "grass", "sky"), ("a photo of a {}.",))
+        one, other = (segmenter._scores(features, words, lengths).log() for lengths in ([1, 1, 1, 1], [2, 1, 1]))
+    odds = one[..., :2].amax(-1) - one[..., 2]
+    assert torch.allclose(other[..., 0] - other[..., 1], odds)
+    # A label that wins apart still wins, since the softmax keeps the order of the logits.
+    assert share_of_equal(together, replace(apart, label_map=np.array([0, 0, 1, 2], np.uint8)[apart.label_map])) > 0.98
+    assert together.names == ("person", "grass", "sky")
+
+
+def test_a_label_s_embedding_is_the_normalised_mean_over_templates() -> None:
+    segmenter = tiny()
+    templates = ("a photo of a {}.", "the {} at night, {}")
+    embedded = segmenter._embed(("dog", "sky"), templates)
+    prompts = ["a photo of a dog.", "the dog at night, dog", "a photo of a sky.", "the sky at night, sky"]
+    single = segmenter.model.encode_text(Tokenizer()(prompts))
+    expected = F.normalize(torch.stack([single[:2].mean(0), single[2:].mean(0)]), dim=-1)
+    assert torch.allclose(embedded, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 61), (64, 40)])
+def test_a_window_as_large_as_the_photo_is_the_whole(size: tuple[int, int]) -> None:
+    segmenter = tiny()
+    whole = segmenter.segment(photo(*size), LABELS)
+    windowed = segmenter.segment(photo(*size), LABELS, window=200, stride=3)
+    assert (whole.label_map == windowed.label_map).all()
+    assert whole.scores == windowed.scores
+
+
+def test_windows_are_averaged_by_count() -> None:
+    segmenter = tiny()
+    image = photo(32, 48)
+    parts = []
+    for left in (0, 16):
+        scores = torch.zeros(4, 32, 48, dtype=torch.float64)
+        features, fit = reference(segmenter, image[:, left : left + 32])
+        maps = F.interpolate(features.groups(), (32, 32), mode="bilinear")[0]
+        scores[:, :, left : left + 32] = fit.T[:, maps.argmax(0)]
+        parts.append(scores)
+    expected = sum(parts) / torch.tensor([1.0] * 16 + [2.0] * 16 + [1.0] * 16)
+    result = segmenter.segment(image, LABELS, short_side=32, window=32, stride=16)
+    best, index = expected.max(dim=0)
+    assert (result.label_map == index.numpy()).all()
+    assert result.scores == pytest.approx(
+        [float(best[index == i].mean()) if (index == i).any() else 0 for i in range(4)]
+    )
+    assert result.groups == ()
+
+
+def test_windows_cover_everything_and_the_last_is_flush() -> None:
+    assert module._starts(100, 32, 16) == [0, 16, 32, 48, 64, 68]
+    assert module._starts(96, 32, 32) == [0, 32, 64]
+    assert module._starts(20, 32, 16) == [0]
+
+
+def test_the_published_evaluation_s_sizes() -> None:
+    assert module._resized((500, 375), 448) == (448, 597)
+    assert module._resized((3000, 100), 448) == (68, 2048)
+    assert module._resized((7, 1), 32) == (21, 146)
+
+
+@pytest.mark.parametrize("options", [{}, SLIDING, {"background": 0.5}, {"maps": "hard"}])
+def test_photos_together_are_as_photos_one_by_one(options: Any) -> None:
+    segmenter = tiny()
+    photos = [photo(64, 96, 1), photo(50, 40, 2), photo(32, 48, 3), photo(64, 96, 4)]
+    together = segmenter.segment(photos, LABELS, batch_size=3, **options)
+    for image, result in zip(photos, together, strict=True):
+        alone = segmenter.segment(image, LABELS, **options)
+        assert (np.asarray(result.image) == image).all()
+        assert share_of_equal(result, alone) > 0.999
+        assert result.scores == pytest.approx(alone.scores, abs=1e-3)
+
+
+def test_an_empty_list_gives_an_empty_list() -> None:
+    assert tiny().segment([], LABELS) == []
+
+
+def test_labels_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = tiny()
+    rows = count_rows(monkeypatch, segmenter.model, "encode_text")
+    segmenter.segment([photo(40, 40), photo(32, 64)], ["person=man,woman", "sky"], templates=("a {}", "{}"), **SLIDING)
+    segmenter.segment(photo(40, 40), [Label("people", ("man", "woman")), "sky"], templates=("a {}", "{}"))
+    assert rows == [6]
+    for i in range(20):
+        segmenter.segment(photo(32, 32), ["sky", f"word {i}"])
+    assert segmenter._embed.cache_info().currsize <= 8
+
+
+def test_each_window_is_encoded_once_and_together_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = tiny()
+    rows = count_rows(monkeypatch, segmenter.model.image_encoder, "forward")
+    segmenter.segment([photo(40, 40), photo(64, 64), photo(32, 64)], LABELS, batch_size=8, **SLIDING)
+    # 48 x 48 (4 windows), 48 x 48 (4 windows) and 48 x 96 (10 windows), all of 32 x 32
+    assert rows == [8, 8, 2]
+    rows.clear()
+    segmenter.segment([photo(40, 40), photo(32, 64), photo(64, 64)], LABELS)
+    assert rows == [2, 1]
+
+
+def test_a_background_threshold_of_0_takes_nothing_and_above_1_everything() -> None:
+    segmenter = tiny()
+    plain = segmenter.segment(photo(64, 96), LABELS)
+    none = segmenter.segment(photo(64, 96), LABELS, background=0.0)
+    assert none.names == ("background", *LABELS)
+    assert (none.label_map == plain.label_map + 1).all()
+    every = segmenter.segment(photo(64, 96), LABELS, background=1.01)
+    assert not every.label_map.any()
+    assert every.shares == (1, 0, 0, 0, 0)
+    assert every.scores[1:] == (0, 0, 0, 0)
+
+
+def test_what_is_below_the_threshold_is_background_and_the_rest_keeps_its_label() -> None:
+    segmenter = tiny()
+    plain = segmenter.segment(photo(64, 96), LABELS)
+    threshold = (min(s for s in plain.scores if s) + max(plain.scores)) / 2
+    result = segmenter.segment(photo(64, 96), LABELS, background=threshold)
+    assert 0 < result.shares[0] < 1
+    assert result.scores[0] < threshold <= min(s for s in result.scores[1:] if s)
+    kept = result.label_map > 0
+    assert (result.label_map[kept] == plain.label_map[kept] + 1).all()
+
+
+def test_background_s_own_words_compete_and_share_its_index() -> None:
+    segmenter = tiny()
+    labels = ["dog", "background=grass,sky", "cat"]
+    without = segmenter.segment(photo(64, 96), labels)
+    assert without.names == ("background", "dog", "cat")
+    result = segmenter.segment(photo(64, 96), labels, background=0.0)
+    assert result.names == without.names
+    assert (result.label_map == without.label_map).all()
+    assert without.shares[0] > 0
+
+
+def test_soft_and_hard_maps_agree_inside_groups_and_differ_between_them() -> None:
+    segmenter = tiny(Stage(1, 6, 6), Stage(1))
+    soft, hard = (segmenter.segment(photo(64, 64), LABELS, maps=maps) for maps in ("soft", "hard"))
+    # The centres of patches belong to the patch's group whichever way; one stage has only one way to multiply.
+    centres = np.s_[8::16, 8::16]
+    assert (soft.groups[0][centres] == hard.groups[0][centres]).mean() > 0.8
+    assert (soft.groups[0] != hard.groups[0]).any()
+
+
+def test_hard_maps_are_the_product_of_hard_assignments() -> None:
+    segmenter = tiny()
+    image = photo(32, 32)
+    features, _ = reference(segmenter, image)
+    expected = features.groups(hard=True)[0].argmax(0).numpy()
+    result = segmenter.segment(image, LABELS, maps="hard")
+    blocks = result.groups[-1].reshape(4, 8, 4, 8)
+    assert (blocks[:, 3:5, :, 3:5] == expected[:, None, :, None]).all()
+
+
+def test_each_pixel_has_the_best_label_of_the_group_that_owns_it() -> None:
+    segmenter = tiny()
+    result = segmenter.segment(photo(32, 32), LABELS)
+    for group in np.unique(result.groups[-1]):
+        assert len(np.unique(result.label_map[result.groups[-1] == group])) == 1
+
+
+def test_without_the_group_residual_a_group_without_patches_owns_no_pixel() -> None:
+    segmenter = tiny(Stage(1, 6, 6), group_residual=False)
+    # Between a patch of group 0 and one of group 1 the interpolated map of group 2 is the largest.
+    soft = torch.tensor([[[0.5, 0.0], [0.05, 0.55], [0.45, 0.45]]])
+    hard = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
+    features = module.ImageFeatures(torch.zeros(1, 4), torch.zeros(1, 3, 4), (Assignment(soft, hard),), (1, 2))
+    for residual, owners in ((True, {0, 1, 2}), (False, {0, 1})):
+        segmenter.config = replace(segmenter.config, image=replace(segmenter.config.image, group_residual=residual))
+        maps = segmenter._groups(features, hard=False)[-1]
+        assert set(F.interpolate(maps, (8, 16), mode="bilinear").argmax(1).unique().tolist()) == owners
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_plain_vit_interpolates_the_scores_of_its_patches(residual: bool) -> None:
+    segmenter = tiny(Stage(2), group_residual=residual)
+    image = photo(32, 32)
+    result = segmenter.segment(image, LABELS)
+    _, scores = reference(segmenter, image)
+    expected = F.interpolate(scores.T.reshape(1, 4, 4, 4), (32, 32), mode="bilinear").argmax(1)[0]
+    assert (result.label_map == expected.numpy()).all()
+    assert len(np.unique(result.label_map)) > 1
+    assert result.groups == ()
+
+
+def test_patches_beyond_the_border_of_a_photo_are_not_shown() -> None:
+    segmenter = tiny(Stage(2))
+    image = photo(32, 37)
+    features, scores = reference(segmenter, image)
+    assert features.grid == (4, 5)
+    expected = F.interpolate(scores.T.reshape(1, 4, 4, 5), (32, 40), mode="bilinear").argmax(1)[0, :, :37]
+    assert (segmenter.segment(image, LABELS).label_map == expected.numpy()).all()
+
+
+def test_the_segment_loss_s_scale_is_used_where_there_is_one() -> None:
+    segmenter = tiny(segment_loss=True)
+    before = segmenter.segment(photo(64, 64), LABELS)
+    segmenter.model.logit_scale.data.fill_(4.0)
+    assert segmenter.segment(photo(64, 64), LABELS).scores == before.scores
+    segmenter.model.segment_logit_scale.data.fill_(4.0)
+    assert max(segmenter.segment(photo(64, 64), LABELS).scores) > max(before.scores)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31)])
+def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(module, "_STRIP", 600)
+    maps = torch.rand(5, 24, 36, dtype=torch.float64)
+    best, index = module._resampled_argmax(maps, size, (24 / size[0], 36 / size[1]))
+    values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
+    assert np.allclose(best, values.numpy(), atol=1e-12)
+    assert (index == channels.numpy()).all()
+
+
+def test_scores_and_shares_describe_the_map() -> None:
+    result = tiny().segment(photo(64, 96), LABELS)
+    assert sum(result.shares) == pytest.approx(1)
+    for i, (share, score) in enumerate(zip(result.shares, result.scores, strict=True)):
+        assert share == (result.label_map == i).mean()
+        assert 0.25 <= score <= 1 if share else score == 0
+
+
+def test_a_result_becomes_plain_values() -> None:
+    result = tiny().segment(photo(20, 30), ["dog", "sky"])
+    values = result.to_dict()
+    assert (values["width"], values["height"]) == (30, 20)
+    assert [(label["index"], label["name"]) for label in values["labels"]] == [(0, "dog"), (1, "sky")]
+    assert result.overlay().width >= 320
+
+
+def test_more_than_256_labels_need_16_bits() -> None:
+    result = tiny().segment(photo(20, 30), [f"word {i}" for i in range(257)])
+    assert result.label_map.dtype == np.uint16
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "CMYK"])
+def test_pil_images_of_every_mode_are_photos(mode: str) -> None:
+    image = Image.fromarray(photo(20, 30)).convert(mode)
+    segmenter = tiny()
+    as_rgb = segmenter.segment(np.array(image.convert("RGB")), LABELS)
+    assert (segmenter.segment(image, LABELS).label_map == as_rgb.label_map).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_gives_nearly_the_same_map(dtype: torch.dtype) -> None:
+    exact = tiny().segment(photo(64, 96), LABELS)
+    assert share_of_equal(tiny(dtype=dtype).segment(photo(64, 96), LABELS), exact) > (
+        0.99 if dtype == torch.float32 else 0.6
+    )
+
+
+def test_autocast_gives_nearly_the_same_map() -> None:
+    segmenter = tiny(dtype=torch.float32)
+    exact = segmenter.segment(photo(64, 96), LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert share_of_equal(segmenter.segment(photo(64, 96), LABELS), exact) > 0.6
+
+
+def test_segmenting_leaves_no_gradient_and_no_training_mode() -> None:
+    segmenter = tiny()
+    assert not segmenter.model.training
+    segmenter.segment(photo(32, 32), LABELS)
+    assert all(parameter.grad is None for parameter in segmenter.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        Image.new("RGB", (0, 3)),
+    ],
+)
+def test_what_is_no_photo_is_refused(image: Any) -> None:
+    with pytest.raises(InputError, match="an image is"):
+        tiny().segment(image, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"templates": ()}, "templates"),
+        ({"templates": ("a photo",)}, "templates"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"short_side": 0}, "at least 1"),
+        ({"window": 0}, "at least 1"),
+        ({"window": 8, "stride": 0}, "at least 1"),
+        ({"window": 8, "stride": 9}, "stride of 9"),
+        ({"stride": 9}, "stride of 9"),
+    ],
+)
+def test_impossible_settings_are_refused(options: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        tiny().segment(photo(20, 20), LABELS, **options)
+
+
+def test_a_threshold_needs_a_rival_label() -> None:
+    with pytest.raises(InputError, match="rivals for 'dog'"):
+        tiny().segment(photo(20, 20), ["dog"], background=0.5)

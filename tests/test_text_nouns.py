@@ -1,0 +1,146 @@
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from groupvit.data.shards import captions_of, find_shards
+from groupvit.errors import InputError
+from groupvit.text import nouns as module
+from groupvit.text.nouns import lemma, noun_prompts, nouns, nouns_of_photo, vocabulary
+from groupvit.text.templates import IMAGENET_TEMPLATES_80
+
+pytest.importorskip("textblob")
+CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A man rides a bicycle", ("man", "bicycle")),
+        ("Two boys race past three dogs", ("boy", "dog")),
+        ("A dog jumps over a log", ("dog", "log")),
+        ("The soccer players run on the grass", ("soccer", "player", "grass")),
+        ("A man in a Red shirt fishing near a building", ("man", "shirt", "building")),
+        (
+            "People with sunglasses and shorts; a woman in a t-shirt",
+            ("person", "sunglasses", "shorts", "woman", "t-shirt"),
+        ),
+        ("Dogs, dogs and a DOG", ("dog",)),
+        ("A bear with a stick in the front", ("bear", "stick")),
+        ("It is running.", ()),
+        ("", ()),
+    ],
+)
+def test_paper_nouns_are_distinct_singular_and_in_order(caption, expected):
+    assert nouns(caption) == expected
+
+
+def test_release_nouns_have_verbs_repetitions_and_the_surface_form():
+    assert nouns("Two dogs run and a Dog is running", style="release") == ("dogs", "run", "Dog", "is", "running")
+
+
+PLURALS = """
+    children child, men man, women woman, policemen policeman, people person, feet foot, dogs dog, buses bus,
+    boxes box, dresses dress, ladies lady, skies sky, skis ski, movies movie, knives knife, leaves leaf, shelves shelf,
+    horses horse, canoes canoe, toes toe, taxis taxi, potatoes potato, skateboards skateboard, surfers surfer, ties tie
+"""
+ALIKE = "glasses grass dress bus sheep shorts pants tennis canvas lens gas class glass"
+
+
+def test_plurals_become_singular():
+    pairs = [pair.split() for pair in PLURALS.split(",")]
+    assert {plural: lemma(plural) for plural, _ in pairs} == dict(pairs)
+    assert [lemma(singular) for _, singular in pairs] == [singular for _, singular in pairs]
+
+
+def test_words_that_only_look_like_plurals_stay():
+    assert [lemma(word) for word in ALIKE.split()] == ALIKE.split()
+
+
+def prompt_words(prompts):
+    """The words that were put into templates; None where no template fits."""
+    parts = [template.split("{}") for template in IMAGENET_TEMPLATES_80]
+
+    def word(prompt):
+        inner = [prompt[len(head) : len(prompt) - len(tail)] for head, tail in parts
+                 if prompt.startswith(head) and prompt.endswith(tail)]  # fmt: skip
+        return min(inner, key=len, default=None)
+
+    return [word(prompt) for prompt in prompts]
+
+
+def test_prompts_draw_nouns_without_replacement_while_there_are_enough():
+    for seed in range(50):
+        prompts = noun_prompts("a dog and a cat near a horse and a tree", 3, np.random.default_rng(seed))
+        words = prompt_words(prompts)
+        assert len(set(words)) == 3
+        assert set(words) <= {"dog", "cat", "horse", "tree"}
+
+
+def test_paper_prompts_repeat_nouns_and_release_prompts_add_the_caption():
+    caption = "a dog"
+    generator = np.random.default_rng(0)
+    assert prompt_words(noun_prompts(caption, 3, generator)) == ["dog"] * 3
+    prompts = noun_prompts(caption, 3, generator, style="release")
+    assert prompt_words(prompts[:1]) == ["dog"]
+    assert prompts[1:] == [caption] * 2
+
+
+@pytest.mark.parametrize("style", ["paper", "release"])
+def test_a_caption_without_nouns_is_its_own_prompt(style):
+    assert noun_prompts("!!!", 2, np.random.default_rng(0), style=style) == ["!!!"] * 2
+
+
+def test_prompts_are_a_function_of_the_generator():
+    caption = "a dog and a cat near a horse and a tree"
+    first, again, other = (noun_prompts(caption, 3, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_all_templates_are_used():
+    generator = np.random.default_rng(0)
+    prompts = {prompt for _ in range(500) for prompt in noun_prompts("a dog", 3, generator)}
+    assert prompts == {template.format("dog") for template in IMAGENET_TEMPLATES_80}
+
+
+def test_a_photo_of_a_man_is_a_photo_of_a_person():
+    assert nouns_of_photo(["A man", "Some guy with a dog"]) == {"man", "guy", "dog", "person"}
+    assert nouns_of_photo(["A dog"]) == {"dog"}
+
+
+def test_vocabulary_counts_photos_and_sorts_by_count_then_alphabet():
+    photos = [["a dog", "a dog and a cat"], ["a dog"], ["a boat and a cat"], ["a tree"]]
+    counted = vocabulary(photos, min_count=1)
+    assert list(counted.items()) == [("cat", 2), ("dog", 2), ("boat", 1), ("tree", 1)]
+    assert vocabulary(photos, min_count=2) == {"cat": 2, "dog": 2}
+
+
+def test_missing_textblob_is_said_in_one_line(monkeypatch):
+    module._textblob.cache_clear()
+    nouns.cache_clear()
+    monkeypatch.setitem(sys.modules, "textblob.en", None)
+    with pytest.raises(InputError, match=r'pip install "groupvit\[train\]"'):
+        nouns("a dog")
+    monkeypatch.undo()
+    assert nouns("a dog") == ("dog",)
+
+
+@pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
+def test_captions_are_read_fast_and_the_frequent_nouns_name_things():
+    shards = find_shards(CAPTIONS / "flickr8k-train-000[01].tar")
+    flat = [caption for captions in captions_of(shards) for caption in captions]
+    nouns(flat[0])
+    nouns.cache_clear()
+    start = time.process_time()
+    found = [nouns(caption) for caption in flat]
+    assert len(flat) / (time.process_time() - start) > 2500  # 28,000 on a quiet core
+    assert sum(not words for words in found) < len(flat) / 1000
+    counts = Counter(word for words in found for word in words)
+    assert {"dog", "man", "woman", "boy", "girl", "water", "grass", "snow"} <= {
+        word for word, _ in counts.most_common(25)
+    }
+    assert not {"rides", "ride", "jump", "front", "young", "something"} & set(counts)

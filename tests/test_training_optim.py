@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.training.optim import learning_rate, parameter_groups
+
+SCHEDULE = {"steps": 100, "warmup": 10, "peak": 1.6e-3, "start": 4e-6, "end": 4e-5}
+
+
+def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
+    stages = (Stage(1, 4, 4), Stage(1, 2, 2))
+    image = ImageEncoderConfig(32, 8, 32, 2, stages=stages, assign_logits="cosine", stem="conv")
+    text = TextEncoderConfig(width=16, heads=2, layers=1)
+    model = build_model(ModelConfig(image, text, segment_loss=True))
+    decayed, kept = parameter_groups(model, 0.05)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [{names[id(parameter)] for parameter in group["params"]} for group in (decayed, kept)]
+    assert groups[0].isdisjoint(groups[1])
+    assert groups[0] | groups[1] == set(names.values())
+    for name in groups[1]:
+        last, module = name.split(".")[-1], name.split(".")[-2] if "." in name else ""
+        assert (
+            last in ("bias", "pos_embed", "group_tokens", "scale")
+            or "scale" in last
+            or "bias" in last
+            or ("norm" in module or module.isdigit())
+        )
+    for name in groups[0]:
+        assert name.endswith("weight")
+        assert "norm" not in name
+    assert "text_encoder.pos_embed" in groups[1]
+    assert "image_encoder.stages.1.group_tokens" in groups[1]
+    assert "image_encoder.stages.0.grouping.assign.scale" in groups[1]
+    assert "logit_scale" in groups[1]
+    assert "text_encoder.token_embedding.weight" in groups[0]
+
+
+def test_schedule_warms_up_linearly_and_falls_along_a_cosine():
+    rates = [learning_rate(step, **SCHEDULE) for step in range(101)]
+    assert rates[0] == 4e-6
+    assert rates[5] == pytest.approx((4e-6 + 1.6e-3) / 2)
+    assert max(rates) == rates[10] == 1.6e-3
+    assert rates[55] == pytest.approx((1.6e-3 + 4e-5) / 2)
+    assert rates[100] == pytest.approx(4e-5)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+    assert learning_rate(0, **(SCHEDULE | {"warmup": 0})) == 1.6e-3
+
+
+def test_decay_shrinks_only_the_decayed_group():
+    model = torch.nn.Linear(3, 3)
+    before = model.bias.detach().clone(), model.weight.detach().clone()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(model.bias, before[0])
+    torch.testing.assert_close(model.weight, before[1] * 0.95)
