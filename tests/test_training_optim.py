@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_schedule_warms_up_linearly_and_falls_along_a_cosine():
     assert max(rates) == rates[10] == 1.6e-3
     assert rates[55] == pytest.approx((1.6e-3 + 4e-5) / 2)
     assert rates[100] == pytest.approx(4e-5)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(earlier > later for earlier, later in pairwise(rates[10:]))
 
 
 def test_schedule_without_warm_up_starts_at_the_peak():

@@ -41,7 +41,7 @@ def colour_clusters(image: Image.Image, count: int) -> IndexMap:
     from sklearn.cluster import KMeans
 
     pixels = np.asarray(image).reshape(-1, 3).astype(np.float32)
-    clusters = KMeans(count, n_init=1, random_state=0).fit_predict(pixels)
+    clusters = KMeans(count, n_init="auto", random_state=0).fit_predict(pixels)
     return clusters.astype(np.uint8).reshape(image.size[::-1])
 
 

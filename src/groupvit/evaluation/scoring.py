@@ -25,12 +25,13 @@ class Scores:
 def score(
     segmenter: Segmenter, photos: Sequence[MaskedPhoto], labels: Sequence[str], **options: Unpack[Options]
 ) -> Scores:
-    """Segment the photos and count; `labels` stand in the order of the masks' indices, none is a threshold background."""
+    """Segment the photos and count; `labels` stand in the order of the masks' indices."""
+    settings: Options = {"batch_size": _CHUNK, **options}
     named = np.zeros((len(labels), len(labels)), dtype=np.int64)
     oracle = np.zeros_like(named)
     for start in range(0, len(photos), _CHUNK):
         chunk = photos[start : start + _CHUNK]
-        results = segmenter.segment([photo.image for photo in chunk], labels, batch_size=_CHUNK, **options)
+        results = segmenter.segment([photo.image for photo in chunk], labels, **settings)
         for photo, result in zip(chunk, results, strict=True):
             named += confusion_matrix(photo.mask, result.label_map, len(labels))
             if result.groups:

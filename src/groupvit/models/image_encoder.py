@@ -66,8 +66,6 @@ class ConvStem(nn.Sequential):
             width = max(dim >> halving, 16)
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU()]
             channels = width
-            for _ in range(int(__import__("os").environ.get("STEM", "0"))):
-                layers += [nn.Conv2d(channels, width, 3, stride=1, padding=1), nn.GroupNorm(1, width), nn.GELU()]
         super().__init__(*layers, nn.Conv2d(channels, dim, 1))
 
 

@@ -34,8 +34,8 @@ def multi_label_loss(
 ) -> Float[Tensor, ""]:
     """Multi-label contrastive loss between an image and its noun prompts (Eq. 7).
 
-    The paper's image-to-text term is -log of the summed probability of an image's own prompts; the release's is the mean
-    of their -log probabilities, and it takes half of the two directions' sum.
+    The paper's image-to-text term is -log of the summed probability of an image's own prompts; the release's is the
+    mean of their -log probabilities, and it takes half of the two directions' sum.
     """
     batch, count, _ = prompts.shape
     logits = scale * torch.einsum("i d, j k d -> i j k", images, prompts)
@@ -59,9 +59,9 @@ def segment_noun_loss(
 ) -> Float[Tensor, ""]:
     """Some segment must be each noun of the photo's captions, and none the other nouns of the vocabulary.
 
-    A noun's logit for the photo is the log-sum-exp over the segments that own a patch; a sigmoid per noun makes the loss
-    independent of the batch. `weights` balance frequent and rare nouns. Not in the paper: its multi-label loss asks the
-    same of the pooled image, and then segments learn the words of their neighbours.
+    A noun's logit for the photo is the log-sum-exp over the segments that own a patch; a sigmoid per noun makes the
+    loss independent of the batch. `weights` balance frequent and rare nouns. Not in the paper: its multi-label loss
+    asks the same of the pooled image, and then segments learn the words of their neighbours.
     """
     logits = scale * torch.einsum("b s d, v d -> b s v", segments, nouns) + bias
     logits = logits.masked_fill(~occupied[:, :, None], -torch.inf).logsumexp(dim=1)

@@ -1,6 +1,6 @@
 """The named runs: every number of a training, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from groupvit.errors import InputError
@@ -41,18 +41,20 @@ class Run:
     save_every: int = 500
 
 
-def _small(image_size: int, patch_size: int, dim: int, stages: tuple[Stage, ...], text_layers: int) -> ModelConfig:
+def _small(image_size: int, dim: int, stages: tuple[Stage, ...], text_layers: int) -> ModelConfig:
     """What the small runs share: the options under which segments keep to their own pixels."""
     return ModelConfig(
         image=ImageEncoderConfig(
             image_size=image_size,
-            patch_size=patch_size,
+            patch_size=8,
             dim=dim,
             heads=dim // 32,
             stages=stages,
             drop_path=0.0,
             stem="conv",
             assign_logits="cosine",
+            token_mixer=False,
+            pre_assign_attention=False,
             group_residual=False,
         ),
         text=TextEncoderConfig(width=dim, heads=dim // 32, layers=text_layers, context_length=32),
@@ -65,19 +67,58 @@ def _small(image_size: int, patch_size: int, dim: int, stages: tuple[Stage, ...]
 
 
 SCENES = Run(
-    model=_small(64, 8, 128, (Stage(3, 16, 8),), text_layers=2),
+    model=_small(64, 128, (Stage(3, 16, 8),), text_layers=2),
     train="train/*.tar",
     held_out="eval",
-    steps=600,
+    steps=2600,
+    batch_size=32,
+    warmup=300,
+    crop=(0.6, 1.0),
+    caption_weight=0.1,
+    segment_weight=1.0,
+)
+
+# The published recipe, options and losses untouched, on a model of the size of `scenes`: only numbers of layers, tokens
+# and photos are scaled down.
+SCENES_RELEASE = Run(
+    model=ModelConfig(
+        image=ImageEncoderConfig(
+            image_size=64, patch_size=8, dim=128, heads=4, stages=(Stage(2, 16, 16), Stage(1, 8, 8), Stage(1))
+        ),
+        text=TextEncoderConfig(width=128, heads=4, layers=2),
+        embed_dim=128,
+        projector_dim=512,
+    ),
+    train="train/*.tar",
+    held_out="eval",
+    steps=650,
+    batch_size=128,
+    lr=1.6e-3,
+    lr_end=4e-5,
+    warmup=43,
+    prompts=3,
+    noun_style="release",
+)
+
+FLICKR8K = Run(
+    model=_small(96, 192, (Stage(4, 32, 8),), text_layers=3),
+    train="flickr8k-train-*.tar",
+    held_out="flickr8k-test-*.tar",
+    steps=1600,
     batch_size=128,
     crop=(0.5, 1.0),
-    caption_weight=0.3,
-    segment_weight=1.0,
+    weight_decay=0.1,
+    caption_weight=1.0,
+    segment_weight=0.2,
 )
 
 RUNS: dict[str, Run] = {
     "scenes": SCENES,
+    "scenes-release": SCENES_RELEASE,
+    "flickr8k": FLICKR8K,
+    "debug": replace(SCENES, steps=10, warmup=2, batch_size=16, evaluate_every=10, min_count=2),
 }
+"""`scenes` and `debug` train on the folder that `groupvit data scenes` writes, `flickr8k` on shards of Flickr8k."""
 
 
 def get_run(name: str) -> Run:

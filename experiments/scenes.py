@@ -1,0 +1,169 @@
+"""Do segments emerge, and do words find them? Synthetic scenes with exact masks, in minutes.
+
+    python -m experiments.scenes --seeds 1 --out runs/demo      # what `make demo` runs
+    python -m experiments.scenes --seeds 3 --runs scenes scenes-release --record   # the table of docs/RESULTS.md
+
+Draws the scenes, trains each run from captions alone with each seed, scores held-out scenes, prints the table beside
+baselines, and writes pictures: scene, groups of each stage, named segments, truth. After an interruption the same
+command goes on where it was.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from experiments.record import record_results
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from groupvit.checkpoints import native
+from groupvit.data import scenes
+from groupvit.errors import InputError
+from groupvit.evaluation import baselines
+from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
+from groupvit.evaluation.metrics import confusion_matrix, iou
+from groupvit.evaluation.scoring import score
+from groupvit.models import build_model
+from groupvit.segmentation import Segmenter, drawing
+from groupvit.segmentation.labels import parse_labels
+from groupvit.text.nouns import nouns_of_photo
+from groupvit.training.loop import train
+from groupvit.training.runs import get_run
+from groupvit.training.state import latest
+
+Row = dict[str, float]
+CONSOLE = Console(stderr=True)
+
+
+def row(matrix: np.ndarray) -> Row:
+    """Mean IoU over all classes, the ten things and the six grounds, in percent."""
+    values, things = iou(matrix), len(scenes.THINGS)
+    means = np.nanmean(values), np.nanmean(values[:things]), np.nanmean(values[things:])
+    return dict(zip(("miou", "things", "grounds"), map(float, means), strict=True))
+
+
+def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
+    """What colour can tell: a look-up table counted with masks, and k-means with the best label for each cluster."""
+    classes = len(scenes.CLASSES)
+    drawn = (scenes.draw(-1 % 2**32, index) for index in range(3000))
+    known = (MaskedPhoto("", Image.fromarray(scene.image), scene.mask) for scene in drawn)
+    table = baselines.ColourTable.fit(
+        track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes
+    )
+    counted = sum(confusion_matrix(photo.mask, table(photo.image), classes) for photo in photos)
+    clusters = track(photos, "k-means of colours", console=CONSOLE, transient=True)
+    return {
+        "colour look-up table, trained with masks": row(np.asarray(counted)),
+        f"k-means on colours, {groups} clusters, best labels": row(
+            baselines.score_colour_clusters(clusters, groups, classes)
+        ),
+    }
+
+
+def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequence[MaskedPhoto]) -> dict[str, Row]:
+    """Rows of one run and seed: untrained, trained, and trained groups with the best labels."""
+    run = get_run(name)
+    torch.manual_seed(seed)
+    untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS)
+    began = time.monotonic()
+    state = train(run, data, out, seed=seed, resume=latest(out) is not None)
+    if state.step < run.steps:
+        raise KeyboardInterrupt
+    CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
+    folder = latest(out)
+    assert folder
+    scores = score(Segmenter(*native.load(folder)), photos, scenes.LABELS)
+    return {
+        f"{name}, untrained": row(untrained.named),
+        name: row(scores.named),
+        f"{name}, its groups with the best labels": row(scores.oracle),
+    }
+
+
+def draw_pictures(
+    checkpoint: Path, evaluation: Path, photos: Sequence[MaskedPhoto], count: int, out: Path
+) -> list[Path]:
+    """Scene, groups of each stage, segments named with the words of the scene's own caption, truth."""
+    segmenter = Segmenter(*native.load(checkpoint))
+    captions = json.loads((evaluation / "captions.json").read_text())
+    owner = {word: label.name for label in parse_labels(scenes.LABELS) for word in label.words}
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for photo in photos:
+        words = [
+            name for name in scenes.CLASSES if name in {owner.get(n) for n in nouns_of_photo([captions[photo.name]])}
+        ]
+        if len(words) < 3 or len(paths) == count:
+            continue
+        result = segmenter.segment(photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words])
+        stages = [drawing.groups(photo.image, groups) for groups in result.groups]
+        pictures = [photo.image, *stages, result.overlay(), drawing.overlay(photo.image, photo.mask, scenes.CLASSES)]
+        titles = ["scene", *(f"groups, stage {i + 1}" for i in range(len(stages))), "named from caption", "truth"]
+        paths.append(out / f"{photo.name}.png")
+        drawing.panel(pictures, titles).save(paths[-1])
+    return paths
+
+
+def print_table(rows: dict[str, list[Row]]) -> None:
+    """Mean over seeds, and the range where there are several."""
+    table = Table("held-out scenes, IoU in %", "mIoU", "things", "grounds", "seeds")
+    for name, seeds in rows.items():
+        cells = []
+        for key in ("miou", "things", "grounds"):
+            values = [values[key] for values in seeds]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        table.add_row(name, *cells, str(len(seeds)))
+    Console(width=120).print(table)
+
+
+def main(
+    out: Path = Path("runs/scenes"),
+    runs: tuple[str, ...] = ("scenes",),
+    seeds: int = 1,
+    pictures: int = 8,
+    record: bool = False,
+) -> None:
+    """Draw scenes, train, score and draw.
+
+    Args:
+        out: Folder for scenes, trainings and pictures.
+        runs: Named runs to compare; pictures are of the first.
+        seeds: Trainings of each run.
+        pictures: Held-out scenes to draw.
+        record: Write the figures to docs/results.json.
+    """
+    data = out / f"data-v{scenes.VERSION}"
+    if not (data / "scenes.json").is_file():
+        scenes.write(data, progress=lambda s, total: track(s, "drawing scenes", total=total, console=CONSOLE))
+    photos = list(MaskFolder.open(data / "eval"))
+    rows: dict[str, list[Row]] = {}
+    for name in runs:
+        for seed in range(seeds):
+            for label, values in train_and_score(name, seed, data, out / f"{name}-seed{seed}", photos).items():
+                rows.setdefault(label, []).append(values)
+    groups = get_run(runs[0]).model.image.stages[0].output_groups
+    rows |= {label: [values] for label, values in colour_rows(photos, groups).items()}
+    print_table(rows)
+    first = latest(out / f"{runs[0]}-seed0")
+    assert first
+    for path in draw_pictures(first, data / "eval", photos, pictures, out / "pictures"):
+        print(path)
+    if record:
+        record_results("scenes", {"rows": rows, "generator": scenes.VERSION})
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from here") from None

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def scenes_folder(tmp_path_factory):
+    from groupvit.data import scenes
+
+    folder = tmp_path_factory.mktemp("scenes") / "set"
+    scenes.write(folder, train=60, evaluation=4)
+    return folder
+
+
+def test_the_whole_way_from_captions_to_named_segments(run_cli, scenes_folder, tmp_path):
+    arguments = ("train", "debug", "--data", scenes_folder, "--out", tmp_path / "run")
+    code, out, err = run_cli(*arguments)
+    assert code == 0, err
+    assert "10 of 10 steps" in out
+    curve = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert curve[-1]["step"] == 10
+    assert "miou" in curve[-1]
+    photo = next((scenes_folder / "eval" / "images").iterdir())
+    checkpoint = tmp_path / "run" / "step-00000010"
+    code, out, err = run_cli("segment", photo, "--model", checkpoint, "--labels", "ball=ball,sphere", "grass", "snow")
+    assert code == 0, err
+    written = json.loads((tmp_path / "out" / f"{photo.name}.json").read_text())
+    assert sum(label["share"] for label in written["labels"]) == pytest.approx(1)
+    code, _, err = run_cli(*arguments)
+    assert code == 2
+    assert "--resume" in err
+    code, out, _ = run_cli(*arguments, "--resume")
+    assert code == 0
+
+
+def test_an_unknown_run_is_one_line_that_lists_the_known(run_cli, scenes_folder):
+    code, out, err = run_cli("train", "nonsense", "--data", scenes_folder)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "scenes" in err
+    assert "flickr8k" in err
+
+
+def test_a_folder_without_shards_is_one_line(run_cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, out, err = run_cli("train", "debug", "--data", "empty")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "empty" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_scenes_are_written_once(run_cli, tmp_path):
+    arguments = ("data", "scenes", tmp_path / "set", "--train", 12, "--evaluation", 2)
+    code, out, err = run_cli(*arguments)
+    assert code == 0, err
+    assert "12 captioned scenes" in out
+    assert run_cli(*arguments)[0] == 0
+    code, _, err = run_cli(*arguments, "--seed", 1)
+    assert code == 2
+    assert "not empty" in err

@@ -1,0 +1,58 @@
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from groupvit.data.shards import Sample, write_shards
+from groupvit.evaluation.retrieval import Retrieval, recall_at_k
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+
+CONFIG = ModelConfig(
+    ImageEncoderConfig(16, 8, 16, 2, stages=(Stage(1, 2, 2),)),
+    TextEncoderConfig(16, 2, 1, context_length=16),
+    embed_dim=8,
+    projector_dim=16,
+)
+
+
+def test_recall_is_counted_by_hand():
+    similarity = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.2, 0.5], [0.1, 0.2, 0.3]])
+    answers = torch.tensor([[0, -1], [1, 2], [0, 1]])
+    assert recall_at_k(similarity, answers, 1) == pytest.approx(100 / 3)
+    assert recall_at_k(similarity, answers, 2) == pytest.approx(100)
+    assert recall_at_k(similarity, answers, 10) == 100
+
+
+def test_padding_is_never_an_answer():
+    assert recall_at_k(torch.eye(2), torch.tensor([[-1], [-1]]), 2) == 0
+
+
+@pytest.fixture
+def retrieval(tmp_path):
+    def jpeg(colour: str) -> bytes:
+        file = BytesIO()
+        Image.new("RGB", (20, 18), colour).save(file, "JPEG")
+        return file.getvalue()
+
+    colours = ("red", "green", "blue", "white")
+    samples = [Sample(c, jpeg(c), tuple(f"a {c} photo {i}" for i in range(n))) for n, c in enumerate(colours, start=1)]
+    write_shards(samples, tmp_path, prefix="test")
+    return Retrieval([tmp_path], CONFIG)
+
+
+def test_each_caption_belongs_to_its_photo(retrieval):
+    assert retrieval.photos.shape == (4, 3, 16, 16)
+    assert retrieval.owners.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+
+
+def test_a_model_that_knows_the_photos_has_full_recall_and_a_constant_one_has_not(retrieval, monkeypatch):
+    model = build_model(CONFIG).eval()
+    position = iter(range(100))
+    vectors = torch.eye(8)[:4]
+    monkeypatch.setattr(model, "encode_image", lambda images: vectors[[next(position) for _ in images]])
+    monkeypatch.setattr(model, "encode_text", lambda tokens: vectors[retrieval.owners])
+    assert set(retrieval(model).values()) == {100.0}
+    position = iter(range(100))
+    monkeypatch.setattr(model, "encode_text", lambda tokens: vectors[(retrieval.owners + 1) % 4])
+    assert retrieval(model)["text_to_image_r1"] == 0
