@@ -82,8 +82,8 @@ def test_embeddings_are_unit_vectors():
     model = build_model(config).eval()
     features = model.image_encoder(torch.randn(2, 3, 32, 32))
     for embedding in (
-        model.embed_images(features),
-        model.embed_segments(features),
+        model.embed_image_features(features.pooled),
+        model.embed_image_features(features.segments),
         model.encode_text(torch.tensor([[1, 9, 49407], [1, 49407, 0]])),
     ):
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(embedding.shape[:-1]))

@@ -128,3 +128,21 @@ def test_only_its_own_patches_reach_a_segment_when_nothing_mixes_after_grouping(
 def test_drop_path_grows_with_depth():
     rates = [block.drop_path for stage in encoder(drop_path=0.3).stages for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_a_patch_alone_is_what_a_group_of_that_patch_would_be():
+    options = {"group_residual": False, "token_mixer": False, "pre_assign_attention": False, "assign_eps": 0.0}
+    module = encoder((Stage(0, 32, 32),), **options)
+    features = module(images(24, 24))
+    alone = module.patches_alone(features)
+    single = features.assignments[0].hard.sum(dim=-1) == 1
+    assert single.any()
+    for b, group in single.nonzero().tolist():
+        patch = int(features.assignments[0].hard[b, group].argmax())
+        torch.testing.assert_close(alone[b, patch], features.segments[b, group])
+
+
+def test_patches_alone_need_segments_that_are_made_of_patches_only():
+    for module in (encoder((Stage(1, 4, 4),)), encoder((Stage(1, 4, 4), Stage(1)), group_residual=False)):
+        with pytest.raises(ValueError, match="segment of its own"):
+            module.patches_alone(module(images(16, 16)))

@@ -72,7 +72,7 @@ def inputs(config: ModelConfig, dtype: torch.dtype, count: int = 8) -> tuple[Ten
 @torch.no_grad()
 def ours(model: GroupViT, images: Tensor, tokens: Tensor) -> Outputs:
     features = model.image_encoder(images)
-    image, text = model.embed_images(features), model.encode_text(tokens)
+    image, text = model.embed_image_features(features.pooled), model.encode_text(tokens)
     soft = tuple(assignment.soft for assignment in features.assignments)
     return Outputs(image, text, temperature(model.logit_scale) * image @ text.T, soft)
 

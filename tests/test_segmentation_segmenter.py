@@ -39,7 +39,7 @@ def tiny(*stages: Stage, dtype: torch.dtype = torch.float64, segment_loss: bool 
     for projector in (model.image_projector, model.text_projector):
         projector.norm.momentum = 1.0
     photos = torch.stack([torch.from_numpy(photo(32, 32, seed)) for seed in range(16)])
-    model.embed_segments(model.image_encoder(photos.permute(0, 3, 1, 2) / 64 - 2))
+    model.embed_image_features(model.image_encoder(photos.permute(0, 3, 1, 2) / 64 - 2).segments)
     model.encode_text(Tokenizer()([f"a photo of a {word}." for word in [*LABELS, "man", "woman", "water", "night"]]))
     return Segmenter(model.to(dtype), config, device="cpu")
 
@@ -57,7 +57,7 @@ def reference(segmenter: Segmenter, image: np.ndarray) -> tuple[ImageFeatures, t
     pixels = segmenter._pixels(Image.fromarray(image), (image.shape[0], image.shape[1]))
     features = segmenter.model.image_encoder(pixels[None])
     embedded = segmenter.model.encode_text(Tokenizer()([f"a photo of a {label}." for label in LABELS]))
-    cosines = segmenter.model.embed_segments(features)[0] @ embedded.T
+    cosines = segmenter.model.embed_image_features(features.segments)[0] @ embedded.T
     return features, (cosines * segmenter.model.logit_scale.exp()).softmax(-1)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -107,8 +108,7 @@ def test_a_handful_of_scenes_is_learnt_by_heart(tmp_path):
     run = replace(RUN, steps=60, warmup=5, lr=3e-3, min_count=1, crop=(1.0, 1.0), prompts=0, caption_weight=1.0)
     train(run, tmp_path / "data", tmp_path / "run", workers=0)
     curve = [line["caption"] for line in metrics(tmp_path / "run")]
-    assert curve[0] > 1.5
-    assert curve[-1] < 0.7
+    assert min(curve[-2:]) < 0.5  # guessing among eight costs log(8) = 2.1
 
 
 def test_only_the_newest_two_checkpoints_are_kept(data, tmp_path):
@@ -152,12 +152,12 @@ def test_the_vocabulary_needs_enough_photos(data, tmp_path):
 
 
 def test_a_broken_photo_in_a_worker_is_one_clear_line(tmp_path):
-    samples = [Sample(f"{i:03d}", b"not a jpeg", ("a dog",)) for i in range(10)]
+    samples = [Sample(f"{i:03d}", b"\xff\xd8\xff not a jpeg", ("a dog",)) for i in range(10)]
     write_shards(samples, tmp_path / "train", prefix="bad")
     with pytest.raises(InputError) as error:
         train(replace(RUN, segment_weight=0.0), tmp_path, tmp_path / "run", workers=1)
     assert "\n" not in str(error.value)
-    assert "000" in str(error.value)
+    assert re.search(r"bad-0000.tar: 00\d: not an image", str(error.value))
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)

@@ -42,7 +42,7 @@ class BatchMaker:
         """One generator per sample makes every draw a function of the sample alone."""
         images, captions, prompts = [], [], []
         for sample, generator in zip(samples, generators, strict=True):
-            photo = load_rgb(sample.image, sample.key)
+            photo = load_rgb(sample.image, f"{sample.shard}: {sample.key}")
             images.append(augment(photo, self.image_size, scale=self.scale, generator=generator))
             captions.append(sample.captions[generator.integers(len(sample.captions))])
             if self.prompts:

@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -30,9 +30,12 @@ TEXT_ENDINGS = frozenset(("txt", "json"))
 
 @dataclass(frozen=True)
 class Sample:
+    """An encoded photo and its captions; `shard` says where it was read."""
+
     key: str
     image: bytes
     captions: tuple[str, ...]
+    shard: str = field(default="", compare=False)
 
 
 def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -130,7 +133,7 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
         images = [data for ending, data in files.items() if ending in IMAGE_ENDINGS]
         if len(images) != 1:
             raise InputError(f"{path}: sample {key} has {len(images)} images; its members must stand side by side")
-        yield Sample(key, images[0], _captions(path, key, files))
+        yield Sample(key, images[0], _captions(path, key, files), str(path))
 
 
 def captions_of(shards: Iterable[str | Path]) -> Iterator[tuple[str, ...]]:

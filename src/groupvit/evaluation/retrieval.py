@@ -30,7 +30,7 @@ class Retrieval:
         photos, captions, owners = [], [], []
         for shard in find_shards(shards):
             for sample in read_shard(shard):
-                photo = resize_short_side(load_rgb(sample.image, f"{shard}: {sample.key}"), size)
+                photo = resize_short_side(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size)
                 owners += [len(photos)] * len(sample.captions)
                 captions += sample.captions
                 photos.append(to_tensor(center_crop(photo, size)))

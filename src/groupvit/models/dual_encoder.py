@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models.config import ModelConfig
-from groupvit.models.image_encoder import ImageEncoder, ImageFeatures
+from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.text_encoder import TextEncoder
 
 
@@ -57,21 +57,21 @@ class GroupViT(nn.Module):
             self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
             self.segment_logit_bias = nn.Parameter(torch.tensor(-5.0))
 
-    def embed_images(self, features: ImageFeatures) -> Float[Tensor, "batch embed"]:
-        """Unit vectors of whole images (Eq. 2)."""
-        return F.normalize(self.image_projector(features.pooled), dim=-1)
+    def embed_image_features(self, features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows embed"]:
+        """Unit vectors of pooled features (Eq. 2) or of single segments (§3.3): one projector serves both."""
+        return F.normalize(self.image_projector(features), dim=-1)
 
-    def embed_segments(self, features: ImageFeatures) -> Float[Tensor, "batch segments embed"]:
-        """Unit vectors of single segments, to be compared with label embeddings (§3.3)."""
-        return F.normalize(self.image_projector(features.segments), dim=-1)
+    def embed_text_features(self, features: Float[Tensor, "texts width"]) -> Float[Tensor, "texts embed"]:
+        """Unit vectors of encoded texts."""
+        return F.normalize(self.text_projector(features), dim=-1)
 
     def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """Unit vectors of whole images, without noise."""
-        return self.embed_images(self.image_encoder(images))
+        return self.embed_image_features(self.image_encoder(images).pooled)
 
     def encode_text(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts embed"]:
         """Unit vectors of tokenised texts."""
-        return F.normalize(self.text_projector(self.text_encoder(tokens)), dim=-1)
+        return self.embed_text_features(self.text_encoder(tokens))
 
 
 def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -144,6 +144,14 @@ class GroupingBlock(nn.Module):
         merged, assignment = self.assign(groups, segments, keys)
         if self.group_residual:
             merged = merged + groups
-        if self.channel_mlp is not None and self.norm_new is not None:
-            merged = merged + self.channel_mlp(self.norm_new(merged))
-        return merged, assignment
+        return self._mix_channels(merged), assignment
+
+    def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
+        """What each segment would become in a group that it has to itself, the group token aside."""
+        values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
+        return self._mix_channels(self.assign.proj(values))
+
+    def _mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+        if self.channel_mlp is None or self.norm_new is None:
+            return merged
+        return merged + self.channel_mlp(self.norm_new(merged))

@@ -21,12 +21,13 @@ from groupvit.models.layers import Block, TokenMixer
 class ImageFeatures:
     """What the image encoder makes of a batch, before the projection to the joint space.
 
-    `pooled` is the mean of the segments (Eq. 2), `assignments` has one entry per grouping stage (none for a plain ViT),
-    `grid` is the height and width of the patch grid.
+    `pooled` is the mean of the segments (Eq. 2), `ungrouped` what the last grouping merged into them, `assignments` has
+    one entry per grouping stage (none for a plain ViT), `grid` is the height and width of the patch grid.
     """
 
     pooled: Float[Tensor, "batch dim"]
     segments: Float[Tensor, "batch segments dim"]
+    ungrouped: Float[Tensor, "batch ungrouped dim"]
     assignments: tuple[Assignment, ...]
     grid: tuple[int, int]
 
@@ -93,7 +94,7 @@ class GroupingStage(nn.Module):
                 mixer = TokenMixer(previous_tokens, dim // 2, stage.group_tokens)
                 self.group_projector = nn.Sequential(nn.LayerNorm(dim), mixer)
             else:
-                nn.init.trunc_normal_(tokens, std=0.02)
+                nn.init.trunc_normal_(tokens, std=float(__import__("os").environ.get("GSTD","0.02")), a=-9, b=9)
             self.group_tokens = nn.Parameter(tokens)
             self.grouping = GroupingBlock(
                 dim, heads, stage.group_tokens, stage.output_groups, mlp_ratio=mlp_ratio, **grouping
@@ -104,8 +105,13 @@ class GroupingStage(nn.Module):
         segments: Float[Tensor, "batch segments dim"],
         previous: Float[Tensor, "batch previous dim"] | None,
         keys: Int[Tensor, " batch"] | None,
-    ) -> tuple[Float[Tensor, "batch out dim"], Float[Tensor, "batch tokens dim"] | None, Assignment | None]:
-        """New segments, this stage's group tokens after its blocks, and the assignment when the stage groups."""
+    ) -> tuple[
+        Float[Tensor, "batch out dim"],
+        Float[Tensor, "batch segments dim"],
+        Float[Tensor, "batch tokens dim"] | None,
+        Assignment | None,
+    ]:
+        """Segments after and before grouping, group tokens after the blocks, and the assignment when it groups."""
         count = segments.shape[1]
         x = segments
         if self.group_tokens is not None:
@@ -116,10 +122,10 @@ class GroupingStage(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, None if keys is None else noise.fold(keys, i))
         if self.grouping is None:
-            return x, None, None
+            return x, x, None, None
         segments, tokens = x[:, :count], x[:, count:]
-        segments, assignment = self.grouping(tokens, segments, None if keys is None else noise.fold(keys, -2))
-        return segments, tokens, assignment
+        merged, assignment = self.grouping(tokens, segments, None if keys is None else noise.fold(keys, -2))
+        return merged, segments, tokens, assignment
 
 
 class ImageEncoder(nn.Module):
@@ -183,13 +189,28 @@ class ImageEncoder(nn.Module):
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn."""
         segments, grid = self.embed(images)
-        tokens, assignments = None, []
+        ungrouped, tokens, assignments = segments, None, []
         for i, stage in enumerate(self.stages):
-            segments, tokens, assignment = stage(segments, tokens, None if keys is None else noise.fold(keys, 100 + i))
+            stage_keys = None if keys is None else noise.fold(keys, 100 + i)
+            segments, before, tokens, assignment = stage(segments, tokens, stage_keys)
             if assignment is not None:
+                ungrouped = before
                 assignments.append(assignment)
         segments = self.norm(segments)
-        return ImageFeatures(self.pool(segments, assignments), segments, tuple(assignments), grid)
+        return ImageFeatures(self.pool(segments, assignments), segments, ungrouped, tuple(assignments), grid)
+
+    def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
+        """What each input of the last grouping would be as a final segment of its own.
+
+        Needs a model whose last stage groups and keeps no group residual: then a segment is a function of its inputs.
+        """
+        last = self.stages[-1]
+        assert isinstance(last, GroupingStage)
+        if last.grouping is None or last.grouping.group_residual:
+            raise ValueError(
+                "a patch is a segment of its own only where nothing but its group's patches makes a segment"
+            )
+        return self.norm(last.grouping.alone(features.ungrouped))
 
     def pool(
         self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]

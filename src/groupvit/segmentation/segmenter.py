@@ -201,7 +201,7 @@ class Segmenter:
         self, features: ImageFeatures, words: Float[Tensor, "words embed"], lengths: list[int]
     ) -> Float[Tensor, "batch segments labels"]:
         """Softmax over labels for each final segment, in at least float32."""
-        segments = self.model.embed_segments(features)
+        segments = self.model.embed_image_features(features.segments)
         scale = self.model.segment_logit_scale if self.config.segment_loss else self.model.logit_scale
         with torch.autocast(self.device.type, enabled=False):
             cosines = segments.to(words.dtype) @ words.T

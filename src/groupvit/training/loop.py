@@ -3,80 +3,26 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.data.batches import Batch, BatchMaker
 from groupvit.data.shards import CaptionBatches, captions_of, find_shards
 from groupvit.errors import InputError
-from groupvit.models import GroupViT, build_model, noise, normalize, temperature
+from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
-from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training import losses
+from groupvit.training.objective import Vocabulary, loss_terms
 from groupvit.training.optim import learning_rate, parameter_groups
 from groupvit.training.progress import Progress
 from groupvit.training.runs import Run
 from groupvit.training.state import TrainingState, latest, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The nouns of the segment-level loss: their prompts, and weights that fall with the root of their frequency."""
-
-    nouns: tuple[str, ...]
-    tokens: Int[Tensor, "vocabulary length"]
-    weights: Float[Tensor, " vocabulary"]
-
-    @classmethod
-    def from_counts(cls, counts: dict[str, int], tokenizer: Tokenizer) -> "Vocabulary":
-        """`counts`: in how many photos' captions each noun stands."""
-        weights = torch.tensor(list(counts.values()), dtype=torch.float32).rsqrt()
-        tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
-        return cls(tuple(counts), tokens, weights / weights.mean())
-
-    def to(self, device: torch.device) -> "Vocabulary":
-        return Vocabulary(self.nouns, self.tokens.to(device), self.weights.to(device))
-
-
-def loss_terms(
-    model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: Int[Tensor, " batch"]
-) -> dict[str, Float[Tensor, ""]]:
-    """Every term of the objective, weighted (Eq. 8, and the segment-level noun loss)."""
-    features = model.image_encoder(normalize(batch.images), keys)
-    texts = [batch.captions, batch.prompts.flatten(0, 1)][: 2 if run.prompts else 1]
-    # Sentences of one kind have one length: encoding the kinds apart spares padding; BatchNorm sees them together.
-    encoded = torch.cat([model.text_encoder(tokens) for tokens in texts])
-    embeddings = nn.functional.normalize(model.text_projector(encoded), dim=-1).float()
-    captions, prompts = embeddings[: len(batch.captions)], embeddings[len(batch.captions) :]
-    images = model.embed_images(features).float()
-    terms = {}
-    if run.caption_weight:
-        caption = losses.contrastive_loss(images, captions, temperature(model.logit_scale), run.loss_form)
-        terms["caption"] = run.caption_weight * caption
-    if run.prompts:
-        scale = getattr(model, "multi_label_logit_scale", model.logit_scale)
-        prompts = prompts.unflatten(0, (-1, run.prompts))
-        terms["multi_label"] = losses.multi_label_loss(images, prompts, temperature(scale), run.loss_form)
-    if run.segment_weight:
-        terms["segment_nouns"] = run.segment_weight * losses.segment_noun_loss(
-            model.embed_segments(features).float(),
-            features.occupied(),
-            model.encode_text(words.tokens).float(),
-            batch.present,
-            temperature(model.segment_logit_scale),
-            model.segment_logit_bias,
-            words.weights,
-        )
-    return terms
 
 
 @contextmanager
@@ -105,8 +51,10 @@ def _next(batches: Iterator[Batch]) -> Batch:
 
 def make_vocabulary(run: Run, shards: list[Path], tokenizer: Tokenizer) -> Vocabulary:
     """The nouns of the training captions that are frequent enough to learn."""
-    counts = vocabulary(captions_of(shards), run.min_count) if run.segment_weight else {}
-    if run.segment_weight and not counts:
+    if not (run.segment_weight or run.patch_weight):
+        return Vocabulary.from_counts({}, tokenizer)
+    counts = vocabulary(captions_of(shards), run.min_count)
+    if not counts:
         raise InputError(
             f"no noun stands in the captions of {run.min_count} photos of {shards[0].parent}; need more data"
         )

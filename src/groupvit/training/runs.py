@@ -13,9 +13,10 @@ from groupvit.training.losses import Form
 class Run:
     """What a training is made of besides its data folder and its seed.
 
-    `train` and `held_out` are patterns of shards inside the data folder. `prompts` is K of the multi-label loss (Eq. 7;
-    0 turns it off), `segment_weight` the weight of the segment-level noun loss over the nouns that at least `min_count`
-    photos have. Rates are per step; `warmup` and `steps` count optimiser steps. `crop` is the share of a photo's area.
+    `train` and `held_out` are patterns of shards inside the data folder (`held_out` may be a folder with masks).
+    `prompts` is K of the multi-label loss (Eq. 7; 0 turns it off). `segment_weight` and `patch_weight` weigh the noun
+    loss over segments, and over patches as segments of their own, for the nouns that at least `min_count` photos have.
+    Rates are per step; `warmup` and `steps` count optimiser steps. `crop` is the share of a photo's area.
     """
 
     model: ModelConfig
@@ -35,6 +36,7 @@ class Run:
     prompts: int = 0
     noun_style: Style = "paper"
     segment_weight: float = 0.0
+    patch_weight: float = 0.0
     min_count: int = 10
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     evaluate_every: int = 500
@@ -60,7 +62,7 @@ def _small(image_size: int, dim: int, stages: tuple[Stage, ...], text_layers: in
         text=TextEncoderConfig(width=dim, heads=dim // 32, layers=text_layers, context_length=32),
         embed_dim=128,
         projector_dim=512,
-        projector_norm="layer",
+        projector_norm="batch",
         multi_label_scale=False,
         segment_loss=True,
     )

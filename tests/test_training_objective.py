@@ -1,0 +1,97 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from groupvit.data.batches import Batch
+from groupvit.models import (
+    ImageEncoderConfig,
+    ModelConfig,
+    Stage,
+    TextEncoderConfig,
+    build_model,
+    noise,
+    normalize,
+    temperature,
+)
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training import losses
+from groupvit.training.objective import Vocabulary, loss_terms
+from groupvit.training.runs import Run
+
+CONFIG = ModelConfig(
+    ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 3, 3),), group_residual=False),
+    TextEncoderConfig(32, 2, 1, context_length=24),
+    embed_dim=16,
+    projector_dim=32,
+    segment_loss=True,
+)
+RUN = Run(CONFIG, "", 1, 4, prompts=2, segment_weight=0.5, patch_weight=0.25, caption_weight=2.0)
+TOKENIZER = Tokenizer(24)
+WORDS = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, TOKENIZER)
+KEYS = noise.sample_keys(0, 0, torch.arange(4))
+
+
+def make_batch() -> Batch:
+    captions = ["a dog in a hat", "a cat", "two dogs", "a hat on a cat and a very long story about it"]
+    prompts = TOKENIZER([f"a photo of a {noun}." for noun in ("dog", "hat", "cat", "cat", "dog", "dog", "hat", "cat")])
+    return Batch(
+        torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8),
+        TOKENIZER(captions),
+        prompts.unflatten(0, (4, 2)),
+        torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]]).bool(),
+    )
+
+
+def test_terms_carry_their_weights_and_zero_weight_means_no_term():
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    terms = loss_terms(model, batch, RUN, WORDS, KEYS)
+    assert list(terms) == ["caption", "multi_label", "segment_nouns", "patch_nouns"]
+    doubled = loss_terms(model, batch, replace(RUN, segment_weight=1.0, caption_weight=4.0), WORDS, KEYS)
+    torch.testing.assert_close(doubled["segment_nouns"], 2 * terms["segment_nouns"])
+    torch.testing.assert_close(doubled["caption"], 2 * terms["caption"])
+    torch.testing.assert_close(doubled["patch_nouns"], terms["patch_nouns"])
+    few = replace(RUN, prompts=0, segment_weight=0.0, patch_weight=0.0)
+    nothing = replace(batch, prompts=batch.prompts[:, :0])
+    assert list(loss_terms(model, nothing, few, Vocabulary.from_counts({}, TOKENIZER), KEYS)) == ["caption"]
+
+
+def test_terms_are_the_losses_of_the_embeddings():
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    features = model.image_encoder(normalize(batch.images), KEYS)
+    captions = model.encode_text(batch.captions)
+    images = model.embed_image_features(features.pooled)
+    terms = loss_terms(model, batch, RUN, WORDS, KEYS)
+    caption = losses.contrastive_loss(images, captions, temperature(model.logit_scale))
+    torch.testing.assert_close(terms["caption"], 2 * caption)
+    segments = losses.segment_noun_loss(
+        model.embed_image_features(features.segments),
+        features.occupied(),
+        model.encode_text(WORDS.tokens),
+        batch.present,
+        temperature(model.segment_logit_scale),
+        model.segment_logit_bias,
+        WORDS.weights,
+    )
+    torch.testing.assert_close(terms["segment_nouns"], 0.5 * segments)
+
+
+def test_batch_norm_sees_every_text_of_the_step_at_once():
+    model, batch = build_model(CONFIG).train(), make_batch()
+    seen = []
+    model.text_projector.norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    loss_terms(model, batch, RUN, WORDS, KEYS)
+    assert seen == [4 + 8 + 3]
+
+
+def test_every_parameter_that_the_run_uses_gets_a_gradient():
+    model = build_model(CONFIG).train()
+    torch.stack(list(loss_terms(model, make_batch(), RUN, WORDS, KEYS).values())).sum().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_weights_of_nouns_fall_with_the_root_of_their_frequency():
+    assert WORDS.nouns == ("dog", "cat", "hat")
+    assert WORDS.weights.mean().item() == pytest.approx(1)
+    assert (WORDS.weights[2] / WORDS.weights[0]).item() == pytest.approx(3)
