@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from groupvit.checkpoints import native
+from groupvit import checkpoints
+from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.evaluation import baselines
@@ -36,7 +37,6 @@ from groupvit.segmentation.labels import parse_labels
 from groupvit.text.nouns import nouns_of_photo
 from groupvit.training.loop import train
 from groupvit.training.runs import get_run
-from groupvit.training.state import latest
 
 Row = dict[str, float]
 CONSOLE = Console(stderr=True)
@@ -77,9 +77,7 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     if state.step < run.steps:
         raise KeyboardInterrupt
     CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
-    folder = latest(out)
-    assert folder
-    scores = score(Segmenter(*native.load(folder)), photos, scenes.LABELS)
+    scores = score(Segmenter(*checkpoints.load(out)), photos, scenes.LABELS)
     return {
         f"{name}, untrained": row(untrained.named),
         name: row(scores.named),
@@ -91,7 +89,7 @@ def draw_pictures(
     checkpoint: Path, evaluation: Path, photos: Sequence[MaskedPhoto], count: int, out: Path
 ) -> list[Path]:
     """Scene, groups of each stage, segments named with the words of the scene's own caption, truth."""
-    segmenter = Segmenter(*native.load(checkpoint))
+    segmenter = Segmenter(*checkpoints.load(checkpoint))
     captions = json.loads((evaluation / "captions.json").read_text())
     owner = {word: label.name for label in parse_labels(scenes.LABELS) for word in label.words}
     out.mkdir(parents=True, exist_ok=True)
@@ -152,9 +150,7 @@ def main(
     groups = get_run(runs[0]).model.image.stages[0].output_groups
     rows |= {label: [values] for label, values in colour_rows(photos, groups).items()}
     print_table(rows)
-    first = latest(out / f"{runs[0]}-seed0")
-    assert first
-    for path in draw_pictures(first, data / "eval", photos, pictures, out / "pictures"):
+    for path in draw_pictures(out / f"{runs[0]}-seed0", data / "eval", photos, pictures, out / "pictures"):
         print(path)
     if record:
         record_results("scenes", {"rows": rows, "generator": scenes.VERSION})

@@ -21,8 +21,9 @@ def test_the_whole_way_from_captions_to_named_segments(run_cli, scenes_folder, t
     assert curve[-1]["step"] == 10
     assert "miou" in curve[-1]
     photo = next((scenes_folder / "eval" / "images").iterdir())
-    checkpoint = tmp_path / "run" / "step-00000010"
-    code, out, err = run_cli("segment", photo, "--model", checkpoint, "--labels", "ball=ball,sphere", "grass", "snow")
+    code, out, err = run_cli(
+        "segment", photo, "--model", tmp_path / "run", "--labels", "ball=ball,sphere", "grass", "snow"
+    )
     assert code == 0, err
     written = json.loads((tmp_path / "out" / f"{photo.name}.json").read_text())
     assert sum(label["share"] for label in written["labels"]) == pytest.approx(1)

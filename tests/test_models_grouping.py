@@ -83,7 +83,6 @@ def test_assignment_is_in_float32_under_autocast():
 
 def test_cosine_logits_do_not_depend_on_the_length_of_projected_tokens():
     module = assign(logits="cosine")
-    module.q_proj.bias.data[:] = module.k_proj.bias.data[:] = 0
     logits = module.similarity(tokens(5), tokens(40))
     torch.testing.assert_close(module.similarity(7 * tokens(5), 3 * tokens(40)), logits)
     assert logits.abs().max() <= 10.001
@@ -130,3 +129,15 @@ def test_permuting_segments_permutes_only_the_assignment():
     permuted, permuted_assignment = block(groups, segments[:, order])
     torch.testing.assert_close(permuted, merged)
     torch.testing.assert_close(permuted_assignment.hard, assignment.hard[:, :, order])
+
+
+def test_cosine_logits_leave_out_what_all_segments_share():
+    """Otherwise one group, whose query points where all keys point, takes every segment."""
+    module = assign(logits="cosine")
+    groups, segments = tokens(5), tokens(40)
+    shared = 30 * torch.ones(16)
+    torch.testing.assert_close(
+        module.similarity(groups, segments + shared), module.similarity(groups, segments), atol=1e-4, rtol=1e-4
+    )
+    _, assignment = module(groups, segments + shared, None)
+    assert (assignment.hard.sum(dim=-1) > 0).sum(dim=1).min() >= 4

@@ -2,6 +2,9 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.training.loop import train
 from groupvit.training.runs import RUNS, Run
-from groupvit.training.state import latest, save
+from groupvit.training.state import save
 
 TINY = ModelConfig(
     image=ImageEncoderConfig(32, 8, 32, 2, stages=(Stage(1, 4, 4),), drop_path=0.1, stem="conv"),
@@ -165,3 +169,32 @@ def test_every_run_builds_on_the_meta_device(run):
     with torch.device("meta"):
         build_model(run.model)
     assert 0 <= run.warmup < run.steps
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
+    train(replace(RUN, steps=2), data, tmp_path, workers=0)
+    before = weights(tmp_path)
+    norm = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: norm(*a) * torch.nan)
+    (tmp_path / "latest").write_text("step-00000002")
+    run = replace(RUN, steps=2)
+    with pytest.raises(InputError, match="not finite at step 0"):
+        train(run, data, tmp_path / "other", workers=0)
+    assert weights(tmp_path) == before
+    assert latest(tmp_path / "other") is None
+
+
+def test_sigterm_to_the_whole_process_group_saves_and_says_how_to_go_on(data, tmp_path):
+    command = [sys.executable, "-m", "groupvit", "train", "debug", "--data", str(data), "--steps", "5000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    curve = tmp_path / "runs" / "debug" / "metrics.jsonl"
+    while not (curve.exists() and curve.read_text()):
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "--steps 5000 --resume" in out
+    folder = latest(tmp_path / "runs" / "debug")
+    assert folder
+    assert (folder / "training.pt").is_file()

@@ -12,10 +12,20 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 """Each has `load(path)`, `save(path, model, config)` and `recognises(path)`."""
 
 
+def latest(training: Path) -> Path | None:
+    """The newest complete checkpoint of a training's folder, which its `latest` file names."""
+    pointer = training / "latest"
+    return training / pointer.read_text().strip() if pointer.is_file() else None
+
+
 def load(path: Path) -> Checkpoint:
-    """The model at `path`, in evaluation mode; the layout is told by the content, not by the name."""
+    """The model at `path`, in evaluation mode; the layout is told by the content, not by the name.
+
+    Of a training's folder it is the newest checkpoint.
+    """
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent
+    path = latest(path) or path
     for layout in LAYOUTS.values():
         if layout.recognises(path):
             return layout.load(path)

@@ -34,10 +34,10 @@ def train(
     """
     from dataclasses import replace
 
+    from groupvit.checkpoints import latest
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.loop import train as train_run
     from groupvit.training.runs import get_run
-    from groupvit.training.state import latest
 
     settings = get_run(run)
     settings = replace(settings, steps=steps or settings.steps, batch_size=batch_size or settings.batch_size)

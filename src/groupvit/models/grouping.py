@@ -68,6 +68,8 @@ class AssignAttention(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             q, k = q.to(dtype), k.to(dtype)
             if self.logits == "cosine":
+                # What all segments share would let one group win them all, what all groups share tells nothing.
+                q, k = q - q.mean(dim=1, keepdim=True), k - k.mean(dim=1, keepdim=True)
                 q, k = F.normalize(q, dim=-1) * self.scale.exp().clamp(max=100), F.normalize(k, dim=-1)
             logits = q @ k.transpose(1, 2)
         return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits

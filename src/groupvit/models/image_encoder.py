@@ -94,7 +94,7 @@ class GroupingStage(nn.Module):
                 mixer = TokenMixer(previous_tokens, dim // 2, stage.group_tokens)
                 self.group_projector = nn.Sequential(nn.LayerNorm(dim), mixer)
             else:
-                nn.init.trunc_normal_(tokens, std=float(__import__("os").environ.get("GSTD","0.02")), a=-9, b=9)
+                nn.init.trunc_normal_(tokens, std=0.02)
             self.group_tokens = nn.Parameter(tokens)
             self.grouping = GroupingBlock(
                 dim, heads, stage.group_tokens, stage.output_groups, mlp_ratio=mlp_ratio, **grouping

@@ -1,15 +1,18 @@
 """Pre-training, top to bottom: shards in, a checkpoint out."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
+from groupvit.checkpoints import latest
 from groupvit.data.batches import Batch, BatchMaker
 from groupvit.data.shards import CaptionBatches, captions_of, find_shards
 from groupvit.errors import InputError
@@ -20,21 +23,33 @@ from groupvit.training.objective import Vocabulary, loss_terms
 from groupvit.training.optim import learning_rate, parameter_groups
 from groupvit.training.progress import Progress
 from groupvit.training.runs import Run
-from groupvit.training.state import TrainingState, latest, restore, save
+from groupvit.training.state import TrainingState, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Signals that ask to stop, collected: the loop ends after the step it is in."""
+    """Signals that ask to stop, collected: the loop ends after the step it is in. A second one interrupts at once."""
     received: list[int] = []
-    handlers = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _leave_process_group(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; a worker that died of it would end the training without a save."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def _attention(device: torch.device) -> AbstractContextManager[object]:
@@ -94,7 +109,13 @@ def train(
     words = words.to(device)
     maker = BatchMaker(run.model.image.image_size, run.crop, run.prompts, run.noun_style, words.nouns, tokenizer)
     stream = CaptionBatches(shards, batch_size=run.batch_size, seed=seed, make_batch=maker, start_batch=state.step)
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_process_group,
+    )
     positions = torch.arange(run.batch_size, device=device)
     with _stop_requests() as stop, Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size) as progress:
         batches = iter(loader)
@@ -112,9 +133,7 @@ def train(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient is not finite at step {state.step}; last checkpoint: {latest(out)}"
-                )
+                raise InputError(f"the gradient is not finite at step {state.step}: the learning rate may be too high")
             optimizer.step()
             optimizer.zero_grad()
             state = state.advance()

@@ -43,12 +43,12 @@ class Run:
     save_every: int = 500
 
 
-def _small(image_size: int, dim: int, stages: tuple[Stage, ...], text_layers: int) -> ModelConfig:
+def _small(image_size: int, patch_size: int, dim: int, stages: tuple[Stage, ...], text_layers: int) -> ModelConfig:
     """What the small runs share: the options under which segments keep to their own pixels."""
     return ModelConfig(
         image=ImageEncoderConfig(
             image_size=image_size,
-            patch_size=8,
+            patch_size=patch_size,
             dim=dim,
             heads=dim // 32,
             stages=stages,
@@ -69,15 +69,18 @@ def _small(image_size: int, dim: int, stages: tuple[Stage, ...], text_layers: in
 
 
 SCENES = Run(
-    model=_small(64, 128, (Stage(3, 16, 8),), text_layers=2),
+    model=_small(64, 8, 128, (Stage(3, 16, 8),), text_layers=2),
     train="train/*.tar",
     held_out="eval",
     steps=2600,
     batch_size=32,
-    warmup=300,
+    warmup=200,
     crop=(0.6, 1.0),
     caption_weight=0.1,
-    segment_weight=1.0,
+    segment_weight=0.5,
+    patch_weight=0.5,
+    evaluate_every=650,
+    save_every=650,
 )
 
 # The published recipe, options and losses untouched, on a model of the size of `scenes`: only numbers of layers, tokens
@@ -103,24 +106,30 @@ SCENES_RELEASE = Run(
 )
 
 FLICKR8K = Run(
-    model=_small(96, 192, (Stage(4, 32, 8),), text_layers=3),
+    model=_small(96, 16, 192, (Stage(4, 16, 8),), text_layers=3),
     train="flickr8k-train-*.tar",
     held_out="flickr8k-test-*.tar",
-    steps=1600,
-    batch_size=128,
-    crop=(0.5, 1.0),
+    steps=800,
+    batch_size=256,
+    warmup=100,
     weight_decay=0.1,
+    crop=(0.4, 1.0),
     caption_weight=1.0,
-    segment_weight=0.2,
+    segment_weight=0.1,
+    patch_weight=0.1,
+    min_count=20,
+    evaluate_every=100,
+    save_every=100,
 )
 
 RUNS: dict[str, Run] = {
     "scenes": SCENES,
     "scenes-release": SCENES_RELEASE,
+    "scenes-long": replace(SCENES, steps=14_000),
     "flickr8k": FLICKR8K,
     "debug": replace(SCENES, steps=10, warmup=2, batch_size=16, evaluate_every=10, min_count=2),
 }
-"""`scenes` and `debug` train on the folder that `groupvit data scenes` writes, `flickr8k` on shards of Flickr8k."""
+"""All but `flickr8k` train on the folder that `groupvit data scenes` writes."""
 
 
 def get_run(name: str) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from groupvit.checkpoints import native
+from groupvit.checkpoints import latest, native
 from groupvit.errors import InputError
 from groupvit.models import GroupViT
 from groupvit.training.runs import Run
@@ -36,12 +36,6 @@ class TrainingState:
         """What must be the same for a training to be continued."""
         fields = {key: value for key, value in asdict(self.run).items() if key not in ("evaluate_every", "save_every")}
         return {**fields, "seed": self.seed, "nouns": list(self.nouns)}
-
-
-def latest(out: Path) -> Path | None:
-    """The newest complete checkpoint of a training's folder."""
-    pointer = out / "latest"
-    return out / pointer.read_text().strip() if pointer.is_file() else None
 
 
 def save(out: Path, state: TrainingState) -> Path:
