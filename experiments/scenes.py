@@ -1,7 +1,7 @@
 """Do segments emerge, and do words find them? Synthetic scenes with exact masks, in minutes.
 
     python -m experiments.scenes --seeds 1 --out runs/demo      # what `make demo` runs
-    python -m experiments.scenes --seeds 3 --runs scenes scenes-release --record   # the table of docs/RESULTS.md
+    python -m experiments.scenes --seeds 3 --record             # a table of docs/RESULTS.md
 
 Draws the scenes, trains each run from captions alone with each seed, scores held-out scenes, prints the table beside
 baselines, and writes pictures: scene, groups of each stage, named segments, truth. After an interruption the same
@@ -153,7 +153,7 @@ def main(
     for path in draw_pictures(out / f"{runs[0]}-seed0", data / "eval", photos, pictures, out / "pictures"):
         print(path)
     if record:
-        record_results("scenes", {"rows": rows, "generator": scenes.VERSION})
+        record_results(runs[0], {"rows": rows, "generator": scenes.VERSION})
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def _small(image_size: int, patch_size: int, dim: int, stages: tuple[Stage, ...]
 
 
 SCENES = Run(
-    model=_small(64, 8, 128, (Stage(3, 16, 8),), text_layers=2),
+    model=_small(64, 8, 128, (Stage(3, 16, 16),), text_layers=2),
     train="train/*.tar",
     held_out="eval",
     steps=2600,
