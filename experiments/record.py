@@ -16,15 +16,20 @@ from groupvit.checkpoints.native import write_json
 RESULTS = Path(__file__).parents[1] / "docs/results.json"
 
 
-def record_results(name: str, values: dict[str, Any]) -> None:
+def commit() -> str:
+    """What was checked out; to be asked when a measurement begins."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def record_results(name: str, values: dict[str, Any], commit: str) -> None:
     """Store `values` under `name` in docs/results.json, with the command, the commit and the machine."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     module = Path(sys.argv[0]).stem
     results[name] = {
         **values,
         "command": f"python -m experiments.{module} {shlex.join(sys.argv[1:])}".strip(),
-        "commit": commit.strip(),
+        "commit": commit,
         "date": date.today().isoformat(),
         "machine": machine(),
     }

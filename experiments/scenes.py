@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from experiments.record import record_results
+from experiments.record import commit, record_results
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -138,6 +138,7 @@ def main(
         pictures: Held-out scenes to draw.
         record: Write the figures to docs/results.json.
     """
+    began_at = commit() if record else ""
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data, progress=lambda s, total: track(s, "drawing scenes", total=total, console=CONSOLE))
@@ -153,7 +154,7 @@ def main(
     for path in draw_pictures(out / f"{runs[0]}-seed0", data / "eval", photos, pictures, out / "pictures"):
         print(path)
     if record:
-        record_results(runs[0], {"rows": rows, "generator": scenes.VERSION})
+        record_results(runs[0], {"rows": rows, "generator": scenes.VERSION}, began_at)
 
 
 if __name__ == "__main__":
