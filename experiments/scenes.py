@@ -52,7 +52,7 @@ def row(matrix: np.ndarray) -> Row:
 def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
     """What colour can tell: a look-up table counted with masks, and k-means with the best label for each cluster."""
     classes = len(scenes.CLASSES)
-    drawn = (scenes.draw(-1 % 2**32, index) for index in range(3000))
+    drawn = (scenes.draw(2, index) for index in range(3000))
     known = (MaskedPhoto("", Image.fromarray(scene.image), scene.mask) for scene in drawn)
     table = baselines.ColourTable.fit(
         track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes

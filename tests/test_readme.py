@@ -4,9 +4,11 @@ Each ```bash or ```python block stands below `<!-- test -->` or `<!-- not run: R
 What is run is run by itself, in a fresh copy of the repository.
 """
 
+import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +43,19 @@ def test_a_block_of_the_readme_runs(block: dict[str, str], tmp_path: Path) -> No
         [*shell, block["code"]], cwd=copy, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_figures_in_tables_are_the_measured_ones(document: Path) -> None:
+    """Below `<!-- results: NAME -->` stand rows of docs/results.json: mIoU, things and grounds, means over seeds."""
+    results = json.loads((REPOSITORY / "docs/results.json").read_text())
+    for name, table in re.findall(r"<!-- results: (\S+) -->\n(.*?\n)\n", document.read_text() + "\n", re.S):
+        rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in table.splitlines()[2:]]
+        assert rows
+        for label, *cells in rows:
+            seeds = results[name]["rows"][label]
+            for key, cell in zip(("miou", "things", "grounds"), cells, strict=False):
+                assert cell.split()[0] == f"{statistics.mean(values[key] for values in seeds):.1f}", (label, key)

@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from groupvit.data import scenes
+from groupvit.models import build_model, noise
+from groupvit.segmentation import Segmenter
+from groupvit.training.loop import train
+from groupvit.training.runs import RUNS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def test_noise_is_the_same_on_every_device():
+    keys = noise.sample_keys(3, 5, torch.arange(64))
+    assert torch.equal(keys, noise.sample_keys(3, 5, torch.arange(64, device="cuda")).cpu())
+    assert torch.equal(noise.uniform(keys, 8, 100), noise.uniform(keys.cuda(), 8, 100).cpu())
+
+
+@pytest.mark.parametrize("run", ["debug", "scenes-release"])
+def test_a_training_runs_resumes_and_learns_on_a_gpu(tmp_path, run):
+    scenes.write(tmp_path / "data", train=200, evaluation=4)
+    settings = replace(RUNS[run], steps=40, batch_size=16, warmup=5, min_count=2, evaluate_every=100, save_every=20)
+    state = train(replace(settings, steps=40), tmp_path / "data", tmp_path / "run", device=torch.device("cuda"))
+    assert state.step == 40
+    assert next(state.model.parameters()).is_cuda
+    (tmp_path / "run" / "latest").write_text("step-00000020")
+    assert train(settings, tmp_path / "data", tmp_path / "run", resume=True, device=torch.device("cuda")).step == 40
+
+
+def test_a_photo_is_segmented_the_same_on_both_devices():
+    config = RUNS["debug"].model
+    torch.manual_seed(0)
+    model = build_model(config)
+    photo = scenes.draw(0, 0).image
+    cpu = Segmenter(model, config, device="cpu").segment(photo, ["ball", "grass", "snow"])
+    gpu = Segmenter(model, config, device="cuda").segment(photo, ["ball", "grass", "snow"])
+    assert (cpu.label_map == gpu.label_map).mean() > 0.99
