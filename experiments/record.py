@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parents[1] / "docs/results.json"
 
 def commit() -> str:
     """What was checked out; to be asked when a measurement begins."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -148,7 +148,7 @@ def main(
         for seed in range(seeds):
             for label, values in train_and_score(name, seed, data, out / f"{name}-seed{seed}", photos).items():
                 rows.setdefault(label, []).append(values)
-    groups = get_run(runs[0]).model.image.stages[0].output_groups
+    groups = next(s.output_groups for s in reversed(get_run(runs[0]).model.image.stages) if s.output_groups)
     rows |= {label: [values] for label, values in colour_rows(photos, groups).items()}
     print_table(rows)
     for path in draw_pictures(out / f"{runs[0]}-seed0", data / "eval", photos, pictures, out / "pictures"):

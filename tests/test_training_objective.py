@@ -76,6 +76,17 @@ def test_terms_are_the_losses_of_the_embeddings():
     torch.testing.assert_close(terms["segment_nouns"], 0.5 * segments)
 
 
+def test_losses_are_in_float32_under_autocast(monkeypatch):
+    seen = []
+    loss = losses.contrastive_loss
+    monkeypatch.setattr(losses, "contrastive_loss", lambda *given: seen.append(loss(*given).dtype) or loss(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = loss_terms(build_model(CONFIG).eval(), make_batch(), RUN, WORDS, KEYS)
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == torch.bfloat16
+    assert {term.dtype for term in terms.values()} == set(seen) == {torch.float32}
+
+
 def test_batch_norm_sees_every_text_of_the_step_at_once():
     model, batch = build_model(CONFIG).train(), make_batch()
     seen = []

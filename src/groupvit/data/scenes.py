@@ -254,6 +254,8 @@ def write(
     The two sets are drawn from different seeds. A folder that holds the same set already is left as it is; one that
     holds anything else is an `InputError`.
     """
+    if size < 8 or size % 8 or min(train, evaluation) < 1 or seed < 0:
+        raise InputError("scenes need a size that is a multiple of 8, pictures of both kinds, and a seed from 0 on")
     made = {"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed}
     stamp = folder / "scenes.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == made:

@@ -26,11 +26,13 @@ class ColourTable:
 
     @classmethod
     def fit(cls, photos: Iterable[MaskedPhoto], classes: int) -> "ColourTable":
-        """Class frequencies are divided out, so that rare classes are called at all."""
+        """Class frequencies are divided out, so that rare classes are called; unseen colours are the commonest."""
         counts = np.zeros((1 << 3 * _BITS, classes))
         for photo in photos:
             np.add.at(counts, (_colours(photo.image), photo.mask), 1)
-        return cls((counts / counts.sum(axis=0).clip(min=1)).argmax(axis=1).astype(np.uint8))
+        table = (counts / counts.sum(axis=0).clip(min=1)).argmax(axis=1)
+        unseen = counts.sum(axis=1) == 0
+        return cls(np.where(unseen, counts.sum(axis=0).argmax(), table).astype(np.uint8))
 
     def __call__(self, image: Image.Image) -> IndexMap:
         return self.table[_colours(image)]

@@ -35,7 +35,7 @@ class MaskFolder:
         for part in ("images", "masks", "classes.txt"):
             if not (root / part).exists():
                 raise InputError(f"{root} has no {part}; an evaluation folder holds images/, masks/ and classes.txt")
-        return cls(root, tuple((root / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]))
+        return cls(root, tuple((root / "classes.txt").read_text(encoding="utf-8").splitlines()))
 
     def __iter__(self) -> Iterator[MaskedPhoto]:
         for path in sorted((self.root / "images").iterdir()):
@@ -46,8 +46,11 @@ class MaskFolder:
         if not mask_path.is_file():
             raise InputError(f"{path} has no mask {mask_path}")
         image = load_rgb(path, str(path))
-        with Image.open(mask_path) as file:
-            mask = np.asarray(file)
+        try:
+            with Image.open(mask_path) as file:
+                mask = np.asarray(file)
+        except OSError as error:
+            raise InputError(f"{mask_path} cannot be read: {error}") from error
         if mask.dtype != np.uint8 or mask.shape != image.size[::-1]:
             raise InputError(
                 f"{mask_path} is not an 8-bit index mask of the size of {path}, {image.width} x {image.height}"

@@ -22,7 +22,7 @@ def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     read = list(photos)
 
     def evaluate(model: GroupViT) -> dict[str, float]:
-        scores = score(Segmenter(model, config), read, photos.labels)
+        scores = score(Segmenter(model, config, device=model.logit_scale.device), read, photos.labels)
         return {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
 
     return evaluate

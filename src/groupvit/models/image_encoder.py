@@ -61,6 +61,8 @@ class ConvStem(nn.Sequential):
     """Strided 3 x 3 convolutions in place of one large one (Xiao et al., 2021); `patch_size` is a power of two."""
 
     def __init__(self, patch_size: int, dim: int):
+        if patch_size & (patch_size - 1):
+            raise ValueError(f"a convolutional stem halves: patch size {patch_size} is no power of two")
         layers: list[nn.Module] = []
         channels = 3
         for halving in reversed(range(patch_size.bit_length() - 1)):

@@ -40,7 +40,7 @@ def multi_label_loss(
     batch, count, _ = prompts.shape
     logits = scale * torch.einsum("i d, j k d -> i j k", images, prompts)
     log_p = logits.flatten(1).log_softmax(dim=1).view_as(logits)
-    own = log_p[torch.arange(batch), torch.arange(batch)]
+    own = log_p.diagonal(dim1=0, dim2=1).T
     targets = torch.arange(batch, device=logits.device)[:, None].expand(batch, count)
     to_images = F.cross_entropy(logits.transpose(0, 1).transpose(1, 2).flatten(0, 1), targets.flatten())
     if form == "paper":

@@ -68,16 +68,19 @@ def loss_terms(
         return losses.segment_noun_loss(parts, exist, nouns, batch.present, scale, bias, words.weights)
 
     terms = {}
-    if run.caption_weight:
-        scale = temperature(model.logit_scale)
-        terms["caption"] = run.caption_weight * losses.contrastive_loss(images[:, 0], captions, scale, run.loss_form)
-    if run.prompts:
-        scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
-        prompts = prompts.unflatten(0, (-1, run.prompts))
-        terms["multi_label"] = losses.multi_label_loss(images[:, 0], prompts, scale, run.loss_form)
-    if run.segment_weight:
-        terms["segment_nouns"] = run.segment_weight * noun_loss(segments, features.occupied())
-    if run.patch_weight:
-        exist = torch.ones_like(patches[..., 0], dtype=torch.bool)
-        terms["patch_nouns"] = run.patch_weight * noun_loss(patches, exist)
+    with torch.autocast(images.device.type, enabled=False):  # the embeddings are float32, their products must be too
+        if run.caption_weight:
+            scale = temperature(model.logit_scale)
+            terms["caption"] = run.caption_weight * losses.contrastive_loss(
+                images[:, 0], captions, scale, run.loss_form
+            )
+        if run.prompts:
+            scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
+            prompts = prompts.unflatten(0, (-1, run.prompts))
+            terms["multi_label"] = losses.multi_label_loss(images[:, 0], prompts, scale, run.loss_form)
+        if run.segment_weight:
+            terms["segment_nouns"] = run.segment_weight * noun_loss(segments, features.occupied())
+        if run.patch_weight:
+            exist = torch.ones_like(patches[..., 0], dtype=torch.bool)
+            terms["patch_nouns"] = run.patch_weight * noun_loss(patches, exist)
     return terms

@@ -72,7 +72,7 @@ SCENES = Run(
     model=_small(64, 8, 128, (Stage(3, 16, 16),), text_layers=2),
     train="train/*.tar",
     held_out="eval",
-    steps=2600,
+    steps=2400,
     batch_size=32,
     warmup=200,
     crop=(0.6, 1.0),
