@@ -47,8 +47,24 @@ def test_a_folder_without_shards_is_one_line(run_cli, tmp_path):
     code, out, err = run_cli("train", "debug", "--data", "empty")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert "empty" in err
+    assert "empty/train/*.tar: no such shard" in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", [("--steps", 0), ("--batch-size", -1), ("--workers", -1), ("--seed", -1)], ids=str)
+def test_impossible_numbers_are_one_line(run_cli, scenes_folder, option):
+    code, out, err = run_cli("train", "debug", "--data", scenes_folder, *option)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "at least" in err
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_one_line(run_cli, scenes_folder, tmp_path):
+    (tmp_path / "run").write_text("precious")
+    code, _, err = run_cli("train", "debug", "--data", scenes_folder, "--out", tmp_path / "run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert (tmp_path / "run").read_text() == "precious"
 
 
 def test_scenes_are_written_once(run_cli, tmp_path):

@@ -1,12 +1,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
+from groupvit.evaluation.training import evaluation_of
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.training.loop import train
 from groupvit.training.runs import RUNS, Run
@@ -67,9 +70,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(data, tmp_pat
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
-    stopped = train(RUN, data, tmp_path / "cut", workers=0, evaluate=interrupt)
+    never = replace(RUN, save_every=100)
+    stopped = train(never, data, tmp_path / "cut", workers=0, evaluate=interrupt)
     assert stopped.step == 3
-    resumed = train(RUN, data, tmp_path / "cut", workers=1, resume=True)
+    resumed = train(never, data, tmp_path / "cut", workers=1, resume=True)
     assert resumed.step == 6
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
@@ -81,12 +85,36 @@ def test_another_seed_trains_another_model(data, tmp_path):
     assert weights(tmp_path / "a") != weights(tmp_path / "b")
 
 
-def test_evaluation_does_not_change_the_training(data, tmp_path):
-    train(RUN, data, tmp_path / "plain", workers=0)
-    seen = []
-    train(RUN, data, tmp_path / "watched", workers=0, evaluate=lambda model: seen.append(model.training) or {"x": 1.0})
-    assert seen == [False, False]
+def test_masks_do_not_reach_the_training(data, tmp_path):
+    """Bit for bit the same model, whether it is scored against masks on the way or the masks do not even exist."""
+    evaluate = evaluation_of(TINY, data / "eval")
+    train(RUN, data, tmp_path / "watched", workers=0, evaluate=evaluate)
+    assert [line for line in metrics(tmp_path / "watched") if "miou" in line]
+    shutil.copytree(data / "train", tmp_path / "captions-only" / "train")
+    train(RUN, tmp_path / "captions-only", tmp_path / "plain", workers=0)
     assert weights(tmp_path / "watched") == weights(tmp_path / "plain")
+
+
+def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
+    run = replace(RUN, steps=1)
+    train(run, data, tmp_path, workers=0)
+    state = tmp_path / "step-00000001" / "training.pt"
+    whole = state.read_bytes()
+    for damage in (b"", b"nonsense", whole[: len(whole) // 2]):
+        state.write_bytes(damage)
+        with pytest.raises(InputError, match=r"training.pt is damaged"):
+            train(run, data, tmp_path, workers=0, resume=True)
+    (tmp_path / "latest").write_text("step-00000099")
+    with pytest.raises(InputError, match=r"latest names no checkpoint"):
+        train(run, data, tmp_path, workers=0, resume=True)
+
+
+def test_half_a_line_in_the_curve_does_not_hinder_resuming(data, tmp_path):
+    train(replace(RUN, steps=2), data, tmp_path, workers=0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 2, "lo')
+    train(replace(RUN, steps=2), data, tmp_path, workers=0, resume=True)
+    assert [line["step"] for line in metrics(tmp_path)] == [2]
 
 
 def test_the_curve_holds_every_term_and_no_step_twice(data, tmp_path):
@@ -172,16 +200,20 @@ def test_every_run_builds_on_the_meta_device(run):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
-    train(replace(RUN, steps=2), data, tmp_path, workers=0)
-    before = weights(tmp_path)
-    norm = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: norm(*a) * torch.nan)
-    (tmp_path / "latest").write_text("step-00000002")
-    run = replace(RUN, steps=2)
-    with pytest.raises(InputError, match="not finite at step 0"):
-        train(run, data, tmp_path / "other", workers=0)
-    assert weights(tmp_path) == before
-    assert latest(tmp_path / "other") is None
+    norm, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def break_at_the_fourth(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        return norm(*given) * (torch.nan if len(calls) > 3 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", break_at_the_fourth)
+        with pytest.raises(InputError, match="not finite at step 3"):
+            train(RUN, data, tmp_path, workers=0)
+    assert latest(tmp_path) == tmp_path / "step-00000003"
+    train(RUN, data, tmp_path / "whole", workers=0)
+    train(RUN, data, tmp_path, workers=0, resume=True)
+    assert weights(tmp_path) == weights(tmp_path / "whole")
 
 
 def test_sigterm_to_the_whole_process_group_saves_and_says_how_to_go_on(data, tmp_path):
@@ -194,7 +226,8 @@ def test_sigterm_to_the_whole_process_group_saves_and_says_how_to_go_on(data, tm
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert "--steps 5000 --resume" in out
+    assert "--steps 5000" in out
+    assert out.endswith("--resume\n")
     folder = latest(tmp_path / "runs" / "debug")
     assert folder
     assert (folder / "training.pt").is_file()

@@ -15,7 +15,12 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 def latest(training: Path) -> Path | None:
     """The newest complete checkpoint of a training's folder, which its `latest` file names."""
     pointer = training / "latest"
-    return training / pointer.read_text().strip() if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(errors="replace").strip()
+    if not name or not (training / name).is_dir():
+        raise InputError(f"{pointer} names no checkpoint of {training}: write one of its step folders' names into it")
+    return training / name
 
 
 def load(path: Path) -> Checkpoint:

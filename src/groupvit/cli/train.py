@@ -20,7 +20,7 @@ def train(
     """Train from captioned images.
 
     Writes checkpoints to OUT/step-*, the name of the newest to OUT/latest, and the curves to OUT/metrics.jsonl. Ctrl-C
-    saves and stops; --resume goes on from there, to the bit as if nothing had happened.
+    saves and stops; --resume goes on from there, on a CPU to the bit as if nothing had happened.
 
     Args:
         run: Name of the run; an unknown one lists all.
@@ -32,15 +32,22 @@ def train(
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
     """
+    import shlex
     from dataclasses import replace
 
     from groupvit.checkpoints import latest
+    from groupvit.data.shards import find_shards
+    from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.loop import train as train_run
     from groupvit.training.runs import get_run
 
     settings = get_run(run)
-    settings = replace(settings, steps=steps or settings.steps, batch_size=batch_size or settings.batch_size)
+    changes = {"steps": steps, "batch_size": batch_size}
+    settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    if min(settings.steps, settings.batch_size) < 1 or workers < 0 or not 0 <= seed < 2**63:
+        raise InputError("steps and batch size are at least 1, workers at least 0, and the seed from 0 to 2**63 - 1")
+    find_shards(data / settings.train)
     out = out or Path("runs") / run
     state = train_run(
         settings,
@@ -53,5 +60,6 @@ def train(
     )
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
-        given = "".join(f" --{name} {value}" for name, value in (("steps", steps), ("batch-size", batch_size)) if value)
-        print(f"continue with: groupvit train {run} --data {data} --out {out} --seed {seed}{given} --resume")
+        options = {"data": data, "out": out, "seed": seed, "steps": steps, "batch-size": batch_size, "workers": workers}
+        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+        print("continue with:", shlex.join(["groupvit", "train", run, *given, "--resume"]))

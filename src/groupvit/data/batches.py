@@ -23,6 +23,10 @@ class Batch:
     prompts: Int[Tensor, "batch count length"]
     present: Bool[Tensor, "batch vocabulary"]
 
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader, so that the copy to a GPU does not wait."""
+        return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 

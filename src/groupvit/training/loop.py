@@ -23,7 +23,7 @@ from groupvit.training.objective import Vocabulary, loss_terms
 from groupvit.training.optim import learning_rate, parameter_groups
 from groupvit.training.progress import Progress
 from groupvit.training.runs import Run
-from groupvit.training.state import TrainingState, restore, save
+from groupvit.training.state import TrainingState, folder_of, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
@@ -106,6 +106,7 @@ def train(
     state = TrainingState(run, seed, 0, words.nouns, model, optimizer)
     if resume:
         state = restore(out, state)
+    saved = latest(out)
     words = words.to(device)
     maker = BatchMaker(run.model.image.image_size, run.crop, run.prompts, run.noun_style, words.nouns, tokenizer)
     stream = CaptionBatches(shards, batch_size=run.batch_size, seed=seed, make_batch=maker, start_batch=state.step)
@@ -144,6 +145,10 @@ def train(
                 model.eval()
                 progress.write(state.step, evaluate(model))
                 model.train()
-            if last or stop or state.step % run.save_every == 0:
-                save(out, state)
+                progress.restart_clock(state.step)
+            if last or state.step % run.save_every == 0:
+                saved = save(out, state)
+                progress.restart_clock(state.step)
+        if saved != folder_of(out, state):
+            save(out, state)
     return state

@@ -44,7 +44,7 @@ def _embed_texts(model: GroupViT, *kinds: Int[Tensor, "_ length"]) -> tuple[Floa
 
 
 def _embed_images(model: GroupViT, *parts: Float[Tensor, "batch _ dim"]) -> tuple[Float[Tensor, "batch _ embed"], ...]:
-    """One call of the projector for all, for the same reason."""
+    """One call of the projector for all, for the same reason; it sees empty groups too, as it does at test time."""
     embedded = model.embed_image_features(torch.cat(parts, dim=1)).float()
     return embedded.split([part.shape[1] for part in parts], dim=1)
 

@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from groupvit.checkpoints.native import write_atomically
+from groupvit.errors import InputError
+
 EVERY = 10
 
 
@@ -19,9 +24,7 @@ class Progress:
     """Reports each tenth step, with photos per second; the file keeps only the steps before the one resumed at."""
 
     def __init__(self, file: Path, step: int, steps: int, batch_size: int):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(file) if json.loads(line)["step"] <= step]
-        file.write_text("".join(kept))
+        write_atomically(file, "".join(_lines_until(file, step)).encode())
         self.file = file.open("a")
         self.steps = steps
         self.batch_size = batch_size
@@ -44,9 +47,19 @@ class Progress:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of the metrics file, and of the terminal."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        self._append({"step": step, **values})
         self.bar.console.print(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), soft_wrap=True)
+
+    def _append(self, values: dict[str, int | float]) -> None:
+        try:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; resume when there is space") from error
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves evaluating and saving out of the rate."""
+        self.mark = (step, time.perf_counter())
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
         """Called after every step; reads the tensors back only when it reports."""
@@ -57,8 +70,7 @@ class Progress:
         self.mark = (step, now)
         numbers = {name: float(value.detach()) for name, value in values.items()}
         line = {"step": step, **numbers, "lr": rate, "photos_per_second": speed, "time": time.time()}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        self._append(line)
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"
         self.bar.update(self.task, completed=step, description=description)
         if self.bar.disable and now - self.printed > 30:
@@ -67,5 +79,9 @@ class Progress:
             self.printed = now
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines(keepends=True) if file.exists() else []
+def _lines_until(file: Path, step: int) -> Iterator[str]:
+    """The whole lines of the steps so far; a crash may have left half a line."""
+    for line in file.read_text(errors="replace").splitlines(keepends=True) if file.exists() else []:
+        with suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                yield line

@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -38,12 +39,17 @@ class TrainingState:
         return {**fields, "seed": self.seed, "nouns": list(self.nouns)}
 
 
+def folder_of(out: Path, state: TrainingState) -> Path:
+    """Where the checkpoint of a state stands."""
+    return out / f"step-{state.step:08d}"
+
+
 def save(out: Path, state: TrainingState) -> Path:
     """Write `out/step-N`, move the `latest` pointer to it, and drop all but the newest two.
 
     The pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place.
     """
-    folder = out / f"step-{state.step:08d}"
+    folder = folder_of(out, state)
     partial = folder.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,8 +65,9 @@ def save(out: Path, state: TrainingState) -> Path:
     except (OSError, RuntimeError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"cannot save to {folder}: {error}; the last checkpoint is {latest(out)}") from error
-    for old in sorted(out.glob("step-????????"))[:-KEEP]:
-        shutil.rmtree(old)
+    kept = sorted(path for path in out.glob("step-????????") if path.name <= folder.name)[-KEEP:]
+    for other in set(out.glob("step-*")) - set(kept):  # older ones, and what a killed process or a step back left
+        shutil.rmtree(other)
     return folder
 
 
@@ -69,14 +76,19 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
     folder = latest(out)
     if folder is None:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
-    saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    try:
+        saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        step, identity, optimizer = saved["step"], saved["identity"], saved["optimizer"]
+    except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
     ours = state.identity()
-    if differing := [key for key in ours if _plain(ours[key]) != _plain(saved["identity"].get(key))]:
+    if differing := [key for key in ours if _plain(ours[key]) != _plain(identity.get(key))]:
         raise InputError(f"{folder} was trained with another {', '.join(differing)}; resume with the same settings")
     model, _ = native.load(folder)
     state.model.load_state_dict(model.state_dict())
-    state.optimizer.load_state_dict(saved["optimizer"])
-    return replace(state, step=saved["step"])
+    state.optimizer.load_state_dict(optimizer)
+    return replace(state, step=step)
 
 
 def _plain(value: Any) -> Any:
