@@ -20,7 +20,7 @@ def _command(function: Callable[..., int | None]) -> Any:
 
 _DATA = Annotated[
     _command(data.scenes) | _NOTHING,
-    tyro.conf.subcommand("data", description="Make and inspect training data."),
+    tyro.conf.subcommand("data", description="Make training data."),
 ]
 _COMMANDS = _command(segment.segment) | _command(train.train) | _command(convert.convert) | _DATA
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"

@@ -12,6 +12,8 @@ def train(
     data: Path,
     out: Path | None = None,
     seed: int = 0,
+    train: str | None = None,
+    held_out: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     resume: bool = False,
@@ -27,6 +29,8 @@ def train(
         data: Folder with the run's tar shards.
         out: Folder of the training, by default runs/RUN.
         seed: Of the weights, the order, the augmentation and the noise.
+        train: Pattern of the training shards inside DATA, instead of the run's own.
+        held_out: Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
         steps: Optimiser steps, instead of the run's own number.
         batch_size: Photos a step, instead of the run's own number.
         resume: Go on from the newest checkpoint in OUT.
@@ -43,7 +47,7 @@ def train(
     from groupvit.training.runs import get_run
 
     settings = get_run(run)
-    changes = {"steps": steps, "batch_size": batch_size}
+    changes = {"train": train, "held_out": held_out, "steps": steps, "batch_size": batch_size}
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
     if min(settings.steps, settings.batch_size) < 1 or workers < 0 or not 0 <= seed < 2**63:
         raise InputError("steps and batch size are at least 1, workers at least 0, and the seed from 0 to 2**63 - 1")
@@ -60,6 +64,11 @@ def train(
     )
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
-        options = {"data": data, "out": out, "seed": seed, "steps": steps, "batch-size": batch_size, "workers": workers}
-        given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+        options = {"data": data, "out": out, "seed": seed, "workers": workers, **changes}
+        given = [
+            part
+            for name, value in options.items()
+            if value is not None
+            for part in (f"--{name.replace('_', '-')}", str(value))
+        ]
         print("continue with:", shlex.join(["groupvit", "train", run, *given, "--resume"]))

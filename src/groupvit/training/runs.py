@@ -83,8 +83,8 @@ SCENES = Run(
     save_every=650,
 )
 
-# The published recipe, options and losses untouched, on a model of the size of `scenes`: only numbers of layers, tokens
-# and photos are scaled down.
+# The published recipe, options and losses untouched, on a model of the size of `scenes` and for the same time: only the
+# numbers of layers, tokens and photos are scaled down.
 SCENES_RELEASE = Run(
     model=ModelConfig(
         image=ImageEncoderConfig(
@@ -96,11 +96,11 @@ SCENES_RELEASE = Run(
     ),
     train="train/*.tar",
     held_out="eval",
-    steps=650,
+    steps=300,
     batch_size=128,
     lr=1.6e-3,
     lr_end=4e-5,
-    warmup=43,
+    warmup=20,
     prompts=3,
     noun_style="release",
 )
