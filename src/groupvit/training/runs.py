@@ -74,6 +74,7 @@ SCENES = Run(
     held_out="eval",
     steps=2400,
     batch_size=32,
+    lr=2e-3,
     warmup=200,
     crop=(0.6, 1.0),
     caption_weight=0.1,
@@ -125,7 +126,7 @@ FLICKR8K = Run(
 RUNS: dict[str, Run] = {
     "scenes": SCENES,
     "scenes-release": SCENES_RELEASE,
-    "scenes-long": replace(SCENES, steps=14_000),
+    "scenes-long": replace(SCENES, steps=14_000, lr=1e-3),
     "flickr8k": FLICKR8K,
     "debug": replace(SCENES, steps=10, warmup=2, batch_size=16, evaluate_every=10, min_count=2),
 }
