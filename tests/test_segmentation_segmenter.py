@@ -279,7 +279,8 @@ def test_without_the_group_residual_a_group_without_patches_owns_no_pixel() -> N
     # Between a patch of group 0 and one of group 1 the interpolated map of group 2 is the largest.
     soft = torch.tensor([[[0.5, 0.0], [0.05, 0.55], [0.45, 0.45]]])
     hard = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
-    features = module.ImageFeatures(torch.zeros(1, 4), torch.zeros(1, 3, 4), (Assignment(soft, hard),), (1, 2))
+    tokens = torch.zeros(1, 4), torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
+    features = module.ImageFeatures(*tokens, (Assignment(soft, hard),), (1, 2))
     for residual, owners in ((True, {0, 1, 2}), (False, {0, 1})):
         segmenter.config = replace(segmenter.config, image=replace(segmenter.config.image, group_residual=residual))
         maps = segmenter._groups(features, hard=False)[-1]
@@ -314,16 +315,6 @@ def test_the_segment_loss_s_scale_is_used_where_there_is_one() -> None:
     assert segmenter.segment(photo(64, 64), LABELS).scores == before.scores
     segmenter.model.segment_logit_scale.data.fill_(4.0)
     assert max(segmenter.segment(photo(64, 64), LABELS).scores) > max(before.scores)
-
-
-@pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31)])
-def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    monkeypatch.setattr(module, "_STRIP", 600)
-    maps = torch.rand(5, 24, 36, dtype=torch.float64)
-    best, index = module._resampled_argmax(maps, size, (24 / size[0], 36 / size[1]))
-    values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
-    assert np.allclose(best, values.numpy(), atol=1e-12)
-    assert (index == channels.numpy()).all()
 
 
 def test_scores_and_shares_describe_the_map() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, UInt
 from PIL import Image
 from torch import Tensor
 
@@ -19,12 +19,12 @@ from groupvit.errors import InputError
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, normalize, temperature
 from groupvit.segmentation import drawing
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
+from groupvit.segmentation.resampling import resampled_argmax
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 
 _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in short sides
 _TEXTS_AT_ONCE = 256
-_STRIP = 2**22  # values that are resampled at once: 16 MB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ class Segmenter:
         patch = self.config.image.patch_size
         scores = _mean_scores(windows, size, patch)
         step = (size[0] / photo.height, size[1] / photo.width)
-        best, index = _resampled_argmax(scores, (photo.height, photo.width), step)
+        best, index = resampled_argmax(scores, (photo.height, photo.width), step)
         names = tuple(label.name for label in labels)
         if background is not None:
             if names[0] != BACKGROUND:
@@ -246,7 +246,7 @@ class Segmenter:
             tuple((counts / index.size).tolist()),
             tuple((sums / counts.clip(min=1)).tolist()),
             tuple(
-                _resampled_argmax(group, index.shape, patches)[1].astype(np.min_scalar_type(len(group) - 1))
+                resampled_argmax(group, index.shape, patches)[1].astype(np.min_scalar_type(len(group) - 1))
                 for group in groups
             ),
         )
@@ -320,34 +320,3 @@ def _pixel_scores(w: _Window, patch: int) -> Float[Tensor, "labels height width"
     pixels = F.interpolate(patches[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
     pixels = pixels[:, : w.height, : w.width]
     return w.scores.T[:, pixels.argmax(dim=0)] if w.groups else pixels
-
-
-def _resampled_argmax(
-    maps: Float[Tensor, "channels rows columns"], size: tuple[int, ...], step: tuple[float, float]
-) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
-    """The largest channel, value and index, after bilinear resampling to `size` pixels that lie `step` cells apart.
-
-    Like `F.interpolate`, but in strips of rows: all channels of a large photo would not fit into memory.
-    """
-    top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
-    left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
-    best, index = np.empty(size, maps.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
-    rows = max(1, _STRIP // (len(maps) * size[1]))
-    for start in range(0, size[0], rows):
-        strip = slice(start, start + rows)
-        first, last = int(top[start]), int(bottom[strip][-1]) + 1
-        wide = torch.lerp(maps[:, first:last, left], maps[:, first:last, right], along)
-        above, below = wide.index_select(1, top[strip] - first), wide.index_select(1, bottom[strip] - first)
-        pixels = torch.lerp(above, below, down[strip, None])
-        values, channels = pixels.max(dim=0)
-        best[strip], index[strip] = values.cpu().numpy(), channels.cpu().numpy()
-    return best, index
-
-
-def _taps(
-    count: int, step: float, cells: int, like: Tensor
-) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"], Float[Tensor, " count"]]:
-    """For each output pixel the two nearest cells, and the second one's weight."""
-    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
-    low = position.floor().long()
-    return low.to(like.device), (low + 1).clamp(max=cells - 1).to(like.device), (position - low).to(like)

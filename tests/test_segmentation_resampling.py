@@ -1,0 +1,16 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groupvit.segmentation import resampling as module
+
+
+@pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31)])
+def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(module, "_STRIP", 600)
+    maps = torch.rand(5, 24, 36, dtype=torch.float64)
+    best, index = module.resampled_argmax(maps, size, (24 / size[0], 36 / size[1]))
+    values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
+    assert np.allclose(best, values.numpy(), atol=1e-12)
+    assert (index == channels.numpy()).all()
