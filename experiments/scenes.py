@@ -40,6 +40,7 @@ from groupvit.training.runs import get_run
 
 Row = dict[str, float]
 CONSOLE = Console(stderr=True)
+MAPS = "hard"  # as the paper says (§3.3); soft maps let a sure group spill over its neighbours
 
 
 def row(matrix: np.ndarray) -> Row:
@@ -71,13 +72,13 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     """Rows of one run and seed: untrained, trained, and trained groups with the best labels."""
     run = get_run(name)
     torch.manual_seed(seed)
-    untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS)
+    untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS, maps=MAPS)
     began = time.monotonic()
     state = train(run, data, out, seed=seed, resume=latest(out) is not None)
     if state.step < run.steps:
         raise KeyboardInterrupt
     CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
-    scores = score(Segmenter(*checkpoints.load(out)), photos, scenes.LABELS)
+    scores = score(Segmenter(*checkpoints.load(out)), photos, scenes.LABELS, maps=MAPS)
     return {
         f"{name}, untrained": row(untrained.named),
         name: row(scores.named),
@@ -100,7 +101,9 @@ def draw_pictures(
         ]
         if len(words) < 3 or len(paths) == count:
             continue
-        result = segmenter.segment(photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words])
+        result = segmenter.segment(
+            photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words], maps=MAPS
+        )
         stages = [drawing.groups(photo.image, groups) for groups in result.groups]
         pictures = [photo.image, *stages, result.overlay(), drawing.overlay(photo.image, photo.mask, scenes.CLASSES)]
         titles = ["scene", *(f"groups, stage {i + 1}" for i in range(len(stages))), "named from caption", "truth"]
