@@ -41,8 +41,8 @@ from groupvit.training.runs import get_run
 
 Row = dict[str, float]
 CONSOLE = Console(stderr=True)
-# Hard maps, as the paper says (§3.3). Training sees crops, in which things look larger than in whole pictures: a quarter
-# more pixels brings their size back (Touvron et al., 2019). Both were chosen on other scenes than the table's.
+# Hard maps, as the paper says (§3.3). Training sees crops, in which things look larger than in whole pictures: a
+# quarter more pixels brings their size back (Touvron et al., 2019). docs/LOG.md compares, on scenes of another seed.
 SETTINGS: Options = {"maps": "hard", "short_side": 80}
 
 
