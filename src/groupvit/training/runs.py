@@ -84,7 +84,7 @@ SCENES = Run(
     save_every=650,
 )
 
-# The published recipe, options and losses untouched, on a model of the size of `scenes` and for the same time: only the
+# The published recipe, options and losses untouched, on a model of the size of `scenes` and as many pictures: only the
 # numbers of layers, tokens and photos are scaled down.
 SCENES_RELEASE = Run(
     model=ModelConfig(
@@ -97,11 +97,11 @@ SCENES_RELEASE = Run(
     ),
     train="train/*.tar",
     held_out="eval",
-    steps=300,
+    steps=600,
     batch_size=128,
     lr=1.6e-3,
     lr_end=4e-5,
-    warmup=20,
+    warmup=40,
     prompts=3,
     noun_style="release",
 )
