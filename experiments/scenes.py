@@ -108,7 +108,11 @@ def draw_pictures(
             photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words], **SETTINGS
         )
         stages = [drawing.groups(photo.image, groups) for groups in result.groups]
-        pictures = [photo.image, *stages, result.overlay(), drawing.overlay(photo.image, photo.mask, scenes.CLASSES)]
+        # One list of names for both, so that a name has one colour.
+        names = (*result.names, *(name for name in scenes.CLASSES if name not in result.names))
+        truth = np.array([names.index(name) for name in scenes.CLASSES], dtype=np.uint8)[photo.mask]
+        overlays = [drawing.overlay(photo.image, index_map, names) for index_map in (result.label_map, truth)]
+        pictures = [photo.image, *stages, *overlays]
         titles = ["scene", *(f"groups, stage {i + 1}" for i in range(len(stages))), "named from caption", "truth"]
         paths.append(out / f"{photo.name}.png")
         drawing.panel(pictures, titles).save(paths[-1])
