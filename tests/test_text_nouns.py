@@ -144,3 +144,7 @@ def test_captions_are_read_fast_and_the_frequent_nouns_name_things():
         word for word, _ in counts.most_common(25)
     }
     assert not {"rides", "ride", "jump", "front", "young", "something"} & set(counts)
+
+
+def test_a_verb_after_an_article_or_an_adjective_is_a_noun():
+    assert nouns("a ring and a purple cross near the sand") == ("ring", "cross", "sand")
