@@ -29,8 +29,8 @@ def _words(text: str) -> frozenset[str]:
 # Tagged as nouns, but verbs in nearly every caption, or words that name nothing one could point at.
 NOT_NOUNS = _words(
     "jump jumps ride rides leap leaps smiles watches chases talks attempts stares wades hits blows dribbles chews "
-    "grabs whilst indoors midair something someone somebody anything anyone everything everyone nothing thing things other "
-    "others front side sides middle right half lot lots number kind type asian american german"
+    "grabs whilst indoors midair something someone somebody anything anyone everything everyone nothing thing things "
+    "other others front side sides middle right half lot lots number kind type asian american german"
 )
 # Other nouns in -ing are gerunds here ("a man fishing").
 NOUNS_IN_ING = _words(
