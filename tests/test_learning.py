@@ -29,9 +29,10 @@ def test_segments_emerge_from_captions_of_scenes_and_words_find_them(tmp_path: P
     assert np.nanmean(iou(untrained.named)) <= 8
     torch.set_num_threads(2)
     train(run, tmp_path / "data", tmp_path / "run", seed=0)
-    values = iou(score(Segmenter(*checkpoints.load(tmp_path / "run")), photos, scenes.LABELS).named)
-    assert values.mean() >= 48
-    assert values[: len(scenes.THINGS)].mean() >= 27
+    segmenter = Segmenter(*checkpoints.load(tmp_path / "run"))
+    values = iou(score(segmenter, photos, scenes.LABELS, maps="hard", short_side=80).named)
+    assert values.mean() >= 48  # docs/RESULTS.md: three seeds lie between 50 and 56
+    assert values[: len(scenes.THINGS)].mean() >= 29
 
 
 def test_real_captions_find_their_photos_and_the_checkpoint_segments_a_pet(
