@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from groupvit.data.shards import find_shards
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.retrieval import Retrieval
@@ -17,7 +16,7 @@ Evaluate = Callable[[GroupViT], dict[str, float]]
 def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     """Mean IoU when `held_out` is a folder with masks, retrieval when it is a pattern of shards."""
     if held_out.suffix == ".tar":
-        return Retrieval(find_shards(held_out), config)
+        return Retrieval([held_out], config)
     photos = MaskFolder.open(held_out)
     read = list(photos)
 
