@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = (
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # indexes of shards; nothing a test makes stays in the user's own
 
 
 @pytest.fixture(autouse=True)

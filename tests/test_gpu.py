@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from groupvit.data import scenes
+from groupvit.data.memory import Photos
+from groupvit.data.transforms import jitter_color
 from groupvit.models import build_model, noise
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
@@ -30,6 +32,26 @@ def test_a_training_runs_resumes_and_learns_on_a_gpu(tmp_path, run):
     assert next(state.model.parameters()).is_cuda
     (tmp_path / "run" / "latest").write_text("step-00000020")
     assert train(settings, tmp_path / "data", tmp_path / "run", resume=True, device=torch.device("cuda")).step == 40
+
+
+@pytest.mark.parametrize("changes", [{"in_memory": 64, "augment": "color"}, {"ema": 0.9}, {"augment": "randaugment"}])
+def test_every_option_of_a_run_works_on_a_gpu(tmp_path, changes):
+    scenes.write(tmp_path / "data", train=100, evaluation=4)
+    run = replace(RUNS["debug"], min_count=2, **changes)
+    assert train(run, tmp_path / "data", tmp_path / "run", device=torch.device("cuda")).step == run.steps
+
+
+def test_crops_and_colours_are_the_same_on_every_device():
+    generator = torch.Generator().manual_seed(0)
+    photos = Photos(torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8, generator=generator))
+    rows, mirrored = torch.arange(300) % 4, torch.arange(300) % 3 == 0
+    corners = torch.rand(300, 2, generator=generator) / 2
+    boxes = torch.cat([corners, corners + 0.4], dim=1)
+    color = 0.6 + 0.8 * torch.rand(300, 3, generator=generator)
+    cpu = photos.crop(rows, boxes, mirrored, 24)
+    gpu = photos.to("cuda").crop(rows, boxes, mirrored, 24)
+    assert (cpu.int() - gpu.cpu().int()).abs().max() <= 1
+    assert (jitter_color(cpu, color).int() - jitter_color(cpu.cuda(), color).cpu().int()).abs().max() <= 1
 
 
 def test_a_photo_is_segmented_the_same_on_both_devices():

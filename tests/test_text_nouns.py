@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groupvit.data.shards import captions_of, find_shards
+from groupvit.data.shards import find_shards, scan_shard
 from groupvit.errors import InputError
 from groupvit.text import nouns as module
 from groupvit.text.nouns import lemma, noun_prompts, nouns, nouns_of_photo, vocabulary
@@ -73,37 +73,38 @@ def prompt_words(prompts):
     return [word(prompt) for prompt in prompts]
 
 
+def prompts_of(caption, count, seed, style="paper"):
+    return noun_prompts(caption, nouns(caption, style=style), count, np.random.default_rng(seed), style=style)
+
+
 def test_prompts_draw_nouns_without_replacement_while_there_are_enough():
     for seed in range(50):
-        prompts = noun_prompts("a dog and a cat near a horse and a tree", 3, np.random.default_rng(seed))
+        prompts = prompts_of("a dog and a cat near a horse and a tree", 3, seed)
         words = prompt_words(prompts)
         assert len(set(words)) == 3
         assert set(words) <= {"dog", "cat", "horse", "tree"}
 
 
 def test_paper_prompts_repeat_nouns_and_release_prompts_add_the_caption():
-    caption = "a dog"
-    generator = np.random.default_rng(0)
-    assert prompt_words(noun_prompts(caption, 3, generator)) == ["dog"] * 3
-    prompts = noun_prompts(caption, 3, generator, style="release")
+    assert prompt_words(prompts_of("a dog", 3, 0)) == ["dog"] * 3
+    prompts = prompts_of("a dog", 3, 0, "release")
     assert prompt_words(prompts[:1]) == ["dog"]
-    assert prompts[1:] == [caption] * 2
+    assert prompts[1:] == ["a dog"] * 2
 
 
 @pytest.mark.parametrize("style", ["paper", "release"])
 def test_a_caption_without_nouns_is_its_own_prompt(style):
-    assert noun_prompts("!!!", 2, np.random.default_rng(0), style=style) == ["!!!"] * 2
+    assert prompts_of("!!!", 2, 0, style) == ["!!!"] * 2
 
 
 def test_prompts_are_a_function_of_the_generator():
     caption = "a dog and a cat near a horse and a tree"
-    first, again, other = (noun_prompts(caption, 3, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (prompts_of(caption, 3, seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_all_templates_are_used():
-    generator = np.random.default_rng(0)
-    prompts = {prompt for _ in range(500) for prompt in noun_prompts("a dog", 3, generator)}
+    prompts = {prompt for seed in range(500) for prompt in prompts_of("a dog", 3, seed)}
     assert prompts == {template.format("dog") for template in IMAGENET_TEMPLATES_80}
 
 
@@ -112,11 +113,10 @@ def test_a_photo_of_a_man_is_a_photo_of_a_person():
     assert nouns_of_photo(["A dog"]) == {"dog"}
 
 
-def test_vocabulary_counts_photos_and_sorts_by_count_then_alphabet():
-    photos = [["a dog", "a dog and a cat"], ["a dog"], ["a boat and a cat"], ["a tree"]]
-    counted = vocabulary(photos, min_count=1)
-    assert list(counted.items()) == [("cat", 2), ("dog", 2), ("boat", 1), ("tree", 1)]
-    assert vocabulary(photos, min_count=2) == {"cat": 2, "dog": 2}
+def test_vocabulary_sorts_by_count_then_alphabet():
+    counts = {"tree": 1, "dog": 2, "boat": 1, "cat": 2}
+    assert list(vocabulary(counts, min_count=1).items()) == [("cat", 2), ("dog", 2), ("boat", 1), ("tree", 1)]
+    assert vocabulary(counts, min_count=2) == {"cat": 2, "dog": 2}
 
 
 def test_missing_textblob_is_said_in_one_line(monkeypatch):
@@ -132,7 +132,7 @@ def test_missing_textblob_is_said_in_one_line(monkeypatch):
 @pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
 def test_captions_are_read_fast_and_the_frequent_nouns_name_things():
     shards = find_shards(CAPTIONS / "flickr8k-train-000[01].tar")
-    flat = [caption for captions in captions_of(shards) for caption in captions]
+    flat = [caption for shard in shards for row in scan_shard(shard)[0] for caption in row.captions]
     nouns(flat[0])
     nouns.cache_clear()
     start = time.process_time()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from groupvit.data.shards import captions_of, find_shards
+from groupvit.data.shards import find_shards, scan_shard
 from groupvit.text.tokenizer import Tokenizer, _backend, clean
 
 CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
@@ -72,8 +72,8 @@ def test_every_letter_gets_the_ids_of_transformers(peer):
 
 @pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
 def test_ten_thousand_captions_get_the_ids_of_transformers(peer):
-    captions = itertools.chain.from_iterable(captions_of(find_shards(CAPTIONS / "*-train-*.tar")))
-    captions = list(itertools.islice(captions, 10_000))
+    rows = (row for shard in find_shards(CAPTIONS / "*-train-*.tar") for row in scan_shard(shard)[0])
+    captions = list(itertools.islice((caption for row in rows for caption in row.captions), 10_000))
     assert len(captions) == 10_000
     assert torch.equal(Tokenizer()(captions), peer(captions))
 

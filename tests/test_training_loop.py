@@ -1,4 +1,6 @@
+import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -12,17 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from groupvit.checkpoints import latest
-from groupvit.data import scenes
-from groupvit.data.shards import Sample, write_shards
+from groupvit.data import scenes, storage
+from groupvit.data.shards import Sample, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
-from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.training.loop import train
-from groupvit.training.runs import RUNS, Run
-from groupvit.training.state import save
+from groupvit.training.runs import Run
+from groupvit.training.state import locked, save
 
 TINY = ModelConfig(
     image=ImageEncoderConfig(32, 8, 32, 2, stages=(Stage(1, 4, 4),), drop_path=0.1, stem="conv"),
@@ -43,6 +46,11 @@ RUN = Run(
     evaluate_every=3,
     save_every=3,
 )
+
+
+_file = io.BytesIO()
+Image.new("RGB", (40, 30), (200, 90, 30)).save(_file, "JPEG")
+PICTURE = _file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +151,66 @@ def test_a_handful_of_scenes_is_learnt_by_heart(tmp_path):
     assert min(curve[-2:]) < 0.5  # guessing among eight costs log(8) = 2.1
 
 
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"augment": "color"}, {"augment": "randaugment"}, {"in_memory": 48}])
+def test_every_option_resumes_to_the_bit_with_another_number_of_workers(data, tmp_path, changes):
+    run = replace(RUN, save_every=2, steps=4, **changes)
+    train(run, data, tmp_path / "whole", workers=2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "step-00000004")
+    (tmp_path / "cut" / "latest").write_text("step-00000002")
+    train(run, data, tmp_path / "cut", workers=0, resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_options_change_what_is_learnt(data, tmp_path):
+    found = []
+    for number, changes in enumerate([{}, {"ema": 0.9}, {"augment": "color"}, {"augment": "randaugment"}]):
+        train(replace(RUN, steps=2, **changes), data, tmp_path / str(number), workers=0)
+        found.append(weights(tmp_path / str(number))["text_encoder.token_embedding.weight"])
+    assert len(set(found)) == 4
+
+
+def test_crops_from_memory_train_nearly_the_same_model(data, tmp_path):
+    for name, changes in (("disk", {}), ("memory", {"in_memory": 64})):
+        train(replace(RUN, steps=1, **changes), data, tmp_path / name, workers=0)
+    disk, memory = (metrics(tmp_path / name)[-1]["loss"] for name in ("disk", "memory"))
+    assert disk != memory
+    assert disk == pytest.approx(memory, rel=2e-3)  # decoded at the photos' own size, so only rounding differs
+
+
+def test_randaugment_of_photos_in_memory_is_refused(data, tmp_path):
+    with pytest.raises(InputError, match="RandAugment"):
+        train(replace(RUN, in_memory=64, augment="randaugment"), data, tmp_path, workers=0)
+
+
+def test_the_average_follows_the_weights_and_copies_the_buffers(data, tmp_path):
+    state = train(replace(RUN, steps=3, ema=0.5), data, tmp_path / "run", workers=0)
+    assert state.average is not None
+    shipped = load_file(latest(tmp_path / "run") / "model.safetensors")
+    buffers = dict(state.model.named_buffers())
+    assert buffers
+    assert all(torch.equal(shipped[name], value) for name, value in buffers.items())
+    raw = dict(state.model.named_parameters())
+    assert not torch.equal(shipped["text_encoder.token_embedding.weight"], raw["text_encoder.token_embedding.weight"])
+
+
+def test_the_best_checkpoint_is_kept_and_pointed_at(data, tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.4, 0.9, 0.2])
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        return {"score": next(scores), "other": 5.0}
+
+    train(replace(RUN, evaluate_every=1, save_every=100), data, tmp_path / "run", workers=0, keep=1, evaluate=evaluate)
+    assert (tmp_path / "run" / "best").read_text() == "step-00000002"
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-00000002", "step-00000006"]
+
+
+def test_a_folder_in_which_another_training_runs_is_left_alone(data, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(InputError, match=r"another training is writing to .*run"):
+        train(RUN, data, tmp_path / "run", workers=0)
+    assert latest(tmp_path / "run") is None
+
+
 def test_only_the_newest_two_checkpoints_are_kept(data, tmp_path):
     train(replace(RUN, save_every=1), data, tmp_path / "run", workers=0)
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-00000005", "step-00000006"]
@@ -159,15 +227,30 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(data, tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"cannot save.*No space left.*step-00000003"):
         save(tmp_path, state.advance())
     assert weights(tmp_path) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "metrics.jsonl", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "lock", "metrics.jsonl", "step-00000003"]
 
 
 def test_resuming_with_other_settings_names_them(data, tmp_path):
-    train(replace(RUN, steps=1), data, tmp_path / "run", workers=0)
-    with pytest.raises(InputError, match=r"another lr"):
-        train(replace(RUN, steps=1, lr=2e-3), data, tmp_path / "run", workers=0, resume=True)
-    with pytest.raises(InputError, match=r"another seed"):
-        train(replace(RUN, steps=1), data, tmp_path / "run", workers=0, seed=5, resume=True)
+    run = replace(RUN, steps=1)
+    train(run, data, tmp_path / "run", workers=0)
+    deeper = replace(TINY, image=replace(TINY.image, dim=64))
+    other = replace(run, lr=2e-3, crop=(0.5, 1.0), model=deeper, evaluate_every=7, held_out="elsewhere")
+    with pytest.raises(InputError) as error:
+        train(other, data, tmp_path / "run", workers=0, seed=5, resume=True)
+    for named in ("model.image.dim was 32 and is 64", "lr was 0.001 and is 0.002", "crop was", "seed was 0 and is 5"):
+        assert named in str(error.value)
+    assert "held_out" not in str(error.value)
+    assert "evaluate_every" not in str(error.value)
+    assert train(replace(run, evaluate_every=7), data, tmp_path / "run", workers=0, resume=True).step == 1
+
+
+def test_resuming_with_other_data_names_the_shard(data, tmp_path):
+    run = replace(RUN, steps=1, segment_weight=0.0)
+    shutil.copytree(data, tmp_path / "data")
+    train(run, tmp_path / "data", tmp_path / "run", workers=0)
+    write_shards([Sample("a", PICTURE, ("a dog",))] * 9, tmp_path / "data" / "train", prefix="scenes")
+    with pytest.raises(InputError, match=r"shards.scenes-0000.tar was 40 photos in \d+ bytes and is 1 photos"):
+        train(run, tmp_path / "data", tmp_path / "run", workers=0, resume=True)
 
 
 def test_a_folder_with_a_training_is_not_overwritten_and_an_empty_one_not_resumed(data, tmp_path):
@@ -183,7 +266,7 @@ def test_the_vocabulary_needs_enough_photos(data, tmp_path):
         train(replace(RUN, min_count=1000), data, tmp_path / "run", workers=0)
 
 
-def test_a_broken_photo_in_a_worker_is_one_clear_line(tmp_path):
+def test_photos_of_which_none_can_be_read_are_one_clear_line(tmp_path):
     samples = [Sample(f"{i:03d}", b"\xff\xd8\xff not a jpeg", ("a dog",)) for i in range(10)]
     write_shards(samples, tmp_path / "train", prefix="bad")
     with pytest.raises(InputError) as error:
@@ -192,11 +275,46 @@ def test_a_broken_photo_in_a_worker_is_one_clear_line(tmp_path):
     assert re.search(r"bad-0000.tar: 00\d: not an image", str(error.value))
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_every_run_builds_on_the_meta_device(run):
-    with torch.device("meta"):
-        build_model(run.model)
-    assert 0 <= run.warmup < run.steps
+def test_a_photo_that_cannot_be_read_is_counted_named_and_replaced(data, tmp_path, capsys):
+    (shard,) = (data / "train").glob("*.tar")
+    broken = [replace(s, image=s.image[:100]) if s.key == "00000007" else s for s in read_shard(shard)]
+    write_shards(broken, tmp_path / "data" / "train", prefix="t")
+    train(RUN, tmp_path / "data", tmp_path / "run", workers=0)  # 48 photos of 40
+    assert metrics(tmp_path / "run")[-1]["unreadable"] in (1, 2)
+    assert re.search(r"left out, its neighbour stands in: .*t-0000.tar: 00000007", capsys.readouterr().err)
+
+
+def test_a_worker_that_is_killed_is_one_line_and_loses_nothing(data, tmp_path, monkeypatch):
+    def kill(model: torch.nn.Module) -> dict[str, float]:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        return {}
+
+    run = replace(RUN, steps=100, evaluate_every=5, save_every=100)
+    with pytest.raises(InputError, match="a process that reads data was killed"):
+        train(run, data, tmp_path / "run", workers=1, evaluate=kill)
+    folder = latest(tmp_path / "run")
+    assert folder
+    assert folder.name >= "step-00000005"
+
+
+def test_data_that_vanish_during_a_training_lose_nothing(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "data" / "train")
+    write_shards([Sample(f"{i}", PICTURE, ("a dog",)) for i in range(2)], tmp_path / "data" / "train", prefix="late")
+
+    def vanish(model: torch.nn.Module) -> dict[str, float]:
+        for shard in (tmp_path / "data" / "train").iterdir():
+            shard.rename(shard.with_suffix(".gone"))
+        storage._opened.cache_clear()
+        return {}
+
+    run = replace(RUN, steps=20, evaluate_every=2, save_every=100, segment_weight=0.0)
+    with pytest.raises(InputError, match=r"tar does not exist"):
+        train(run, tmp_path / "data", tmp_path / "run", workers=0, evaluate=vanish)
+    assert latest(tmp_path / "run") == tmp_path / "run" / "step-00000002"
+    for shard in (tmp_path / "data" / "train").iterdir():
+        shard.rename(shard.with_suffix(".tar"))
+    assert train(run, tmp_path / "data", tmp_path / "run", workers=0, resume=True).step == 20
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):

@@ -52,6 +52,16 @@ def test_schedule_without_warm_up_starts_at_the_peak():
     assert learning_rate(0, **(SCHEDULE | {"warmup": 0})) == 1.6e-3
 
 
+def test_without_the_prefix_the_cosine_has_fallen_since_step_0_and_the_rate_drops_onto_it():
+    schedule = SCHEDULE | {"steps": 30_000, "warmup": 2000, "warmup_prefix": False}
+    rates = [learning_rate(step, **schedule) for step in (0, 1999, 2000, 15_000, 30_000)]
+    assert rates == pytest.approx([4e-6, 1.6e-3, 1.583e-3, (1.6e-3 + 4e-5) / 2, 4e-5], rel=6e-4)
+    assert rates[2] < rates[1]
+    with_prefix = [learning_rate(step, **(schedule | {"warmup_prefix": True})) for step in (0, 1999, 2000, 30_000)]
+    assert with_prefix[:2] == rates[:2]
+    assert with_prefix[2:] == pytest.approx([1.6e-3, 4e-5])
+
+
 def test_decay_shrinks_only_the_decayed_group():
     model = torch.nn.Linear(3, 3)
     before = model.bias.detach().clone(), model.weight.detach().clone()

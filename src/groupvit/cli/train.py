@@ -9,7 +9,7 @@ import tyro
 def train(
     run: Annotated[str, tyro.conf.Positional],
     *,
-    data: Path,
+    data: str,
     out: Path | None = None,
     seed: int = 0,
     train: str | None = None,
@@ -18,6 +18,7 @@ def train(
     batch_size: int | None = None,
     resume: bool = False,
     workers: int = 1,
+    keep: int = 2,
 ) -> None:
     """Train from captioned images.
 
@@ -26,7 +27,7 @@ def train(
 
     Args:
         run: Name of the run; an unknown one lists all.
-        data: Folder with the run's tar shards.
+        data: Folder with the run's tar shards, or a URL of one (s3://…, https://…).
         out: Folder of the training, by default runs/RUN.
         seed: Of the weights, the order, the augmentation and the noise.
         train: Pattern of the training shards inside DATA, instead of the run's own.
@@ -35,7 +36,9 @@ def train(
         batch_size: Photos a step, instead of the run's own number.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
+        keep: Checkpoints to keep besides the best: the newest so many.
     """
+    import os
     import shlex
     from dataclasses import replace
 
@@ -49,9 +52,9 @@ def train(
     settings = get_run(run)
     changes = {"train": train, "held_out": held_out, "steps": steps, "batch_size": batch_size}
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
-    if min(settings.steps, settings.batch_size) < 1 or workers < 0 or not 0 <= seed < 2**63:
-        raise InputError("steps and batch size are at least 1, workers at least 0, and the seed from 0 to 2**63 - 1")
-    find_shards(data / settings.train)
+    if min(settings.steps, settings.batch_size, keep) < 1 or workers < 0 or not 0 <= seed < 2**63:
+        raise InputError("steps, batch size and keep are at least 1, workers at least 0, the seed 0 to 2**63 - 1")
+    find_shards(f"{data}/{settings.train}")
     out = out or Path("runs") / run
     state = train_run(
         settings,
@@ -60,11 +63,13 @@ def train(
         seed=seed,
         resume=resume,
         workers=workers,
-        evaluate=evaluation_of(settings.model, data / settings.held_out) if settings.held_out else None,
+        processes=os.cpu_count() or 1,
+        keep=keep,
+        evaluate=evaluation_of(settings.model, Path(data) / settings.held_out) if settings.held_out else None,
     )
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
-        options = {"data": data, "out": out, "seed": seed, "workers": workers, **changes}
+        options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep, **changes}
         given = [
             part
             for name, value in options.items()

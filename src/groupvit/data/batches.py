@@ -1,65 +1,208 @@
 """Samples of the shards to the tensors of one training step."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from groupvit.data.index import CaptionedPhotos
+from groupvit.data.memory import Photos
+from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
-from groupvit.data.transforms import augment, load_rgb
-from groupvit.text.nouns import Style, noun_prompts, nouns_of_photo
+from groupvit.data.transforms import Crop, draw_color, draw_crop, load_crop, to_tensor
+from groupvit.errors import InputError
+from groupvit.text.nouns import Style, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
+
+Augmentation = Literal["crop", "color", "randaugment"]
+"""Random crops, mirrored or not; those with brightness, contrast and saturation changed too, which keeps captions
+true; or those with the release's RandAugment and random erasing."""
+
+_NEIGHBOURS = 16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos, one caption each, `count` noun prompts each, and which nouns of the vocabulary their captions name."""
+    """Photos, one caption each, `count` noun prompts each, and which nouns of the vocabulary their captions name.
 
-    images: UInt8[Tensor, "batch 3 height width"]
+    Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
+    `mirrored`); the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
+    `unreadable` names the photos in whose place a neighbour stands.
+    """
+
+    images: UInt8[Tensor, "_ 3 height width"]
+    rows: Int[Tensor, "_"]
+    boxes: Float[Tensor, "_ 4"]
+    mirrored: Bool[Tensor, "_"]
+    color: Float[Tensor, "_ 3"]
     captions: Int[Tensor, "batch length"]
     prompts: Int[Tensor, "batch count length"]
     present: Bool[Tensor, "batch vocabulary"]
+    unreadable: tuple[str, ...] = ()
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader, so that the copy to a GPU does not wait."""
-        return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors: dict[str, Any] = {k: change(value) for k, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+
+class _Example(NamedTuple):
+    image: UInt8[Tensor, "3 height width"] | None
+    row: int
+    box: tuple[float, float, float, float]
+    mirrored: bool
+    color: Float[Tensor, "3"] | None
+    caption: str
+    prompts: list[str]
+    nouns: list[str]
 
 
 @dataclass(frozen=True)
-class BatchMaker:
-    """Decodes, augments and tokenises; `scale` is the share of a photo's area that a crop keeps."""
+class Batches(Dataset[Batch]):
+    """The batch of any list of (epoch, shard, row), for `DataLoader(batches, sampler=BatchSampler(…),
+    batch_size=None)`.
 
+    Crop, colour, caption and prompts of a sample are functions of (seed, epoch, shard, row) alone. `scale` is the
+    share of a photo's area that a crop keeps. With `sizes`, the widths and heights of photos in memory, images are
+    not read. A photo that cannot be decoded is replaced by the next one of its shard, and named.
+    """
+
+    photos: CaptionedPhotos
+    seed: int
     image_size: int
     scale: tuple[float, float]
+    augmentation: Augmentation
     prompts: int
     noun_style: Style
     vocabulary: tuple[str, ...]
     tokenizer: Tokenizer
+    sizes: Int64[np.ndarray, "photos 2"] | None = None
 
-    def __call__(self, samples: Sequence[Sample], generators: Sequence[np.random.Generator]) -> Batch:
-        """One generator per sample makes every draw a function of the sample alone."""
-        images, captions, prompts = [], [], []
-        for sample, generator in zip(samples, generators, strict=True):
-            photo = load_rgb(sample.image, f"{sample.shard}: {sample.key}")
-            images.append(augment(photo, self.image_size, scale=self.scale, generator=generator))
-            captions.append(sample.captions[generator.integers(len(sample.captions))])
-            if self.prompts:
-                prompts += noun_prompts(captions[-1], self.prompts, generator, style=self.noun_style)
-        present = np.zeros((len(samples), len(self.vocabulary)), dtype=bool)
-        if self.vocabulary:
-            column = {noun: i for i, noun in enumerate(self.vocabulary)}
-            for row, sample in zip(present, samples, strict=True):
-                row[[column[noun] for noun in nouns_of_photo(sample.captions) if noun in column]] = True
-        tokens = self.tokenizer(captions + prompts)
+    def __getitem__(self, places: Int64[np.ndarray, "batch 3"]) -> Batch:
+        unreadable: list[str] = []
+        examples = [self._readable(epoch, shard, row, unreadable) for epoch, shard, row in places.tolist()]
+        size, in_memory = self.image_size, self.sizes is not None
+        present = np.zeros((len(examples), len(self.vocabulary)), dtype=bool)
+        column = {noun: i for i, noun in enumerate(self.vocabulary)}
+        for row, example in zip(present, examples, strict=True):
+            row[[column[noun] for noun in example.nouns if noun in column]] = True
+        texts = [example.caption for example in examples] + [text for example in examples for text in example.prompts]
+        captions, prompts = self.tokenizer(texts).split([len(examples), len(examples) * self.prompts])
         return Batch(
-            torch.stack(images),
-            tokens[: len(samples)],
-            tokens[len(samples) :].unflatten(0, (len(samples), self.prompts)),
+            _stack([example.image for example in examples], (3, size, size), torch.uint8),
+            torch.tensor([example.row for example in examples if in_memory], dtype=torch.int64),
+            torch.tensor([example.box for example in examples if in_memory]).reshape(-1, 4),
+            torch.tensor([example.mirrored for example in examples if in_memory], dtype=torch.bool),
+            _stack([example.color for example in examples], (3,), torch.float32),
+            captions,
+            prompts.unflatten(0, (len(examples), self.prompts)),
             torch.from_numpy(present),
+            tuple(unreadable),
         )
+
+    def _readable(self, epoch: int, shard: int, row: int, unreadable: list[str]) -> _Example:
+        count, first = int(self.photos.counts[shard]), len(unreadable)
+        for neighbour in range(row, row + min(_NEIGHBOURS, count)):
+            generator = np.random.default_rng([self.seed, epoch, shard, row])
+            try:
+                return self._example(shard, neighbour % count, generator)
+            except _Undecodable as error:
+                unreadable.append(str(error))
+        raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
+
+    def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
+        captions = self.photos.captions(shard, row)
+        if self.sizes is None:
+            sample = self.photos.read(shard, row)
+            image, number, box, mirrored = self._crop(sample, generator), 0, (0.0, 0.0, 1.0, 1.0), False
+        else:
+            number = int(self.photos.counts[:shard].sum()) + row
+            width, height = self.sizes[number].tolist()
+            if not width:
+                raise _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
+            crop = draw_crop(width, height, self.scale, generator)
+            image, box, mirrored = None, crop.relative(width, height), crop.mirrored
+        chosen = int(generator.integers(len(captions)))
+        words = self.photos.nouns(shard, row, chosen, self.noun_style) if self.prompts else ()
+        prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
+        color = draw_color(generator) if self.augmentation == "color" else None
+        nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
+        return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns)
+
+    def _crop(self, sample: Sample, generator: np.random.Generator) -> UInt8[Tensor, "3 height width"]:
+        def draw(width: int, height: int) -> Crop:
+            return draw_crop(width, height, self.scale, generator)
+
+        try:
+            image = load_crop(sample.image, f"{sample.shard}: {sample.key}", self.image_size, draw)
+        except InputError as error:
+            raise _Undecodable(str(error)) from None
+        if self.augmentation == "randaugment":
+            pixels = erase(np.asarray(rand_augment(image, generator)), generator)
+            return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return to_tensor(image)
+
+
+class _Undecodable(Exception):
+    """A photo that another one must stand in for."""
+
+
+def _stack(
+    tensors: list[Shaped[Tensor, "..."] | None], shape: tuple[int, ...], dtype: torch.dtype
+) -> Shaped[Tensor, "..."]:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(given) if given else torch.empty(0, *shape, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Decoded(Dataset[Any]):
+    """One photo, squashed, with its true width and height; zeros when it cannot be decoded."""
+
+    photos: CaptionedPhotos
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 side side"], tuple[int, int]]:
+        sample, size = self.photos.read(*self.photos.place(number)), (0, 0)
+
+        def whole(width: int, height: int) -> Crop:
+            nonlocal size
+            size = width, height
+            return Crop(0, 0, width, height)
+
+        try:
+            return to_tensor(load_crop(sample.image, sample.key, self.side, whole)), size
+        except InputError:
+            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), (0, 0)
+
+
+def decode(
+    photos: CaptionedPhotos,
+    side: int,
+    *,
+    workers: int,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
+    **options: Any,
+) -> tuple[Photos, Int64[np.ndarray, "photos 2"]]:
+    """All photos as squares of `side` pixels, and their true widths and heights (0 for one that cannot be decoded)."""
+    loader = DataLoader(_Decoded(photos, side), batch_size=64, num_workers=workers, **options)
+    pixels = torch.empty(len(photos), 3, side, side, dtype=torch.uint8)
+    sizes, done = np.zeros((len(photos), 2), dtype=np.int64), 0
+    for images, (widths, heights) in progress(loader, len(loader)):
+        these = slice(done, done + len(images))
+        pixels[these], sizes[these, 0], sizes[these, 1] = images, widths, heights
+        done += len(images)
+    return Photos(pixels), sizes

@@ -1,31 +1,29 @@
-"""Tar shards as img2dataset writes them (the WebDataset layout), and the endless stream of batches made of them.
+"""Tar shards as img2dataset writes them (the WebDataset layout): found, scanned, read and written.
 
-A sample is a run of neighbouring members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json`
-(`captions`, a list, or `caption`) or in `KEY.txt`. Members with other endings are passed over.
+A sample is the members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json` (`captions`, a
+list, or `caption`) or in `KEY.txt`. Members with other endings are passed over.
 """
 
 import glob
-import hashlib
 import io
 import itertools
 import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
-
+from groupvit.data.storage import File, is_url, open_file, read_range, remote, stamp
 from groupvit.errors import InputError
-
-T = TypeVar("T")
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
 TEXT_ENDINGS = frozenset(("txt", "json"))
+BLOCK = 512
+"""Bytes of a tar header; the header of a member stands right before its data."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +36,78 @@ class Sample:
     shard: str = field(default="", compare=False)
 
 
-def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
+class Row(NamedTuple):
+    """A whole sample: where its image's bytes lie, the CRC-32 of their tar header, and its captions."""
+
+    key: str
+    offset: int
+    size: int
+    header: int
+    captions: tuple[str, ...]
+
+
+class Fault(NamedTuple):
+    """Something in a shard that cannot be used; `kind` is one word of `FAULTS`."""
+
+    key: str
+    kind: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return (f"{self.key}: " if self.key else "") + FAULTS[self.kind] + (f" ({self.detail})" if self.detail else "")
+
+
+FAULTS = {
+    "cut": "the tar ends too early or is damaged from here on",
+    "link": "a link, or a sparse or special file, which is not followed",
+    "twice": "two members have this name",
+    "no-image": "no image",
+    "two-images": "more than one image",
+    "empty-image": "the image has no bytes",
+    "no-caption": "no caption",
+    "not-utf8": "the caption is not UTF-8",
+    "bad-json": "the JSON is broken or holds no captions",
+}
+"""What may be wrong with a sample or a tar, before an image is decoded."""
+
+
+def find_shards(source: File | Sequence[File]) -> list[File]:
     """The shards of a folder (its *.tar, sorted), of a pattern (`cc3m-{00000..00330}.tar`, `*-train-*.tar`), or a file.
+
+    URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and patterns in them are asked of their file system.
 
     Raises:
         InputError: there are none, or one that is named does not exist.
     """
     if not isinstance(source, (str, Path)):
         return list(dict.fromkeys(shard for part in source for shard in find_shards(part)))
+    if is_url(source):
+        return [shard for name in _expand_braces(str(source)) for shard in _found(name, _remote_shards(name))]
     if Path(source).exists():
-        return _found(source, sorted(Path(source).glob("*.tar")) if Path(source).is_dir() else [Path(source)])
+        return _found(source, sorted(_listed(Path(source))) if Path(source).is_dir() else [Path(source)])
     names = _expand_braces(str(source))
     return [shard for name in names for shard in _found(name, [Path(path) for path in sorted(glob.glob(name))])]
 
 
-def _found(name: str | Path, shards: list[Path]) -> list[Path]:
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.suffix == ".tar"]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _remote_shards(url: str) -> list[str]:
+    if "*" not in url and url.endswith(".tar"):
+        return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
+    filesystem, path = remote(url)
+    pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
+    return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
+
+
+def _found(name: File, shards: Sequence[File]) -> list[File]:
     if not shards:
         raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
-    return shards
+    return list(shards)
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -68,152 +120,115 @@ def _expand_braces(pattern: str) -> list[str]:
     return [expanded for part in parts for expanded in _expand_braces(head + part + tail)]
 
 
-def _members(path: Path, endings: frozenset[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Stem, ending and bytes of each member with one of the endings; the whole file is checked on the way."""
+class _Member(NamedTuple):
+    name: str
+    stem: str
+    ending: str
+    offset: int
+    size: int
+    header: int
+    text: bytes
+
+
+def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[_Member]:
+    """Every image and text of a tar; stops at damage, which becomes a fault like all that is left out."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            ending = ending.lower()
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                faults.append(Fault(member.name, "link"))
+            elif member.offset_data + member.size > size:
+                break
+            elif ending in IMAGE_ENDINGS | TEXT_ENDINGS:
+                file.seek(member.offset_data - BLOCK)
+                header = zlib.crc32(file.read(BLOCK))
+                text = file.read(member.size) if ending in TEXT_ENDINGS else b""
+                yield _Member(member.name, folder + slash + stem, ending, member.offset_data, member.size, header, text)
+        # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
+        file.seek(tar.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            faults.append(Fault("", "cut", f"byte {min(tar.offset, size):,}"))
+
+
+def _captions(files: dict[str, _Member]) -> tuple[str, ...] | Fault:
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
-            for member in shard:
-                stem, ending = _split_name(member.name)
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise InputError(f"{path}: member {member.name} is a link or a sparse or special file; rewrite it")
-                if ending in endings:
-                    file.seek(member.offset_data)
-                    yield stem, ending, file.read(member.size)
-            # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
-            file.seek(shard.offset)
-            if file.read(512) != bytes(512):
-                raise InputError(f"{path}: damaged or cut short at byte {shard.offset:,}; fetch or write it again")
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{path}: cannot read this tar file: {error}; fetch or write it again") from error
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending.lower()
-
-
-def _groups(path: Path, endings: frozenset[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for key, members in itertools.groupby(_members(path, endings), key=lambda member: member[0]):
-        files: dict[str, bytes] = {}
-        for _, ending, data in members:
-            if ending in files:
-                raise InputError(f"{path}: two members are called {key}.{ending}; give each sample its own key")
-            files[ending] = data
-        yield key, files
-
-
-def _captions(path: Path, key: str, files: dict[str, bytes]) -> tuple[str, ...]:
-    ending = "json"
-    try:
-        meta = json.loads(files["json"]) if "json" in files else {}
+        meta = json.loads(files["json"].text) if "json" in files else {}
         captions = meta.get("captions") or meta.get("caption") or []
         if not captions and "txt" in files:
-            ending = "txt"
-            captions = files["txt"].decode()
+            captions = files["txt"].text.decode()
         captions = [captions] if isinstance(captions, str) else captions
         captions = tuple(caption.strip() for caption in captions if caption.strip())
+    except UnicodeDecodeError as error:
+        return Fault("", "not-utf8", error.reason)
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: member {key}.{ending} holds no captions in UTF-8: {error}") from error
-    if not captions:
-        raise InputError(f"{path}: sample {key} has no caption; its members must stand side by side")
-    return captions
+        return Fault("", "bad-json", str(error))
+    return captions or Fault("", "no-caption")
 
 
-def read_shard(path: str | Path) -> Iterator[Sample]:
+def _row(key: str, files: dict[str, _Member]) -> Row | Fault:
+    images = [member for ending, member in files.items() if ending in IMAGE_ENDINGS]
+    if len(images) != 1:
+        return Fault(key, "two-images" if images else "no-image")
+    if not images[0].size:
+        return Fault(key, "empty-image")
+    captions = _captions(files)
+    if isinstance(captions, Fault):
+        return captions._replace(key=key)
+    return Row(key, images[0].offset, images[0].size, images[0].header, captions)
+
+
+def scan_shard(shard: File) -> tuple[list[Row], list[Fault]]:
+    """The whole samples of a shard in their order, and what had to be left out. Images are not read.
+
+    Raises:
+        InputError: the file cannot be read, or is no uncompressed tar at all.
+    """
+    faults: list[Fault] = []
+    samples: dict[str, dict[str, _Member]] = {}
+    size, _ = stamp(shard)
+    try:
+        with open_file(shard) as file:
+            for member in _members(file, size, faults):
+                files = samples.setdefault(member.stem, {})
+                if member.ending in files:
+                    faults.append(Fault(member.name, "twice"))
+                else:
+                    files[member.ending] = member
+    except OSError as error:
+        raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
+    except tarfile.TarError as error:
+        if size >= BLOCK and not samples:
+            raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
+        faults.append(Fault("", "cut", str(error)))
+    rows = [_row(key, files) for key, files in samples.items()]
+    faults += [row for row in rows if isinstance(row, Fault)]
+    return [row for row in rows if isinstance(row, Row)], faults
+
+
+def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
+    """The image's bytes; its tar header must still be the one that was scanned."""
+    data = read_range(shard, row.offset - BLOCK, BLOCK + row.size, expected)
+    if len(data) != BLOCK + row.size or zlib.crc32(data[:BLOCK]) != row.header:
+        raise InputError(f"{shard} has changed since it was indexed; run: groupvit data index {shard}")
+    return data[BLOCK:]
+
+
+def read_shard(shard: File) -> Iterator[Sample]:
     """The samples of a shard in their order.
 
     Raises:
-        InputError: the tar is damaged or holds links, or a sample lacks its image or its captions.
+        InputError: the shard cannot be read, or anything in it would have to be left out.
     """
-    path = Path(path)
-    for key, files in _groups(path, IMAGE_ENDINGS | TEXT_ENDINGS):
-        images = [data for ending, data in files.items() if ending in IMAGE_ENDINGS]
-        if len(images) != 1:
-            raise InputError(f"{path}: sample {key} has {len(images)} images; its members must stand side by side")
-        yield Sample(key, images[0], _captions(path, key, files), str(path))
-
-
-def captions_of(shards: Iterable[str | Path]) -> Iterator[tuple[str, ...]]:
-    """The captions of every sample; the images are not read."""
-    for path in map(Path, shards):
-        for key, files in _groups(path, TEXT_ENDINGS):
-            yield _captions(path, key, files)
-
-
-def sample_generator(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """The randomness of one sample in one epoch, whatever the worker, the position or the run."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-
-
-class CaptionBatches(IterableDataset[T]):
-    """An endless stream of batches, for `DataLoader(batches, batch_size=None, num_workers=n)`.
-
-    Every epoch shuffles the shards, reads them one after the other, and mixes neighbours in a buffer of
-    `shuffle_buffer` samples that is emptied at its end: each sample comes once. Batches straddle epochs. The order is a
-    function of `seed` and the epoch alone, and `make_batch` gets a generator with each sample. Every worker walks the
-    whole order and makes its share of the batches: neither their number nor a start at `start_batch` changes a batch.
-
-    Raises:
-        InputError: while iterating, when a shard is broken or there are no samples.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[str | Path],
-        *,
-        batch_size: int,
-        seed: int,
-        make_batch: Callable[[list[Sample], list[np.random.Generator]], T],
-        shuffle_buffer: int = 2000,
-        start_batch: int = 0,
-    ):
-        self.shards = shards
-        self.batch_size = batch_size
-        self.seed = seed
-        self.make_batch = make_batch
-        self.shuffle_buffer = shuffle_buffer
-        self.start_batch = start_batch
-
-    def __iter__(self) -> Iterator[T]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        stream = self._stream()
-        # Counted from `start_batch`, for a DataLoader asks worker 0 first.
-        for index in itertools.count():
-            samples = list(itertools.islice(stream, self.batch_size))
-            if index % workers == number:
-                generators = [sample_generator(self.seed, epoch, sample.key) for epoch, sample in samples]
-                yield self.make_batch([sample for _, sample in samples], generators)
-
-    def _stream(self) -> Iterator[tuple[int, Sample]]:
-        epoch, skip = 0, self.start_batch * self.batch_size
-        if skip:
-            epoch, skip = divmod(skip, sum(1 for _ in captions_of(self.shards)) or self._no_samples())
-        samples = ((epoch, sample) for epoch in itertools.count(epoch) for sample in self._epoch(epoch))
-        return itertools.islice(samples, skip, None)
-
-    def _no_samples(self) -> NoReturn:
-        raise InputError(f"{self.shards[0] if self.shards else 'no shards'}: no samples to train on")
-
-    def _epoch(self, epoch: int) -> Iterator[Sample]:
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        buffer: list[Sample] = []
-        for shard in generator.permutation(len(self.shards)):
-            for sample in read_shard(self.shards[shard]):
-                if len(buffer) < self.shuffle_buffer:
-                    buffer.append(sample)
-                else:
-                    position = generator.integers(len(buffer))
-                    buffer[position], sample = sample, buffer[position]
-                    yield sample
-        if not buffer:
-            self._no_samples()
-        for position in generator.permutation(len(buffer)):
-            yield buffer[position]
+    expected = stamp(shard)
+    rows, faults = scan_shard(shard)
+    if faults:
+        raise InputError(f"{shard}: {faults[0]}; repair the shard")
+    for row in rows:
+        yield Sample(row.key, read_image(shard, row, expected), row.captions, str(shard))
 
 
 def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, per_shard: int = 1000) -> list[Path]:

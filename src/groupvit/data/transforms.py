@@ -1,4 +1,4 @@
-"""From image files to tensors: safe decoding, resizing, cropping, and the random crop and flip of training.
+"""From image files to tensors: safe decoding, resizing, cropping, and the random crop, flip and colours of training.
 
 Everything random is a function of the `numpy` generator that is passed in.
 """
@@ -7,13 +7,15 @@ import contextlib
 import io
 import math
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from groupvit.errors import InputError
@@ -22,33 +24,103 @@ from groupvit.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
-def load_rgb(file: str | Path | BinaryIO | bytes, name: str, *, min_side: int | None = None) -> Image.Image:
-    """The image as 8-bit RGB: first frame, turned upright, transparency on white.
+@dataclass(frozen=True)
+class Crop:
+    """A box in pixels of the upright photo at its full resolution, to be mirrored or not."""
 
-    `min_side` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size while its sides stay at least that long, which is
-    several times faster.
+    left: int
+    top: int
+    right: int
+    bottom: int
+    mirrored: bool = False
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        return float(self.left), float(self.top), float(self.right), float(self.bottom)
+
+    def relative(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom as shares of the photo's sides."""
+        return self.left / width, self.top / height, self.right / width, self.bottom / height
+
+
+def load_rgb(file: str | Path | BinaryIO | bytes, name: str) -> Image.Image:
+    """The image as 8-bit RGB: first frame, turned upright, transparency on white.
 
     Raises:
         InputError: the file named `name` is absent, truncated, implausibly large, or not an image.
     """
-    source = io.BytesIO(file) if isinstance(file, bytes) else file
+    with _naming(name), _open(file) as image:
+        return _upright_rgb(image)
+
+
+def load_crop(
+    file: str | Path | BinaryIO | bytes, name: str, size: int, draw: Callable[[int, int], Crop]
+) -> Image.Image:
+    """The crop that `draw` chooses from the upright width and height, resized to a square (bilinear, antialiased).
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, where the box keeps `size` pixels a side.
+    Otherwise the image, and what is raised, is as `load_rgb` has it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _naming(name):
+            image = stack.enter_context(_open(file))
+            jpeg = image.format in ("JPEG", "MPO")
+            orientation = _orientation(image) if jpeg else 1
+            image = image if jpeg else _upright_rgb(image)
+        crop = draw(*(image.size[::-1] if orientation in (5, 6, 7, 8) else image.size))  # its errors are not the file's
+        with _naming(name):
+            image, box = _drafted(image, orientation, crop, size) if jpeg else (image, crop.box)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return ImageOps.mirror(image) if crop.mirrored else image
+
+
+def _open(file: str | Path | BinaryIO | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever goes wrong in the block is an `InputError` about the file `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what matters
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source, formats=FORMATS) as image:
-                if min_side:
-                    image.draft(None, (min_side, min_side))
-                image.load()
-                with contextlib.suppress(Exception):  # a broken EXIF block tells no orientation
-                    ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+            yield
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{name}: not an image that can be read ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
         raise InputError(f"{name}: cannot read the image: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # a broken EXIF block tells none
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    with contextlib.suppress(Exception):  # as above
+        ImageOps.exif_transpose(image, in_place=True)
+    return _to_rgb(image)
+
+
+def _drafted(
+    image: Image.Image, orientation: int, crop: Crop, size: int
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """A JPEG decoded as small as the crop allows, upright, and the crop's box in it."""
+    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    side = min(crop.right - crop.left, crop.bottom - crop.top)
+    factor = max(f for f in (1, 2, 4, 8) if f == 1 or side >= f * size)
+    image.draft(None, (image.width // factor, image.height // factor))
+    image = _upright_rgb(image)
+    # The decoder rounds sides up to whole pixels, at the right and below; a turn can bring the excess left and above.
+    x = image.width - width / factor if orientation in (2, 3, 6, 7) else 0
+    y = image.height - height / factor if orientation in (3, 4, 7, 8) else 0
+    left, top, right, bottom = (edge / factor for edge in crop.box)
+    return image, (left + x, top + y, right + x, bottom + y)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -81,36 +153,44 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
-def random_crop_box(
-    width: int, height: int, scale: tuple[float, float], generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a box with a share of the area within `scale` and an aspect ratio of 3/4 to 4/3.
+def draw_crop(width: int, height: int, scale: tuple[float, float], generator: np.random.Generator) -> Crop:
+    """A box with a share of the area within `scale` and an aspect ratio of 3/4 to 4/3, in half of the cases mirrored.
 
     The rule of "random resized crop" (Szegedy et al., 2015) as torchvision and timm have it: ten attempts, then the
-    largest central box.
+    largest central box. It takes 23 draws from the generator, whatever the photo.
     """
-    for _ in range(10):
-        area = width * height * generator.uniform(*scale)
-        ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
-        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            left, top = generator.integers(width - box_width + 1), generator.integers(height - box_height + 1)
-            return int(left), int(top), int(left) + box_width, int(top) + box_height
-    box_width, box_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = (width - box_width) // 2, (height - box_height) // 2
-    return left, top, left + box_width, top + box_height
+    areas = width * height * generator.uniform(*scale, size=10)
+    ratios = np.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3), size=10))
+    x, y, coin = generator.random(3)
+    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    if fits.any():
+        box_width, box_height = int(widths[fits.argmax()]), int(heights[fits.argmax()])
+        left, top = int(x * (width - box_width + 1)), int(y * (height - box_height + 1))
+    else:
+        box_width, box_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - box_width) // 2, (height - box_height) // 2
+    return Crop(left, top, left + box_width, top + box_height, mirrored=bool(coin < 0.5))
 
 
-def augment(
-    image: Image.Image,
-    size: int,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    flip: bool = True,
-    generator: np.random.Generator,
-) -> UInt8[Tensor, "3 {size} {size}"]:
-    """A random crop resized to a square (bilinear, antialiased), in half of the cases mirrored."""
-    box = random_crop_box(image.width, image.height, scale, generator)
-    mirrored = generator.random() < 0.5
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return to_tensor(ImageOps.mirror(image) if flip and mirrored else image)
+def draw_color(generator: np.random.Generator, strength: float = 0.4) -> Float[Tensor, "3"]:
+    """Factors of brightness, contrast and saturation for `jitter_color`, each 1 - `strength` to 1 + `strength`."""
+    return torch.from_numpy(generator.uniform(max(0.0, 1 - strength), 1 + strength, size=3)).float()
+
+
+def jitter_color(
+    images: UInt8[Tensor, "batch 3 height width"], factors: Float[Tensor, "batch 3"]
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Brightness, then contrast, then saturation, times each image's factors, as PIL's ImageEnhance defines them.
+
+    Hues stay, since captions name colours.
+    """
+    brightness, contrast, saturation = factors.to(images.device)[:, :, None, None, None].unbind(dim=1)
+    images = (images * brightness).clamp_(0, 255)
+    images = torch.lerp(_grey(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp_(0, 255)
+    return torch.lerp(_grey(images), images, saturation).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def _grey(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601

@@ -6,8 +6,7 @@ The tagger and the singular forms are textblob's; the few lists here mend its co
 import functools
 import importlib
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -137,13 +136,14 @@ def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     return tuple(word for word, tag in _textblob().tag(caption) if tag in RELEASE_TAGS)
 
 
-def noun_prompts(caption: str, count: int, generator: np.random.Generator, *, style: Style = "paper") -> list[str]:
-    """`count` nouns of the caption, drawn without replacement, each in one of CLIP's 80 templates.
+def noun_prompts(
+    caption: str, words: Sequence[str], count: int, generator: np.random.Generator, *, style: Style = "paper"
+) -> list[str]:
+    """`count` of the caption's nouns `words`, drawn without replacement, each in one of CLIP's 80 templates.
 
-    When the caption has fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without
-    nouns is its own prompt.
+    When there are fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without nouns is
+    its own prompt.
     """
-    words = nouns(caption, style=style)
     draws = min(count, len(words)) if style == "release" else count
     if not words:
         return [caption] * count
@@ -161,8 +161,7 @@ def nouns_of_photo(captions: Sequence[str]) -> frozenset[str]:
     return found if found.isdisjoint(PERSON_WORDS) else found | {"person"}
 
 
-def vocabulary(photos: Iterable[Sequence[str]], min_count: int) -> dict[str, int]:
-    """How many photos have each noun, most frequent first; only nouns of `min_count` photos or more."""
-    counts = Counter(noun for captions in photos for noun in nouns_of_photo(captions))
+def vocabulary(counts: Mapping[str, int], min_count: int) -> dict[str, int]:
+    """The nouns that `min_count` photos or more have, most frequent first; `counts` says how many photos have each."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {noun: count for noun, count in ranked if count >= min_count}

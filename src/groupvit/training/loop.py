@@ -2,28 +2,38 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest
-from groupvit.data.batches import Batch, BatchMaker
-from groupvit.data.shards import CaptionBatches, captions_of, find_shards
+from groupvit.data.batches import Batch, Batches, decode
+from groupvit.data.index import CaptionedPhotos
+from groupvit.data.memory import Photos
+from groupvit.data.order import BatchSampler, Order
+from groupvit.data.shards import FAULTS, find_shards
+from groupvit.data.storage import File
+from groupvit.data.transforms import jitter_color
 from groupvit.errors import InputError
 from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.objective import Vocabulary, loss_terms
 from groupvit.training.optim import learning_rate, parameter_groups
-from groupvit.training.progress import Progress
+from groupvit.training.progress import Progress, tracked
 from groupvit.training.runs import Run
-from groupvit.training.state import TrainingState, folder_of, restore, save
+from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
@@ -62,72 +72,155 @@ def _next(batches: Iterator[Batch]) -> Batch:
         return next(batches)
     except InputError as error:  # from a worker it comes wrapped in the worker's traceback
         raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise InputError("a process that reads data was killed, for want of memory perhaps; resume") from error
 
 
-def make_vocabulary(run: Run, shards: list[Path], tokenizer: Tokenizer) -> Vocabulary:
+def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
+    """The training photos, indexed first where they are not; what was left out is said on stderr."""
+    photos = CaptionedPhotos.open(shards, processes=processes, progress=tracked("indexing shards"))
+    if faults := Counter(fault.kind for index in photos.indexes for fault in index.faults):
+        kinds = ", ".join(f"{count} x {FAULTS[kind]}" for kind, count in faults.most_common())
+        print(f"left out of the training: {kinds}; groupvit data doctor names them", file=sys.stderr)
+    return photos
+
+
+def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
     """The nouns of the training captions that are frequent enough to learn."""
     if not (run.segment_weight or run.patch_weight):
         return Vocabulary.from_counts({}, tokenizer)
-    counts = vocabulary(captions_of(shards), run.min_count)
+    counts = vocabulary(photos.noun_counts(), run.min_count)
     if not counts:
-        raise InputError(
-            f"no noun stands in the captions of {run.min_count} photos of {shards[0].parent}; need more data"
-        )
+        raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
     return Vocabulary.from_counts(counts, tokenizer)
+
+
+def _start(run: Run, seed: int, nouns: tuple[str, ...], photos: CaptionedPhotos, device: torch.device) -> TrainingState:
+    torch.manual_seed(seed)
+    model = build_model(run.model).to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
+    return TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.ema))
+
+
+def _load(
+    state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None, workers: int, pin: bool
+) -> Iterator[Batch]:
+    run = state.run
+    tokenizer = Tokenizer(run.model.text.context_length)
+    size, augmentation = run.model.image.image_size, run.augment
+    batches = Batches(
+        state.photos,
+        state.seed,
+        size,
+        run.crop,
+        augmentation,
+        run.prompts,
+        run.noun_style,
+        state.nouns,
+        tokenizer,
+        sizes,
+    )
+    sampler = BatchSampler(Order(state.photos.counts, state.seed), run.batch_size, start=state.position)
+    loader = DataLoader(
+        batches,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_process_group,
+        generator=torch.Generator(),  # the DataLoader draws a number from it, which must not be one of ours
+    )
+    batches = iter(loader)
+    if workers:  # torch has a dead worker raise wherever the loop happens to be; next() notices it too, within seconds
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _augmented(batch: Batch, memory: Photos | None, size: int) -> Batch:
+    """The last part of the augmentation, which is quicker in batches."""
+    images = memory.crop(batch.rows, batch.boxes, batch.mirrored, size) if memory else batch.images
+    return replace(batch, images=jitter_color(images, batch.color) if len(batch.color) else images)
 
 
 def train(
     run: Run,
-    data: Path,
+    data: Path | str,
     out: Path,
     *,
     seed: int = 0,
     resume: bool = False,
     workers: int = 1,
+    processes: int = 1,
+    keep: int = 2,
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
-    Writes `out/step-*/` (checkpoints; `out/latest` names the newest) and `out/metrics.jsonl`. SIGINT or SIGTERM ends
-    the training after the current step with a checkpoint. With `resume` it goes on from the newest checkpoint, to the
-    bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step, sample) alone.
+    Writes `out/step-*/` (the newest `keep` checkpoints and the one with the best first value of `evaluate`;
+    `out/latest` and `out/best` name them) and `out/metrics.jsonl`. SIGINT or SIGTERM ends the training after the
+    current step with a checkpoint, and so does data that cannot be read. With `resume` it goes on from the newest
+    checkpoint, to the bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step,
+    sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
+    main module that can be imported.
     """
-    shards = find_shards(data / run.train)
+    shards = find_shards(f"{data}/{run.train}")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not resume and latest(out):
         raise InputError(f"{out} holds a training at {latest(out)}; add --resume to continue it, or name another --out")
-    tokenizer = Tokenizer(run.model.text.context_length)
-    words = make_vocabulary(run, shards, tokenizer)
-    torch.manual_seed(seed)
-    model = build_model(run.model).to(device).train()
-    groups = parameter_groups(model, run.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=run.lr, fused=True)
-    state = TrainingState(run, seed, 0, words.nouns, model, optimizer)
-    if resume:
-        state = restore(out, state)
+    if run.in_memory and run.augment == "randaugment":
+        raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
+    photos = open_photos(shards, processes)
+    words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
+    with locked(out):
+        state = _start(run, seed, words.nouns, photos, device)
+        if resume:
+            state = restore(out, state)
+        return _train(state, out, words.to(device), device, workers, keep, evaluate)
+
+
+def _train(
+    state: TrainingState,
+    out: Path,
+    words: Vocabulary,
+    device: torch.device,
+    workers: int,
+    keep: int,
+    evaluate: Evaluate | None,
+) -> TrainingState:
+    run, model, optimizer = state.run, state.model, state.optimizer
     saved = latest(out)
-    words = words.to(device)
-    maker = BatchMaker(run.model.image.image_size, run.crop, run.prompts, run.noun_style, words.nouns, tokenizer)
-    stream = CaptionBatches(shards, batch_size=run.batch_size, seed=seed, make_batch=maker, start_batch=state.step)
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_process_group,
-    )
+    memory, sizes = None, None
+    if run.in_memory:
+        decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
+        memory = decoded.to(device)
     positions = torch.arange(run.batch_size, device=device)
     with _stop_requests() as stop, Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size) as progress:
-        batches = iter(loader)
+        batches = _load(state, sizes, workers, pin=device.type == "cuda")
         while state.step < run.steps and not stop:
-            batch = _next(batches).to(device)
+            try:
+                with progress.waiting():
+                    batch = _next(batches).to(device)
+            except InputError:
+                if saved != folder_of(out, state.step):
+                    save(out, state, keep=keep)
+                raise
+            progress.left_out(batch.unreadable)
             rate = learning_rate(
-                state.step, steps=run.steps, warmup=run.warmup, peak=run.lr, start=run.lr_start, end=run.lr_end
+                state.step,
+                steps=run.steps,
+                warmup=run.warmup,
+                peak=run.lr,
+                start=run.lr_start,
+                end=run.lr_end,
+                warmup_prefix=run.warmup_prefix,
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            keys = noise.sample_keys(seed, state.step, positions)
+            keys = noise.sample_keys(state.seed, state.step, positions)
+            batch = _augmented(batch, memory, run.model.image.image_size)
             with _attention(device), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
                 terms = loss_terms(model, batch, run, words, keys)
                 loss = torch.stack(list(terms.values())).sum()
@@ -142,13 +235,15 @@ def train(
             progress.step(state.step, rate, values)
             last = state.step == run.steps
             if evaluate and (last or state.step % run.evaluate_every == 0):
-                model.eval()
-                progress.write(state.step, evaluate(model))
+                state.weights.eval()
+                scores = evaluate(state.weights)
                 model.train()
+                progress.write(state.step, scores)
+                state = state.scored(scores)
                 progress.restart_clock(state.step)
-            if last or state.step % run.save_every == 0:
-                saved = save(out, state)
+            if last or state.step % run.save_every == 0 or state.best_step == state.step:
+                saved = save(out, state, keep=keep)
                 progress.restart_clock(state.step)
-        if saved != folder_of(out, state):
-            save(out, state)
+        if saved != folder_of(out, state.step):
+            save(out, state, keep=keep)
     return state

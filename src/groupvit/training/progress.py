@@ -3,14 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 from torch import Tensor
 
@@ -20,16 +21,26 @@ from groupvit.errors import InputError
 EVERY = 10
 
 
+def tracked(description: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+    """A bar for what comes before the first step."""
+    console = Console(stderr=True)
+    return lambda items, total: track(items, description, total=total, console=console)
+
+
 class Progress:
-    """Reports each tenth step, with photos per second; the file keeps only the steps before the one resumed at."""
+    """Reports each tenth step: photos per second, the share of the time spent waiting for data, photos left out.
+
+    The file keeps only the steps before the one resumed at.
+    """
 
     def __init__(self, file: Path, step: int, steps: int, batch_size: int):
         write_atomically(file, "".join(_lines_until(file, step)).encode())
         self.file = file.open("a")
         self.steps = steps
         self.batch_size = batch_size
-        self.mark = (step, time.perf_counter())
+        self.restart_clock(step)
         self.printed = 0.0
+        self.unreadable = 0
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
@@ -60,17 +71,31 @@ class Progress:
     def restart_clock(self, step: int) -> None:
         """Leaves evaluating and saving out of the rate."""
         self.mark = (step, time.perf_counter())
+        self.waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the step has to wait for."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def left_out(self, photos: tuple[str, ...]) -> None:
+        """Photos that could not be decoded, of which the first ten are named."""
+        for photo in photos[: max(0, 10 - self.unreadable)]:
+            self.bar.console.print(f"left out, its neighbour stands in: {photo}", soft_wrap=True, markup=False)
+        self.unreadable += len(photos)
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
         """Called after every step; reads the tensors back only when it reports."""
         if step % EVERY and step != self.steps:
             return
         now = time.perf_counter()
-        speed = (step - self.mark[0]) * self.batch_size / (now - self.mark[1])
-        self.mark = (step, now)
         numbers = {name: float(value.detach()) for name, value in values.items()}
-        line = {"step": step, **numbers, "lr": rate, "photos_per_second": speed, "time": time.time()}
-        self._append(line)
+        speed = (step - self.mark[0]) * self.batch_size / (now - self.mark[1])
+        data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable}
+        self.restart_clock(step)
+        self._append({"step": step, **numbers, "lr": rate, "photos_per_second": speed, **data, "time": time.time()})
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"
         self.bar.update(self.task, completed=step, description=description)
         if self.bar.disable and now - self.printed > 30:

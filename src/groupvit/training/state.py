@@ -1,94 +1,171 @@
-"""What a training needs to go on: weights, optimiser, step, vocabulary, and the run they belong to."""
+"""What a training needs to go on, to the bit: saved whole or not at all, and checked before it is used."""
 
+import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import latest, native
+from groupvit.data.index import CaptionedPhotos
 from groupvit.errors import InputError
 from groupvit.models import GroupViT
 from groupvit.training.runs import Run
 
-KEEP = 2
+_FORMAT_VERSION = 1
+# What may change in the middle of a training without changing it.
+_FREE = ("held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
+
+
+def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
+    """The exponential moving average of the weights; buffers are copied. None for a decay of 0."""
+    if not decay:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.eval().requires_grad_(False)
+    return average
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training after `step` optimiser steps."""
+    """A training after `step` optimiser steps, which took the first `position` samples of the order.
+
+    `best_score` is the highest that was seen so far, at `best_step`.
+    """
 
     run: Run
     seed: int
-    step: int
     nouns: tuple[str, ...]
+    photos: CaptionedPhotos
     model: GroupViT
     optimizer: Optimizer
+    average: AveragedModel | None
+    step: int = 0
+    position: int = 0
+    best_step: int | None = None
+    best_score: float = -math.inf
+
+    @property
+    def weights(self) -> GroupViT:
+        """The model to evaluate and to ship: the average where there is one."""
+        return self.model if self.average is None else cast(GroupViT, self.average.module)
 
     def advance(self) -> "TrainingState":
-        """The same training one step on."""
-        return replace(self, step=self.step + 1)
+        """The same training one optimiser step on."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return replace(self, step=self.step + 1, position=self.position + self.run.batch_size)
+
+    def scored(self, scores: dict[str, float]) -> "TrainingState":
+        """With this step as the best one if the first of its scores is the highest so far."""
+        score = next(iter(scores.values()), -math.inf)
+        return replace(self, best_step=self.step, best_score=score) if score > self.best_score else self
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be continued."""
-        fields = {key: value for key, value in asdict(self.run).items() if key not in ("evaluate_every", "save_every")}
-        return {**fields, "seed": self.seed, "nouns": list(self.nouns)}
+        fields = {key: value for key, value in asdict(self.run).items() if key not in _FREE}
+        shards = {Path(i.shard).name: f"{i.samples} photos in {i.stamp[0]} bytes" for i in self.photos.indexes}
+        return {**fields, "seed": self.seed, "nouns": list(self.nouns), "shards": shards}
 
 
-def folder_of(out: Path, state: TrainingState) -> Path:
-    """Where the checkpoint of a state stands."""
-    return out / f"step-{state.step:08d}"
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps a second training out of the folder; the lock goes when the process does, however it ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"another training is writing to {out}; wait for it, or name another --out") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"cannot train into {out}: {error.strerror}") from error
 
 
-def save(out: Path, state: TrainingState) -> Path:
-    """Write `out/step-N`, move the `latest` pointer to it, and drop all but the newest two.
+def folder_of(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return out / f"step-{step:08d}"
 
-    The pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place.
+
+def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
+    """Write `out/step-N`, move the pointers `latest` and `best`, and drop all but the newest `keep` and the best.
+
+    A pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place.
     """
-    folder = folder_of(out, state)
+    folder = folder_of(out, state.step)
     partial = folder.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        native.save(partial, state.model, state.run.model)
+        native.save(partial, state.weights, state.run.model)
         with (partial / "training.pt").open("wb") as file:
-            torch.save(
-                {"step": state.step, "identity": state.identity(), "optimizer": state.optimizer.state_dict()}, file
-            )
+            torch.save(_document(state), file)
+            file.flush()
             os.fsync(file.fileno())
+        native.sync_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
         native.write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"cannot save to {folder}: {error}; the last checkpoint is {latest(out)}") from error
-    kept = sorted(path for path in out.glob("step-????????") if path.name <= folder.name)[-KEEP:]
-    for other in set(out.glob("step-*")) - set(kept):  # older ones, and what a killed process or a step back left
+    kept = set(sorted(path for path in out.glob("step-????????") if path.name <= folder.name)[-keep:])
+    if state.best_step is not None and (best := folder_of(out, state.best_step)).is_dir():
+        native.write_atomically(out / "best", best.name.encode())
+        kept.add(best)
+    for other in set(out.glob("step-*")) - kept:  # older ones, and what a killed process or a step back left
         shutil.rmtree(other)
     return folder
 
 
+def _document(state: TrainingState) -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "format_version": _FORMAT_VERSION,
+        "identity": state.identity(),
+        "step": state.step,
+        "position": state.position,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
+        "optimizer": state.optimizer.state_dict(),  # the schedule is a function of the step
+        "model": state.model.state_dict() if state.average is not None else None,
+        "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
 def restore(out: Path, state: TrainingState) -> TrainingState:
-    """The state that `out` holds, read into the model and optimiser of a fresh `state` of the same run."""
+    """The state that `out` holds, read into the model, average and optimiser of a fresh `state` of the same run."""
     folder = latest(out)
     if folder is None:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
     try:
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        step, identity, optimizer = saved["step"], saved["identity"], saved["optimizer"]
+        found, identity = saved["format_version"], saved["identity"]
     except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
-    ours = state.identity()
-    if differing := [key for key in ours if _plain(ours[key]) != _plain(identity.get(key))]:
-        raise InputError(f"{folder} was trained with another {', '.join(differing)}; resume with the same settings")
-    model, _ = native.load(folder)
-    state.model.load_state_dict(model.state_dict())
-    state.optimizer.load_state_dict(optimizer)
-    return replace(state, step=step)
+    if found != _FORMAT_VERSION:
+        raise InputError(f"{folder}/training.pt has format {found}, and this groupvit reads {_FORMAT_VERSION}")
+    if differing := list(_differences(identity, _plain(state.identity()))):
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
+    weights, _ = native.load(folder)
+    state.weights.load_state_dict(weights.state_dict())
+    if state.average is not None:
+        state.model.load_state_dict(saved["model"])
+        state.average.n_averaged.fill_(saved["step"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["generators"]["cpu"])
+    if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
+    return replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
 
 
 def _plain(value: Any) -> Any:
@@ -96,3 +173,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+    """`lr was 0.001 and is 0.002`, for every field at any depth."""
+    saved = _plain(saved)
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in saved | now:
+            yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif saved != now and name == "nouns":
+        yield f"{len(set(saved) - set(now))} nouns of its vocabulary are gone and {len(set(now) - set(saved))} are new"
+    elif saved != now:
+        yield f"{name} was {saved} and is {now}"

@@ -1,0 +1,257 @@
+"""Sidecar indexes: where each photo of a shard lies, its captions and their nouns, so that any sample is one read away.
+
+An index is one Arrow IPC file per tar, read through a memory map. `groupvit data index` puts it beside the shard; a
+training that finds none makes one under the user's cache directory, for it never writes into its data.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from groupvit.data.shards import Fault, Row, Sample, read_image, scan_shard
+from groupvit.data.storage import File, stamp
+from groupvit.errors import InputError
+from groupvit.text import nouns as noun_rules
+from groupvit.text.nouns import Style, nouns, nouns_of_photo
+
+_VERSION = 1
+_HEADER = b"groupvit"
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a shard at `path`: how many samples it lists, and what had to be left out.
+
+    It was made when the shard had `stamp`, under `rules`, which stand for everything but the shard that could change
+    it.
+    """
+
+    shard: File
+    path: Path
+    stamp: tuple[int, str]
+    rules: str
+    samples: int
+    faults: tuple[Fault, ...]
+
+
+def _arrow() -> Any:
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError:
+        raise InputError('indexes need the package pyarrow: pip install "groupvit[train]"') from None
+
+
+@functools.cache
+def _rules() -> str:
+    source = Path(noun_rules.__file__).read_bytes() + version("textblob").encode()
+    return f"{_VERSION}-{hashlib.blake2b(source, digest_size=8).hexdigest()}"
+
+
+def beside(shard: File) -> Path:
+    """Where `groupvit data index` puts an index: next to its shard, or for a URL into the cache."""
+    return in_cache(shard) if isinstance(shard, str) else shard.with_name(f"{shard.name}.arrow")
+
+
+def in_cache(shard: File) -> Path:
+    """Where a training puts an index that it has to make itself."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groupvit" / "index"
+    name = shard if isinstance(shard, str) else str(shard.resolve())
+    return folder / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.arrow"
+
+
+def _open_table(path: Path) -> Any:
+    pa = _arrow()
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _read(shard: File, path: Path) -> Index | None:
+    """None when there is no index at `path`, or none that can be read."""
+    try:
+        values = json.loads(_open_table(path).schema.metadata[_HEADER])
+        (size, changed), faults = values["stamp"], values["faults"]
+        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*fault) for fault in faults)
+    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
+        return None
+    return Index(shard, path, *found)
+
+
+def find_index(shard: File) -> Index | None:
+    """The index that fits the shard as it is now, if there is one."""
+    now = stamp(shard)
+    for path in dict.fromkeys((beside(shard), in_cache(shard))):
+        index = _read(shard, path) if path.is_file() else None
+        if index and (index.stamp, index.rules) == (now, _rules()):
+            return index
+    return None
+
+
+def _table_of(rows: list[Row]) -> Any:
+    pa = _arrow()
+    texts = [row.captions for row in rows]
+    strings = pa.list_(pa.string())
+    return pa.table(
+        {
+            "key": pa.array([row.key for row in rows], pa.string()),
+            "offset": pa.array([row.offset for row in rows], pa.int64()),
+            "size": pa.array([row.size for row in rows], pa.int64()),
+            "header": pa.array([row.header for row in rows], pa.uint32()),
+            "captions": pa.array(texts, strings),
+            "nouns_paper": pa.array([[nouns(text) for text in each] for each in texts], pa.list_(strings)),
+            "nouns_release": pa.array(
+                [[nouns(text, style="release") for text in each] for each in texts], pa.list_(strings)
+            ),
+            "nouns_of_photo": pa.array([sorted(nouns_of_photo(each)) for each in texts], strings),
+        }
+    )
+
+
+def _write(path: Path, table: Any) -> None:
+    pa = _arrow()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the index {path}: {error.strerror or error}") from error
+
+
+def build_index(shard: File, path: Path) -> Index:
+    """Scan a shard and write its index to `path`.
+
+    Raises:
+        InputError: the shard cannot be read, is no tar, or holds links, which are refused.
+    """
+    now = stamp(shard)
+    rows, faults = scan_shard(shard)
+    if links := [fault for fault in faults if fault.kind == "link"]:
+        raise InputError(f"{shard}: {links[0]}; write the shard again without it")
+    index = Index(shard, path, now, _rules(), len(rows), tuple(faults))
+    document = {"stamp": now, "rules": index.rules, "samples": index.samples, "faults": faults}
+    _write(path, _table_of(rows).replace_schema_metadata({_HEADER: json.dumps(document)}))
+    return index
+
+
+def _ensure(shard: File, path: Path) -> Index | InputError:
+    try:
+        return find_index(shard) or build_index(shard, path)
+    except InputError as error:
+        return error
+
+
+def index_shards(
+    shards: Sequence[File],
+    *,
+    where: Callable[[File], Path] = in_cache,
+    processes: int = 1,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
+) -> list[Index | InputError]:
+    """The index of each shard; those that are missing or out of date are made, at `where`.
+
+    A shard that cannot be indexed gets the error instead, and does not keep the others waiting.
+    """
+    _arrow()
+    found = {shard: _find(shard) for shard in shards}
+    missing = [shard for shard, index in found.items() if index is None]
+    if missing:
+        found.update(progress(_ensure_all(missing, where, processes), len(missing)))
+    return [index for index in found.values() if index]
+
+
+def _find(shard: File) -> Index | InputError | None:
+    try:
+        return find_index(shard)
+    except InputError as error:
+        return error
+
+
+def _ensure_all(
+    shards: Sequence[File], where: Callable[[File], Path], processes: int
+) -> Iterator[tuple[File, Index | InputError]]:
+    if min(processes, len(shards)) <= 1:
+        yield from ((shard, _ensure(shard, where(shard))) for shard in shards)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:  # forking among threads can deadlock
+        jobs = {pool.submit(_ensure, shard, where(shard)): shard for shard in shards}
+        yield from ((jobs[job], job.result()) for job in as_completed(jobs))
+
+
+_column_cache = functools.lru_cache(maxsize=None)(_open_table)
+
+
+class CaptionedPhotos:
+    """The samples of many shards, each one read away: `read(shard, row)` for rows below `counts[shard]`.
+
+    Tables are opened by the process that first reads from them and stay memory-mapped: what all processes of a machine
+    share is in memory once, and a copy of this object is small.
+    """
+
+    def __init__(self, indexes: Sequence[Index]):
+        self.indexes = list(indexes)
+        self.counts: Int64[np.ndarray, " shards"] = np.array([index.samples for index in indexes], dtype=np.int64)
+        if not self.counts.sum():
+            raise InputError(f"{indexes[0].shard if indexes else 'no shards'}: no samples to train on")
+
+    @classmethod
+    def open(cls, shards: Sequence[File], **options: Any) -> "CaptionedPhotos":
+        """With the options of `index_shards`; a shard that cannot be indexed is an `InputError`."""
+        indexes = index_shards(shards, **options)
+        for index in indexes:
+            if isinstance(index, InputError):
+                raise index
+        return cls([index for index in indexes if isinstance(index, Index)])
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def _cell(self, column: str, shard: int, row: int) -> Any:
+        return _column_cache(self.indexes[shard].path)[column][row].as_py()
+
+    def read(self, shard: int, row: int) -> Sample:
+        """Image and captions; the shard must be as it was when it was indexed."""
+        index = self.indexes[shard]
+        found = Row(*(self._cell(name, shard, row) for name in Row._fields))
+        return Sample(found.key, read_image(index.shard, found, index.stamp), tuple(found.captions), str(index.shard))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Shard and row of photo `number` of all."""
+        ends = self.counts.cumsum()
+        shard = int(np.searchsorted(ends, number, side="right"))
+        return shard, number - int(ends[shard] - self.counts[shard])
+
+    def captions(self, shard: int, row: int) -> tuple[str, ...]:
+        """All captions of the photo."""
+        return tuple(self._cell("captions", shard, row))
+
+    def nouns(self, shard: int, row: int, caption: int, style: Style) -> tuple[str, ...]:
+        """What `text.nouns.nouns` says of one caption of the photo."""
+        return tuple(self._cell(f"nouns_{style}", shard, row)[caption])
+
+    def nouns_of_photo(self, shard: int, row: int) -> list[str]:
+        """What `text.nouns.nouns_of_photo` says of all its captions."""
+        return self._cell("nouns_of_photo", shard, row)
+
+    def noun_counts(self) -> Counter[str]:
+        """In how many photos' captions each noun stands."""
+        counts: Counter[str] = Counter()
+        for index in self.indexes:
+            for cell in _column_cache(index.path)["nouns_of_photo"].combine_chunks().flatten().value_counts():
+                counts[cell["values"].as_py()] += cell["counts"].as_py()
+        return counts

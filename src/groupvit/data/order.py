@@ -1,0 +1,122 @@
+"""The order of training: a pure function of (seed, epoch, position), for any number of processes and any start.
+
+An epoch shuffles the shards, cuts them into windows of neighbours, and permutes the samples of each window. The
+permutation is computed for the positions that are asked for and nothing else, so a process of a thousand pays for its
+own thousandth, a training that goes on starts at any position at once, and reading stays among a window's shards at a
+time.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from groupvit.errors import InputError
+
+WINDOW = 32
+"""Shards whose samples are mixed with each other."""
+
+_ROUNDS = [np.uint64(number * 0x9E3779B97F4A7C15 % 2**64) for number in range(6)]
+_BLOCK = 4096  # numpy's cost per call is spread over this many positions
+
+
+def _mix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """The finaliser of splitmix64 (Steele et al., 2014): every bit of the input reaches every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(
+    index: UInt64[np.ndarray, " n"], size: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"]
+) -> UInt64[np.ndarray, " n"]:
+    """Where `index` goes in the permutation of range(size) that `key` names.
+
+    A Feistel network over a square of at least `size` cells; an index that lands beyond `size` walks on until it is
+    inside, which makes it a permutation of the range again (Black and Rogaway, 2002).
+    """
+    side = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    side += side * side < size  # the root of a number beyond 2**53 may be one too small
+    result, walking = index.copy(), np.arange(len(index))
+    while len(walking):
+        width, keys = side[walking], key[walking]
+        left, right = np.divmod(result[walking], width)
+        for offset in _ROUNDS:
+            left, right = right, (left + _mix(right + keys + offset)) % width
+        result[walking] = left * width + right
+        walking = walking[result[walking] >= size[walking]]
+    return result
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The shards of one epoch in their order, and where each and each window of them begins."""
+
+    shards: Int64[np.ndarray, " shards"]
+    starts: Int64[np.ndarray, " shards_and_end"]
+    windows: Int64[np.ndarray, " windows_and_end"]
+
+
+class Order:
+    """`counts` samples in each shard, in an order that `seed` names; positions run on from epoch to epoch."""
+
+    def __init__(self, counts: Int64[np.ndarray, " shards"], seed: int, *, window: int = WINDOW):
+        self.counts = counts
+        self.seed = seed
+        self.window = window
+        self.samples = int(counts.sum())
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        shards = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
+        starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
+        return _Epoch(shards, starts, np.append(starts[: -1 : self.window], self.samples))
+
+    def __call__(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 3"]:
+        """Epoch, shard and row of each position."""
+        epochs, within = np.divmod(positions, self.samples)
+        found = np.empty((len(positions), 3), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            found[chosen, 0] = epoch
+            found[chosen, 1:] = self._of_epoch(int(epoch), within[chosen])
+        return found
+
+    def _of_epoch(self, epoch: int, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 2"]:
+        order = self._epoch(epoch)
+        window = np.searchsorted(order.windows, positions, side="right") - 1
+        first = order.windows[window]
+        size = order.windows[window + 1] - first
+        base = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+        keys = _mix(base + window.astype(np.uint64))
+        mixed = first + permute((positions - first).astype(np.uint64), size.astype(np.uint64), keys).astype(np.int64)
+        place = np.searchsorted(order.starts, mixed, side="right") - 1
+        return np.stack([order.shards[place], mixed - order.starts[place]], axis=1)
+
+
+class BatchSampler:
+    """Endless batches of (epoch, shard, row) for one of `world` processes, from position `start` on.
+
+    Global batch n holds the positions from n x `batch_size` on, and each process takes its equal share of it: all
+    have the same number of steps, batches straddle epochs, and nothing is repeated or lost when `world` changes
+    between two batches.
+    """
+
+    def __init__(self, order: Order, batch_size: int, *, start: int = 0, rank: int = 0, world: int = 1):
+        if batch_size % world:
+            raise InputError(f"a batch of {batch_size} cannot be shared equally by {world} processes")
+        self.order = order
+        self.batch_size = batch_size
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[Int64[np.ndarray, "batch 3"]]:
+        share = self.batch_size // self.world
+        batches = -(-_BLOCK // share)
+        own = np.arange(share) + self.rank * share
+        for first in range(self.start, 2**62, batches * self.batch_size):
+            positions = first + np.arange(batches)[:, None] * self.batch_size + own
+            yield from self.order(positions.ravel()).reshape(batches, share, 3)

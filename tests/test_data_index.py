@@ -1,0 +1,181 @@
+import os
+import pickle
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from groupvit.data import index as module
+from groupvit.data.index import CaptionedPhotos, Index, beside, find_index, in_cache, index_shards
+from groupvit.data.shards import Sample, write_shards
+from groupvit.errors import InputError
+from groupvit.text.nouns import nouns, nouns_of_photo
+
+CAPTIONS = ("A man rides two horses", "dogs run on the grass", "a cat", "It is running.")
+
+
+def samples(count):
+    return [Sample(f"{i:05d}", b"\xff\xd8\xff" + bytes([i]), (CAPTIONS[i % 4], f"{i} dogs")) for i in range(count)]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(samples(23), tmp_path / "shards", prefix="train", per_shard=10)
+
+
+def test_every_sample_is_one_read_away(shards):
+    photos = CaptionedPhotos.open(shards)
+    assert photos.counts.tolist() == [10, 10, 3]
+    assert len(photos) == 23
+    found = [photos.read(*photos.place(number)) for number in range(23)]
+    assert found == samples(23)
+    assert {sample.shard for sample in found} == {str(path) for path in shards}
+    assert [photos.captions(*photos.place(n)) for n in range(23)] == [sample.captions for sample in samples(23)]
+
+
+def test_nouns_are_those_of_the_captions(shards):
+    photos = CaptionedPhotos.open(shards)
+    for number, sample in enumerate(samples(23)):
+        place = photos.place(number)
+        for style in ("paper", "release"):
+            found = tuple(photos.nouns(*place, i, style) for i in range(len(sample.captions)))
+            assert found == tuple(nouns(caption, style=style) for caption in sample.captions)
+        assert set(photos.nouns_of_photo(*place)) == nouns_of_photo(sample.captions)
+    assert photos.noun_counts() == {"dog": 23, "man": 6, "person": 6, "horse": 6, "grass": 6, "cat": 6}
+
+
+def test_several_processes_make_the_same_indexes(shards):
+    alone = index_shards(shards, where=lambda shard: shard.with_suffix(".alone"))
+    several = index_shards(shards, where=lambda shard: shard.with_suffix(".several"), processes=2)
+    assert [one.path.read_bytes() for one in alone] == [one.path.read_bytes() for one in several]
+
+
+def test_a_training_writes_nothing_beside_its_data(shards):
+    before = sorted(shards[0].parent.iterdir())
+    CaptionedPhotos.open(shards)
+    assert sorted(shards[0].parent.iterdir()) == before
+    assert find_index(shards[0]).path == in_cache(shards[0])
+
+
+def test_an_index_beside_its_shard_is_used(shards, monkeypatch):
+    index_shards(shards, where=beside)
+    assert [find_index(shard).path for shard in shards] == [shard.with_name(f"{shard.name}.arrow") for shard in shards]
+    monkeypatch.setattr(module, "build_index", None)
+    assert len(CaptionedPhotos.open(shards)) == 23
+
+
+def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
+    made = []
+    build = module.build_index
+    monkeypatch.setattr(module, "build_index", lambda shard, path: made.append(shard) or build(shard, path))
+    index_shards(shards)
+    index_shards(shards)
+    assert made == shards
+    os.utime(shards[1], ns=(0, 0))
+    index_shards(shards)
+    assert made == [*shards, shards[1]]
+    monkeypatch.setattr(module, "_rules", lambda: "the tagger has changed")
+    index_shards(shards)
+    assert made == [*shards, shards[1], *shards]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])
+def test_a_damaged_index_is_made_again(shards, damage):
+    index_shards(shards, where=beside)
+    path = beside(shards[0])
+    path.write_bytes(path.read_bytes()[:600] if damage == "half" else damage)
+    assert find_index(shards[0]) is None
+    assert CaptionedPhotos.open(shards).read(0, 0) == samples(1)[0]
+
+
+def test_a_shard_that_changed_after_indexing_is_refused_while_reading(shards):
+    photos = CaptionedPhotos.open(shards)
+    photos.read(0, 0)
+    write_shards(samples(23)[::-1], shards[0].parent, prefix="train", per_shard=9)
+    with pytest.raises(InputError, match=r"train-0001.tar has changed since it was indexed"):
+        photos.read(1, 0)
+
+
+def test_a_header_that_moved_is_noticed_even_if_size_and_time_are_the_same(shards):
+    photos = CaptionedPhotos.open(shards)
+    data, times = shards[0].read_bytes(), shards[0].stat()
+    shards[0].write_bytes(data[512:] + data[:512])
+    os.utime(shards[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match=r"train-0000.tar has changed"):
+        photos.read(0, 0)
+
+
+def test_a_shard_that_vanished_is_one_line(shards):
+    photos = CaptionedPhotos.open(shards)
+    shards[2].unlink()
+    with pytest.raises(InputError, match=r"train-0002.tar does not exist"):
+        photos.read(2, 0)
+    with pytest.raises(InputError, match=r"train-0002.tar does not exist"):
+        CaptionedPhotos.open(shards)
+
+
+def test_links_are_refused_and_the_others_indexed(shards, tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "link.tar", "w") as shard:
+        member = tarfile.TarInfo("a.jpg")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        shard.addfile(member)
+    first, error, last = index_shards([shards[0], tmp_path / "link.tar", shards[2]])
+    assert isinstance(first, Index)
+    assert isinstance(last, Index)
+    assert "link.tar: a.jpg: a link" in str(error)
+    with pytest.raises(InputError, match=r"link.tar"):
+        CaptionedPhotos.open([shards[0], tmp_path / "link.tar"])
+
+
+def test_faults_are_remembered_with_the_index(tmp_path):
+    (shard,) = write_shards([*samples(4), Sample("bad", b"\xff\xd8\xff", ("x",))], tmp_path, prefix="t")
+    data = shard.read_bytes()
+    shard.write_bytes(data[: data.index(b"bad.txt")])
+    for _ in range(2):
+        (index,) = index_shards([shard])
+        assert (index.samples, [fault.kind for fault in index.faults]) == (4, ["cut", "no-caption"])
+
+
+def test_shards_without_any_sample_are_refused(tmp_path):
+    (tmp_path / "none.tar").write_bytes(bytes(1024))
+    with pytest.raises(InputError, match=r"none\.tar: no samples"):
+        CaptionedPhotos.open([tmp_path / "none.tar"])
+
+
+def test_a_shard_behind_a_url_is_read_by_ranges(shards, monkeypatch):
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/indexed/train.tar", shards[1].read_bytes())
+    photos = CaptionedPhotos.open(["memory://indexed/train.tar"])
+    assert photos.indexes[0].path == in_cache("memory://indexed/train.tar")
+    ranges = []
+    cat = type(remote).cat_file
+
+    def counted(self, path, start, end):
+        ranges.append(end - start)
+        return cat(self, path, start, end)
+
+    monkeypatch.setattr(type(remote), "cat_file", counted)
+    assert photos.read(0, 5).image == samples(23)[15].image
+    assert ranges == [512 + 4]
+
+
+def test_a_copy_for_another_process_is_small_and_reads_the_same(shards):
+    photos = CaptionedPhotos.open(shards)
+    photos.noun_counts()
+    copy = pickle.dumps(photos)
+    assert len(copy) < 3000
+    assert pickle.loads(copy).read(1, 3) == photos.read(1, 3)
+
+
+def test_an_index_that_cannot_be_written_is_one_line(shards, tmp_path):
+    (tmp_path / "file").write_text("")
+    (error,) = index_shards(shards[:1], where=lambda shard: Path(tmp_path / "file" / "x.arrow"))
+    assert "cannot write the index" in str(error)
+
+
+def test_missing_pyarrow_is_said_in_one_line(shards, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r'pip install "groupvit\[train\]"'):
+        index_shards(shards)

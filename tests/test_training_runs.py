@@ -1,0 +1,321 @@
+"""The runs against the paper (Xu et al., CVPR 2022, section 4) and the release; the documents against the runs."""
+
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from groupvit.data.shards import Sample, find_shards, write_shards
+from groupvit.errors import InputError
+from groupvit.models import PAPER, GroupViT, Stage, build_model
+from groupvit.training.optim import learning_rate
+from groupvit.training.runs import PAIRS as COUNTED
+from groupvit.training.runs import RUNS, Run, get_run
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
+SMALL = ("scenes", "scenes-release", "scenes-long", "flickr8k", "photos", "debug")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What section 4 or the release's configuration says of one training, and the score that was reported."""
+
+    sets: str
+    stages: tuple[tuple[int, int, int], ...]
+    patches_to_groups: tuple[tuple[int, int], ...]
+    score: str
+    row: str = ""
+    hard: bool = True
+    prompts: int = 3
+    warmup_epochs: int = 2
+    parameters: int = 0
+    image_parameters: int = 0
+
+
+ONE = ((6, 64, 8), (6, 0, 0))
+TWO = ((6, 64, 64), (3, 8, 8), (3, 0, 0))
+TWO_GROUPS = ((64, 196), (8, 64))
+PRETRAINING = {
+    "groupvit-s-gcc-yfcc": Row(
+        "cc3m cc12m yfcc14m", TWO, TWO_GROUPS, "VOC 52.3, Context 22.4, COCO-Object 24.3", "published checkpoint",
+        parameters=55_726_610, image_parameters=28_837_136,
+    ),
+    "groupvit-s-gcc-redcaps": Row(
+        "cc3m cc12m redcaps", TWO, TWO_GROUPS, "VOC 50.8, Context 23.7, COCO-Object 27.5", "published checkpoint",
+        prompts=0, parameters=55_726_609, image_parameters=28_837_136,
+    ),
+    "groupvit-s-1stage-cc12m-soft-no-multi-label": Row(
+        "cc12m", ONE, ((8, 196),), "VOC 12.0", "Table 1 row 1", hard=False, prompts=0,
+        parameters=52_144_201, image_parameters=25_254_728,
+    ),
+    "groupvit-s-1stage-cc12m-no-multi-label": Row(
+        "cc12m", ONE, ((8, 196),), "VOC 36.7", "Table 1 row 2", prompts=0,
+        parameters=52_144_201, image_parameters=25_254_728,
+    ),
+    "groupvit-s-1stage-cc12m-soft": Row(
+        "cc12m", ONE, ((8, 196),), "VOC 25.1", "Table 1 row 3", hard=False,
+        parameters=52_144_202, image_parameters=25_254_728,
+    ),
+    "groupvit-s-1stage-cc12m": Row(
+        "cc12m", ONE, ((8, 196),), "VOC 39.3, boundary 31.6", "Table 1 row 4, Table 2 row 4, Table 3 row 1",
+        parameters=52_144_202, image_parameters=25_254_728,
+    ),
+    "groupvit-s-1stage-cc12m-16-4": Row(
+        "cc12m", ((6, 16, 4), (6, 0, 0)), ((4, 196),), "VOC 28.6", "Table 2 row 1",
+        parameters=52_115_782, image_parameters=25_226_308,
+    ),
+    "groupvit-s-1stage-cc12m-16-8": Row(
+        "cc12m", ((6, 16, 8), (6, 0, 0)), ((8, 196),), "VOC 37.1", "Table 2 row 2",
+        parameters=52_116_554, image_parameters=25_227_080,
+    ),
+    "groupvit-s-1stage-cc12m-32-8": Row(
+        "cc12m", ((6, 32, 8), (6, 0, 0)), ((8, 196),), "VOC 38.3", "Table 2 row 3",
+        parameters=52_125_770, image_parameters=25_236_296,
+    ),
+    "groupvit-s-1stage-cc12m-64-16": Row(
+        "cc12m", ((6, 64, 16), (6, 0, 0)), ((16, 196),), "VOC 38.0", "Table 2 row 5",
+        parameters=52_145_746, image_parameters=25_256_272,
+    ),
+    "groupvit-s-cc12m": Row(
+        "cc12m", TWO, TWO_GROUPS, "VOC 41.1, boundary 33.5", "Table 3 row 2",
+        parameters=55_726_610, image_parameters=28_837_136,
+    ),
+    "groupvit-s-1stage-cc12m-yfcc": Row(
+        "cc12m yfcc14m", ONE, ((8, 196),), "VOC 37.2, boundary 32.3", "Table 3 row 3",
+        parameters=52_144_202, image_parameters=25_254_728,
+    ),
+    "clip-vit-s": Row(
+        "cc12m yfcc14m", ((12, 0, 0),), (), "pixel-wise 20.1, k-means 25.0, mean-shift 20.7, spectral 19.7", "Table 4",
+        prompts=0, parameters=48_555_137, image_parameters=21_665_664,
+    ),
+    "paper": Row(
+        "cc12m yfcc14m", TWO, TWO_GROUPS, "VOC 51.2, Context 22.3, VOC boundary 40.3", "Table 3 row 4",
+        warmup_epochs=5, parameters=91_837_313, image_parameters=22_879_104,
+    ),
+}  # fmt: skip
+
+
+def on_meta(run: Run) -> GroupViT:
+    with torch.device("meta"):
+        return build_model(run.model)
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_run_and_data_set_stands_in_the_tables_of_this_test() -> None:
+    assert set(RUNS) == {*SMALL, *PRETRAINING}
+    assert COUNTED == PAIRS
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_has_the_numbers_of_the_paper(name: str) -> None:
+    run, row = RUNS[name], PRETRAINING[name]
+    sets = row.sets.split()
+    pairs = sum(PAIRS[part] for part in sets)
+    assert (run.batch_size, run.lr, run.weight_decay) == (4096, 0.0016, 0.05)
+    assert run.steps == 30 * pairs // 4096
+    assert run.warmup == row.warmup_epochs * pairs // 4096
+    assert (run.prompts, run.caption_weight, run.segment_weight, run.patch_weight) == (row.prompts, 1, 0, 0)
+    assert run.train == (f"{{{','.join(sets)}}}/*.tar" if len(sets) > 1 else f"{sets[0]}/*.tar")
+    assert row.score in run.expected
+    assert row.row in run.paper
+    image, text = run.model.image, run.model.text
+    assert (image.image_size, image.patch_size, image.dim, image.heads) == (224, 16, 384, 6)
+    assert image.stages == tuple(Stage(*stage) for stage in row.stages)
+    assert sum(stage.depth for stage in image.stages) == 12
+    assert image.hard_assignment == row.hard
+    assert (text.layers, text.context_length) == (12, 77)
+
+
+@pytest.mark.parametrize("name", [name for name in PRETRAINING if name != "paper"])
+def test_all_but_the_paper_s_own_run_follow_the_release(name: str) -> None:
+    run = RUNS[name]
+    assert (run.lr_start, run.lr_end, run.warmup_prefix, run.clip_grad) == (4e-6, 4e-5, False, 5.0)
+    assert (run.loss_form, run.noun_style, run.augment, run.crop) == ("release", "release", "randaugment", (0.08, 1.0))
+    image, text = run.model.image, run.model.text
+    assert (image.assign_logits, image.assign_eps, image.token_mixer, image.group_residual) == (
+        "scaled_dot", 1.0, True, True,
+    )  # fmt: skip
+    assert (image.pre_assign_attention, image.channel_mlp, image.drop_path) == (True, True, 0.1)
+    assert (text.width, text.heads) == (256, 4)
+    assert (run.model.projector_dim, run.model.embed_dim, run.model.projector_norm) == (4096, 256, "batch")
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_a_temperature_that_no_loss_uses_is_not_in_the_model(name: str) -> None:
+    own_temperature = hasattr(on_meta(RUNS[name]), "multi_label_logit_scale")
+    assert own_temperature == (RUNS[name].prompts > 0 and name != "paper")
+
+
+def test_the_paper_s_own_run_is_as_printed() -> None:
+    run = RUNS["paper"]
+    assert run.model == PAPER
+    assert (run.loss_form, run.noun_style, run.warmup_prefix) == ("paper", "paper", True)
+    image, text = run.model.image, run.model.text
+    assert (image.assign_logits, image.assign_eps) == ("dot", 0.0)
+    extras = (image.token_mixer, image.pre_assign_attention, image.channel_mlp, image.project_group_tokens)
+    assert not any(extras)
+    assert (text.width, text.heads, run.model.multi_label_scale) == (512, 8, False)
+
+
+def rates(run: Run, *steps: int) -> list[float]:
+    schedule: dict[str, Any] = {"peak": run.lr, "start": run.lr_start, "end": run.lr_end}
+    schedule |= {"steps": run.steps, "warmup": run.warmup, "warmup_prefix": run.warmup_prefix}
+    return [learning_rate(step, **schedule) for step in steps]
+
+
+def test_the_release_s_rate_drops_a_little_where_the_warm_up_ends() -> None:
+    run = RUNS["groupvit-s-gcc-yfcc"]
+    assert (run.steps, run.warmup) == (209_935, 13_995)
+    assert rates(run, 0, run.warmup - 1, run.warmup, run.steps) == pytest.approx(
+        [4e-6, 1.6e-3, 1.583e-3, 4e-5], rel=3e-4
+    )
+    paper = RUNS["paper"]
+    assert rates(paper, 0, paper.warmup, paper.steps) == pytest.approx([0, 1.6e-3, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_builds_with_the_groups_of_the_paper(name: str) -> None:
+    row, model = PRETRAINING[name], on_meta(RUNS[name])
+    assert (size(model), size(model.image_encoder)) == (row.parameters, row.image_parameters)
+    encoder = model.image_encoder.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+        features = encoder(torch.zeros(1, 3, 224, 224))
+    assert tuple(tuple(assignment.soft.shape[1:]) for assignment in features.assignments) == row.patches_to_groups
+    assert features.segments.shape == (1, row.patches_to_groups[-1][0] if row.patches_to_groups else 196, 384)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_runs_build_and_end_after_their_warm_up(name: str) -> None:
+    assert size(on_meta(RUNS[name])) < 15_000_000
+    assert 0 <= RUNS[name].warmup < RUNS[name].steps
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "photos"])
+def test_measured_runs_are_what_they_were_when_measured(name: str) -> None:
+    run = RUNS[name]
+    assert (run.augment, run.ema, run.in_memory, run.warmup_prefix) == ("crop", 0.0, 0, True)
+    assert (run.steps, run.batch_size, run.lr, run.warmup, run.crop[0]) == {
+        "scenes": (2400, 32, 5e-4, 200, 0.6),
+        "scenes-release": (600, 128, 1.6e-3, 40, 0.08),
+        "scenes-long": (14_000, 32, 1e-3, 200, 0.6),
+        "flickr8k": (800, 256, 1e-3, 100, 0.4),
+        "debug": (10, 16, 5e-4, 2, 0.6),
+    }[name]
+
+
+def test_photos_fits_in_16_megabytes_without_the_words_it_never_saw() -> None:
+    config = RUNS["photos"].model
+    seen = 9_005  # byte pairs in the captions of its shards and in the templates
+    values = sum(tensor.numel() for tensor in on_meta(RUNS["photos"]).state_dict().values())
+    values -= (config.text.vocab_size - seen) * config.text.width
+    assert 2 * values < 16e6
+
+
+def test_patterns_with_braces_find_the_shards_of_each_data_set(tmp_path: Path) -> None:
+    for name in PAIRS:
+        write_shards([Sample("0", b"\xff\xd8\xff", ("a dog",))], tmp_path / name, prefix="part")
+    for name, row in PRETRAINING.items():
+        found = find_shards(tmp_path / RUNS[name].train)
+        assert [Path(path).parent.name for path in found] == row.sets.split()
+
+
+def test_an_unknown_run_is_answered_with_the_names_of_the_known() -> None:
+    with pytest.raises(InputError, match="groupvit-s-gcc-yfcc"):
+        get_run("nonsense")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_document_names_each_run_with_its_row_cost_and_score(name: str) -> None:
+    run = RUNS[name]
+    assert run.paper
+    assert run.cost
+    assert run.expected
+    assert f"\n| `{name}` | {run.paper} | {run.cost} | {run.expected} |\n" in (DOCS / "TRAINING.md").read_text()
+
+
+def test_the_document_names_no_other_run_and_its_parameters_are_right() -> None:
+    text = (DOCS / "TRAINING.md").read_text()
+    assert set(re.findall(r"^\| `([\w-]+)` \|.*\|.*\|.*\|$", text, re.M)) == set(RUNS)
+    counts = re.findall(r"^\| `([\w-]+)`: .* \| ([\d,]+) \| ([\d,]+) \|$", text, re.M)
+    assert len(counts) == 9
+    for name, total, image in counts:
+        model = on_meta(RUNS[name])
+        assert (total, image) == (f"{size(model):,}", f"{size(model.image_encoder):,}")
+
+
+def test_the_document_has_the_pairs_of_the_authors() -> None:
+    text = (DOCS / "DATA.md").read_text()
+    assert all(f"| `{name}` | {pairs:,} |" in text for name, pairs in PAIRS.items())
+
+
+def snippet(holding: str) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / "DATA.md").read_text(), re.M | re.S)
+    [found] = [block for block in blocks if holding in block]
+    return found
+
+
+def columns(path: str) -> list[tuple[str, str]]:
+    table = pytest.importorskip("pyarrow.parquet").read_table(path)
+    return list(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True))
+
+
+def test_a_table_of_files_becomes_shards_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [("0.jpg", "a dog, running"), ("1.png", 'a "red" café')]
+    for file, _ in rows:
+        Image.new("RGB", (8, 8)).save(file)
+    with open("mine.csv", "w", encoding="utf-8", newline="") as table:
+        csv.writer(table).writerows([("file", "caption"), *rows])
+    exec(compile(snippet("write_shards"), "DATA.md", "exec"), {})
+    [shard] = find_shards(tmp_path / "data/mine")
+    assert 'a "red" café'.encode() in Path(shard).read_bytes()
+
+
+def test_lists_of_cc3m_and_cc12m_become_tables_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    rows = [("http://a/0.jpg", "a dog"), ("http://a/1.jpg", '"unbalanced'), ("http://a/2.jpg", 'a "red" car')]
+    Path("Train_GCC-training.tsv").write_text("".join(f"{caption}\t{url}\n" for url, caption in rows))
+    Path("cc12m.tsv").write_text("".join(f"{url}\t{caption}\n" for url, caption in rows))
+    exec(compile(snippet("Train_GCC"), "DATA.md", "exec"), {})
+    assert columns("cc3m.parquet") == columns("cc12m.parquet") == rows
+
+
+def test_annotations_of_redcaps_become_a_table_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    Path("annotations").mkdir()
+    posts = [{"url": "http://a/0.jpg", "caption": "my dog", "raw_caption": "My dog!"}]
+    empty = [{"url": "http://a/1.jpg", "caption": "", "raw_caption": "!!!"}]
+    for name, part in (("dogs_2019", posts), ("cats_2019", empty)):
+        Path(f"annotations/{name}.json").write_text(json.dumps({"info": {}, "annotations": part}))
+    exec(compile(snippet("annotations"), "DATA.md", "exec"), {})
+    assert columns("redcaps.parquet") == [("http://a/0.jpg", "my dog")]
+
+
+def test_the_subset_of_yfcc_becomes_a_table_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    descriptions = ["Our+%3Cb%3Edog%3C%2Fb%3E%0Aruns", "dog", "Our+dog+runs", "not+in+the+subset", "a+cat"]
+    lines = []
+    for number, description in enumerate(descriptions):
+        fields = [str(number), f"id{number}", f"hash{number}"] + [""] * 22
+        fields[8], fields[9], fields[16] = "title", description, f"http://a/{number}.jpg"
+        lines.append(fields)
+    Path("yfcc100m_dataset").write_text("".join("\t".join(fields) + "\n" for fields in lines))
+    subset = [fields[:3] for fields in lines if fields[1] != "id3"]
+    Path("yfcc100m_subset_data.tsv").write_text("".join("\t".join(fields) + "\n" for fields in subset))
+    exec(compile(snippet("yfcc100m"), "DATA.md", "exec"), {})
+    assert columns("yfcc14m.parquet") == [("http://a/0.jpg", "Our dog runs"), ("http://a/4.jpg", "a cat")]
