@@ -2,18 +2,17 @@
 
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from groupvit.checkpoints.native import write_json
-
-RESULTS = Path(__file__).parents[1] / "docs/results.json"
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results.json"
 
 
 def commit() -> str:
@@ -33,13 +32,26 @@ def record_results(name: str, values: dict[str, Any], commit: str) -> None:
         "date": date.today().isoformat(),
         "machine": machine(),
     }
-    write_json(RESULTS, results)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def machine() -> str:
     """Processor, threads and torch, as one line."""
+    import torch  # here: a script that needs none of it measures its own memory
+
     processor = "unknown processor"
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
     return f"{processor}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
+
+
+def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Put the rows in the place of the table below `<!-- table: NAME -->` in a document."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    table = "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+    text = document.read_text(encoding="utf-8")
+    changed, found = re.subn(rf"(<!-- table: {name} -->\n)(?:\|.*\n)*", lambda match: match[1] + table, text)
+    if found != 1:
+        raise ValueError(f"{document} has {found} places for the table {name}")
+    document.write_text(changed, encoding="utf-8")

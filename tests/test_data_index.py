@@ -79,6 +79,12 @@ def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
     assert made == [*shards, shards[1], *shards]
 
 
+def test_an_index_in_the_cache_does_not_count_for_one_beside_the_shard(shards):
+    CaptionedPhotos.open(shards)
+    index_shards(shards, where=beside)
+    assert all(beside(shard).is_file() for shard in shards)
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])
 def test_a_damaged_index_is_made_again(shards, damage):
     index_shards(shards, where=beside)

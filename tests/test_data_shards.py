@@ -99,6 +99,10 @@ GOOD = {"z.jpg": b"x", "z.txt": b"dog"}
         ({"a.jpg": b"x", "a.json": b"{"}, "bad-json"),
         ({"a.jpg": b"x", "a.json": b"[1]"}, "bad-json"),
         ({"a.jpg": b"x", "a.json": b'{"captions": [1]}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.json": b'{"captions": {"x": 1}}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.json": b'{"caption": 7}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.json": b"[" * 200_000}, "bad-json"),
+        ({"a.jpg": b"x", "a.json": b'{"caption": "a \\ud800 dog"}'}, "not-utf8"),
     ],
 )
 def test_a_sample_without_image_or_caption_is_left_out_and_named(tmp_path, contents, kind):
@@ -113,6 +117,25 @@ def test_a_sample_without_image_or_caption_is_left_out_and_named(tmp_path, conte
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
     path = write_tar(tmp_path / "apart.tar", {"a.jpg": b"1", "b.jpg": b"22", "a.txt": b"dog", "b.txt": b"cat"})
     assert [(s.key, s.image, s.captions) for s in read_shard(path)] == [("a", b"1", ("dog",)), ("b", b"22", ("cat",))]
+
+
+def test_a_name_that_is_not_utf8_does_no_harm(tmp_path):
+    with tarfile.open(tmp_path / "old.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as shard:
+        for name, data in (("b\xe4r.jpg", b"x"), ("b\xe4r.txt", b"ein B\xc3\xa4r")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    (row,), faults = scan_shard(tmp_path / "old.tar")
+    assert (row.key.encode(), row.captions, faults) == ("b\N{REPLACEMENT CHARACTER}r".encode(), ("ein Bär",), [])
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def forbidden(self, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    with pytest.raises(InputError, match=r"cannot be read: Permission denied"):
+        find_shards(tmp_path / "*.tar")
 
 
 def test_of_two_members_of_one_name_the_first_is_used(tmp_path):

@@ -11,16 +11,14 @@ import groupvit
 from groupvit.cli import convert, data, segment, train
 from groupvit.errors import InputError
 
-_NOTHING = Annotated[None, tyro.conf.Suppress]  # a union of one command would not be a union, hence no subcommand
-
 
 def _command(function: Callable[..., int | None]) -> Any:
     return Annotated[Any, tyro.conf.subcommand(function.__name__, constructor=function)]
 
 
 _DATA = Annotated[
-    _command(data.scenes) | _NOTHING,
-    tyro.conf.subcommand("data", description="Make training data."),
+    _command(data.index) | _command(data.doctor) | _command(data.scenes),
+    tyro.conf.subcommand("data", description="Index, examine and make training data."),
 ]
 _COMMANDS = _command(segment.segment) | _command(train.train) | _command(convert.convert) | _DATA
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"

@@ -10,17 +10,17 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from groupvit.data.processes import mapped
 from groupvit.data.shards import Fault, Row, Sample, read_image, scan_shard
 from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError
@@ -88,10 +88,10 @@ def _read(shard: File, path: Path) -> Index | None:
     return Index(shard, path, *found)
 
 
-def find_index(shard: File) -> Index | None:
-    """The index that fits the shard as it is now, if there is one."""
+def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index | None:
+    """The index that fits the shard as it is now, if there is one beside it or at `where`."""
     now = stamp(shard)
-    for path in dict.fromkeys((beside(shard), in_cache(shard))):
+    for path in dict.fromkeys((beside(shard), where(shard))):
         index = _read(shard, path) if path.is_file() else None
         if index and (index.stamp, index.rules) == (now, _rules()):
             return index
@@ -149,9 +149,9 @@ def build_index(shard: File, path: Path) -> Index:
     return index
 
 
-def _ensure(shard: File, path: Path) -> Index | InputError:
+def _attempt(make: Callable[..., Index | None], *given: Any) -> Index | InputError | None:
     try:
-        return find_index(shard) or build_index(shard, path)
+        return make(*given)
     except InputError as error:
         return error
 
@@ -168,29 +168,13 @@ def index_shards(
     A shard that cannot be indexed gets the error instead, and does not keep the others waiting.
     """
     _arrow()
-    found = {shard: _find(shard) for shard in shards}
+    found = {shard: _attempt(find_index, shard, where) for shard in shards}
     missing = [shard for shard, index in found.items() if index is None]
     if missing:
-        found.update(progress(_ensure_all(missing, where, processes), len(missing)))
+        with mapped(min(processes, len(missing))) as each:
+            made = each(partial(_attempt, build_index), missing, map(where, missing))
+            found.update(progress(zip(missing, made, strict=True), len(missing)))
     return [index for index in found.values() if index]
-
-
-def _find(shard: File) -> Index | InputError | None:
-    try:
-        return find_index(shard)
-    except InputError as error:
-        return error
-
-
-def _ensure_all(
-    shards: Sequence[File], where: Callable[[File], Path], processes: int
-) -> Iterator[tuple[File, Index | InputError]]:
-    if min(processes, len(shards)) <= 1:
-        yield from ((shard, _ensure(shard, where(shard))) for shard in shards)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:  # forking among threads can deadlock
-        jobs = {pool.submit(_ensure, shard, where(shard)): shard for shard in shards}
-        yield from ((jobs[job], job.result()) for job in as_completed(jobs))
 
 
 _column_cache = functools.lru_cache(maxsize=None)(_open_table)

@@ -115,7 +115,7 @@ class BatchSampler:
 
     def __iter__(self) -> Iterator[Int64[np.ndarray, "batch 3"]]:
         share = self.batch_size // self.world
-        batches = -(-_BLOCK // share)
+        batches = -(-min(_BLOCK, self.order.samples) // share)
         own = np.arange(share) + self.rank * share
         for first in range(self.start, 2**62, batches * self.batch_size):
             positions = first + np.arange(batches)[:, None] * self.batch_size + own

@@ -83,17 +83,13 @@ def find_shards(source: File | Sequence[File]) -> list[File]:
         return list(dict.fromkeys(shard for part in source for shard in find_shards(part)))
     if is_url(source):
         return [shard for name in _expand_braces(str(source)) for shard in _found(name, _remote_shards(name))]
-    if Path(source).exists():
-        return _found(source, sorted(_listed(Path(source))) if Path(source).is_dir() else [Path(source)])
-    names = _expand_braces(str(source))
-    return [shard for name in names for shard in _found(name, [Path(path) for path in sorted(glob.glob(name))])]
-
-
-def _listed(folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.suffix == ".tar"]
+        if Path(source).exists():
+            return _found(source, sorted(Path(source).glob("*.tar")) if Path(source).is_dir() else [Path(source)])
+        names = [(name, sorted(map(Path, glob.glob(name)))) for name in _expand_braces(str(source))]
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+        raise InputError(f"{error.filename or source} cannot be read: {error.strerror}") from error
+    return [shard for name, shards in names for shard in _found(name, shards)]
 
 
 def _remote_shards(url: str) -> list[str]:
@@ -134,13 +130,14 @@ def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[_Member]:
     """Every image and text of a tar; stops at damage, which becomes a fault like all that is left out."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            folder, slash, base = member.name.rpartition("/")
+            name = member.name.encode(errors="surrogateescape").decode(errors="replace")
+            folder, slash, base = name.rpartition("/")
             stem, _, ending = base.partition(".")
             ending = ending.lower()
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
-                faults.append(Fault(member.name, "link"))
+                faults.append(Fault(name, "link"))
             elif member.offset_data + member.size > size:
                 break
             elif ending in IMAGE_ENDINGS | TEXT_ENDINGS:
@@ -160,11 +157,12 @@ def _captions(files: dict[str, _Member]) -> tuple[str, ...] | Fault:
         captions = meta.get("captions") or meta.get("caption") or []
         if not captions and "txt" in files:
             captions = files["txt"].text.decode()
-        captions = [captions] if isinstance(captions, str) else captions
+        captions = captions if isinstance(captions, list) else [captions.strip()]
         captions = tuple(caption.strip() for caption in captions if caption.strip())
-    except UnicodeDecodeError as error:
-        return Fault("", "not-utf8", error.reason)
-    except (ValueError, AttributeError, TypeError) as error:
+        "".join(captions).encode()  # JSON can spell halves of characters
+    except UnicodeError as error:
+        return Fault("", "not-utf8", str(error))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         return Fault("", "bad-json", str(error))
     return captions or Fault("", "no-caption")
 

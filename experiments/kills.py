@@ -1,0 +1,135 @@
+"""A training that is killed again and again, against the same training in peace: are the weights equal to the bit?
+
+    python -m experiments.kills --kills 20 --record      # a table of docs/RELIABILITY.md
+
+The killed one is sent SIGKILL at random moments, every second time while a checkpoint is being written, and goes on
+with another number of workers each time.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from experiments.record import DOCS, commit, record_results, write_table
+from safetensors.torch import load_file
+
+from groupvit.checkpoints import latest
+from groupvit.data import scenes
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
+from groupvit.training.loop import train
+from groupvit.training.runs import Run
+
+RUN = Run(
+    model=ModelConfig(
+        image=ImageEncoderConfig(32, 8, 32, 2, stages=(Stage(1, 4, 4),), drop_path=0.1, stem="conv"),
+        text=TextEncoderConfig(width=32, heads=2, layers=1, context_length=24),
+        embed_dim=16,
+        projector_dim=32,
+        segment_loss=True,
+    ),
+    train="train/*.tar",
+    steps=400,
+    batch_size=16,
+    warmup=10,
+    prompts=2,
+    segment_weight=1.0,
+    min_count=2,
+    save_every=7,
+    augment="color",
+    ema=0.99,
+)
+PHOTOS = 100  # an epoch is 6.25 steps: batches straddle epochs, and checkpoints fall into the middle of them
+
+
+def _training(data: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "experiments.kills", "train", str(data), str(out), str(workers)]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+
+
+def _finish(child: subprocess.Popen[bytes]) -> None:
+    if child.wait():
+        _, message = child.communicate()
+        raise RuntimeError(message.decode())
+    child.communicate()
+
+
+def step_of(out: Path) -> int:
+    """The last step that is safe."""
+    folder = latest(out) if out.exists() else None
+    return int(folder.name.removeprefix("step-")) if folder else 0
+
+
+def _weights(out: Path) -> dict[str, bytes]:
+    folder = latest(out)
+    assert folder
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def _kill_once(data: Path, out: Path, number: int, chance: random.Random) -> dict[str, Any]:
+    workers, saving, before = number % 3, number % 2 == 1, step_of(out)
+    child = _training(data, out, workers)
+    # Every fourth is killed while it starts, the others some time after their first new checkpoint.
+    deadline = time.monotonic() + (chance.uniform(0, 5) if number % 4 == 0 else 600)
+    while child.poll() is None and step_of(out) == before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if step_of(out) > before:
+        time.sleep(chance.uniform(0, 0.5))
+    while saving and child.poll() is None and not list(out.glob("*.partial")):
+        pass
+    if child.poll() is not None:
+        _finish(child)
+        raise RuntimeError(f"the training ended before kill {number + 1}: more steps are needed")
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    return {"workers": workers, "step": step_of(out), "saving": bool(list(out.glob("*.partial")))}
+
+
+def compare(folder: Path, kills: int) -> dict[str, Any]:
+    """Both trainings in `folder`; how many tensors of their last checkpoints differ in any bit."""
+    scenes.write(folder / "data", train=PHOTOS, evaluation=1)
+    _finish(_training(folder / "data", folder / "peace", workers=2))
+    chance, moments = random.Random(0), []
+    for number in range(kills):
+        moments.append(_kill_once(folder / "data", folder / "killed", number, chance))
+        print(f"kill {number + 1}: {moments[-1]}", file=sys.stderr)
+    _finish(_training(folder / "data", folder / "killed", workers=1))
+    peace, killed = _weights(folder / "peace"), _weights(folder / "killed")
+    return {
+        "kills": kills,
+        "of them while a checkpoint was written": sum(moment["saving"] for moment in moments),
+        "went on from steps": ", ".join(str(moment["step"]) for moment in moments),
+        "steps": RUN.steps,
+        "tensors": len(peace),
+        "tensors that differ in any bit": sum(value != killed[name] for name, value in peace.items()),
+    }
+
+
+def main(kills: int = 20, record: bool = False) -> None:
+    """Kill and compare.
+
+    Args:
+        kills: How often.
+        record: Write the result into docs/RELIABILITY.md and docs/results.json.
+    """
+    began = commit()
+    with tempfile.TemporaryDirectory() as folder:
+        row = compare(Path(folder), kills)
+    print(row)
+    if record:
+        write_table(DOCS / "RELIABILITY.md", "kills", [row])
+        record_results("kills", row, began)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        _, _, given_data, given_out, given_workers = sys.argv
+        train(RUN, given_data, Path(given_out), workers=int(given_workers), resume=latest(Path(given_out)) is not None)
+    else:
+        tyro.cli(main)

@@ -1,0 +1,154 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from groupvit.data import scenes
+from groupvit.data.index import CaptionedPhotos, Index, beside, find_index
+from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "set"
+    scenes.write(folder, train=60, evaluation=2)
+    return folder
+
+
+@pytest.fixture
+def shards(scenes_folder: Path, tmp_path: Path) -> list[Path]:
+    """Three shards of 20 scenes, in the folder where commands run."""
+    samples = [sample for shard in find_shards(scenes_folder / "train") for sample in read_shard(shard)]
+    return write_shards(samples, tmp_path / "shards", prefix="scenes", per_shard=20)
+
+
+def cut(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
+def test_index_writes_a_sidecar_beside_each_shard_once(run_cli: RunCli, shards: list[Path]) -> None:
+    code, out, err = run_cli("data", "index", "shards", "--processes", 1)
+    assert (code, err) == (0, "")
+    assert out == "3 of 3 shards indexed (0 were up to date): 60 photos, 60 captions\n"
+    assert all(beside(shard).is_file() for shard in shards)
+    assert len(CaptionedPhotos.open(shards)) == 60
+    beside(shards[1]).unlink()
+    before = beside(shards[0]).stat().st_mtime_ns
+    code, out, err = run_cli("data", "index", *shards, "--processes", 2)
+    assert (code, err) == (0, "")
+    assert "(2 were up to date): 60 photos" in out
+    assert beside(shards[0]).stat().st_mtime_ns == before
+
+
+def test_index_names_what_it_left_out_and_does_the_rest(run_cli: RunCli, shards: list[Path]) -> None:
+    cut(shards[0])
+    with tarfile.open(shards[1], "a") as tar:
+        for number in range(5):
+            tar.addfile(tarfile.TarInfo(f"x\x1b{number}.txt"))
+    shards[2].write_bytes(b"<html>403 Forbidden</html>" * 40)
+    code, out, err = run_cli("data", "index", "shards", "--processes", 1)
+    assert code == 1
+    assert out.startswith("2 of 3 shards indexed (0 were up to date): ")
+    assert "left out: 1 x the tar ends too early" in out
+    assert f"  {shards[0]}: " in out or f"  shards/{shards[0].name}: " in out
+    assert "left out: 5 x no image" in out
+    assert out.count("x\N{REPLACEMENT CHARACTER}") == 3
+    assert err.count("\n") == 1
+    assert err.startswith("groupvit: error: ")
+    assert f"{shards[2].name}: not an uncompressed tar" in err
+    assert beside(shards[0]).is_file()
+    assert not beside(shards[2]).exists()
+
+
+@pytest.mark.parametrize("command", ["index", "doctor"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((), "no shards"), (("gone.tar",), "gone.tar: no such shard"), (("shards", "--processes", 0), "at least 1")],
+    ids=str,
+)
+def test_wrong_usage_is_one_line(
+    run_cli: RunCli, shards: list[Path], command: str, arguments: tuple[object, ...], message: str
+) -> None:
+    code, out, err = run_cli("data", command, *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_ctrl_c_leaves_whole_sidecars_only(shards: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    copies = [folder / f"{number:03d}.tar" for number in range(400)]
+    for copy in copies:
+        os.link(shards[0], copy)
+    command = [sys.executable, "-m", "groupvit", "data", "index", str(folder), "--processes", "2"]
+    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not any(folder.glob("*.arrow")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.communicate(timeout=60)[1] == "groupvit: interrupted\n"
+    assert child.returncode == 130
+    sidecars = list(folder.glob("*.arrow"))
+    assert sidecars
+    assert all(isinstance(find_index(path.with_suffix("")), Index) for path in sidecars)
+    assert len(list(folder.iterdir())) == len(copies) + len(sidecars)
+
+
+def test_the_doctor_says_yes_to_sound_shards(run_cli: RunCli, shards: list[Path]) -> None:
+    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1)
+    assert (code, err) == (0, "")
+    assert out.startswith("3 shards, 60 photos, 60 captions\n")
+    assert "a batch of 256 has 21 distinct" in out or "a batch of 256 has 20 distinct" in out
+    assert out.endswith("errors: 0; notes: 0; training can start\n")
+    assert {path.name for path in shards[0].parent.iterdir()} == {shard.name for shard in shards}
+
+
+def test_the_doctor_groups_what_it_finds_and_says_what_to_do(
+    run_cli: RunCli, shards: list[Path], scenes_folder: Path
+) -> None:
+    broken = [Sample(f"b\x1b{number}", b"\xff\xd8\xff nonsense", ("a ball",)) for number in range(5)]
+    write_shards(broken, shards[0].parent, prefix="broken")
+    code, out, err = run_cli("data", "doctor", "shards", "--evaluation", scenes_folder / "eval", "--processes", 1)
+    assert (code, err) == (1, "")
+    section = out[out.index("error undecodable, 5 x: the image cannot be decoded") :]
+    assert section.count("shards/broken-0000.tar: b\N{REPLACEMENT CHARACTER}") == 3
+    assert "  and 2 more (--json names all)\n  -> write the shard again" in section
+    assert section.endswith("errors: 5; notes: 0; training should wait until the errors have been looked at\n")
+
+
+def test_json_holds_every_finding(run_cli: RunCli, shards: list[Path]) -> None:
+    cut(shards[1])
+    (photo,) = list(read_shard(shards[0]))[:1]
+    write_shards([photo], shards[0].parent, prefix="copy")
+    code, out, err = run_cli("data", "doctor", "shards", "--json", "--processes", 1)
+    assert (code, err) == (1, "")
+    report = json.loads(out)
+    assert report["ready"] is False
+    assert (report["shards"], report["captions"]["captions"]) == (4, report["photos"])
+    assert {(f["severity"], f["kind"], Path(f["shard"]).name) for f in report["findings"]} == {
+        ("error", "cut", shards[1].name),
+        ("note", "duplicate", shards[0].name),
+    }
+    assert all(set(f) == {"severity", "kind", "shard", "key", "detail"} for f in report["findings"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [(("--batch-size", 0), "batch size"), (("--evaluation", "no"), "no: no images")]
+)
+def test_what_the_doctor_cannot_use_is_one_line(
+    run_cli: RunCli, shards: list[Path], option: tuple[str, object], message: str
+) -> None:
+    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1, *option)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
