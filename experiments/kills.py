@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ RUN = Run(
         segment_loss=True,
     ),
     train="train/*.tar",
-    steps=400,
+    steps=1,  # how many, the number of kills says
     batch_size=16,
-    warmup=10,
+    warmup=0,
     prompts=2,
     segment_weight=1.0,
     min_count=2,
@@ -48,8 +49,8 @@ RUN = Run(
 PHOTOS = 100  # an epoch is 6.25 steps: batches straddle epochs, and checkpoints fall into the middle of them
 
 
-def _training(data: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "experiments.kills", "train", str(data), str(out), str(workers)]
+def _training(data: Path, out: Path, steps: int, workers: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "experiments.kills", "train", str(data), str(out), str(steps), str(workers)]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
 
 
@@ -72,15 +73,15 @@ def _weights(out: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
-def _kill_once(data: Path, out: Path, number: int, chance: random.Random) -> dict[str, Any]:
+def _kill_once(data: Path, out: Path, steps: int, number: int, chance: random.Random) -> dict[str, Any]:
     workers, saving, before = number % 3, number % 2 == 1, step_of(out)
-    child = _training(data, out, workers)
+    child = _training(data, out, steps, workers)
     # Every fourth is killed while it starts, the others some time after their first new checkpoint.
     deadline = time.monotonic() + (chance.uniform(0, 5) if number % 4 == 0 else 600)
     while child.poll() is None and step_of(out) == before and time.monotonic() < deadline:
         time.sleep(0.005)
     if step_of(out) > before:
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, 0.2))
     while saving and child.poll() is None and not list(out.glob("*.partial")):
         pass
     if child.poll() is not None:
@@ -94,18 +95,19 @@ def _kill_once(data: Path, out: Path, number: int, chance: random.Random) -> dic
 def compare(folder: Path, kills: int) -> dict[str, Any]:
     """Both trainings in `folder`; how many tensors of their last checkpoints differ in any bit."""
     scenes.write(folder / "data", train=PHOTOS, evaluation=1)
-    _finish(_training(folder / "data", folder / "peace", workers=2))
+    steps = 40 + 30 * kills
+    _finish(_training(folder / "data", folder / "peace", steps, workers=2))
     chance, moments = random.Random(0), []
     for number in range(kills):
-        moments.append(_kill_once(folder / "data", folder / "killed", number, chance))
+        moments.append(_kill_once(folder / "data", folder / "killed", steps, number, chance))
         print(f"kill {number + 1}: {moments[-1]}", file=sys.stderr)
-    _finish(_training(folder / "data", folder / "killed", workers=1))
+    _finish(_training(folder / "data", folder / "killed", steps, workers=1))
     peace, killed = _weights(folder / "peace"), _weights(folder / "killed")
     return {
         "kills": kills,
         "of them while a checkpoint was written": sum(moment["saving"] for moment in moments),
         "went on from steps": ", ".join(str(moment["step"]) for moment in moments),
-        "steps": RUN.steps,
+        "steps": steps,
         "tensors": len(peace),
         "tensors that differ in any bit": sum(value != killed[name] for name, value in peace.items()),
     }
@@ -129,7 +131,8 @@ def main(kills: int = 20, record: bool = False) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
-        _, _, given_data, given_out, given_workers = sys.argv
-        train(RUN, given_data, Path(given_out), workers=int(given_workers), resume=latest(Path(given_out)) is not None)
+        data, out, steps, workers = sys.argv[2:]
+        run = replace(RUN, steps=int(steps))
+        train(run, data, Path(out), workers=int(workers), resume=latest(Path(out)) is not None)
     else:
         tyro.cli(main)

@@ -24,10 +24,11 @@ def commit() -> str:
 def record_results(name: str, values: dict[str, Any], commit: str) -> None:
     """Store `values` under `name` in docs/results.json, with the command, the commit and the machine."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    module = Path(sys.argv[0]).stem
+    script = Path(sys.argv[0])
+    arguments = re.sub(r"(?<=[ '])(/|\.\./)[^ ']*/", "FOLDER/", f" {shlex.join(sys.argv[1:])}").strip()
     results[name] = {
         **values,
-        "command": f"python -m experiments.{module} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {script.parent.name}.{script.stem} {arguments}".strip(),
         "commit": commit,
         "date": date.today().isoformat(),
         "machine": machine(),

@@ -11,7 +11,7 @@ from groupvit import cli
 from groupvit.errors import InputError
 
 RunCli = Callable[..., tuple[int, str, str]]
-COMMANDS = [(), ("segment",), ("train",), ("convert",), ("data",), ("data", "scenes")]
+COMMANDS = [(), ("segment",), ("train",), ("convert",), ("data",), ("data", "scenes"), ("data", "index"), ("data", "doctor")]
 
 
 def test_help_names_every_command(run_cli: RunCli) -> None:
