@@ -11,13 +11,23 @@ from groupvit import cli
 from groupvit.errors import InputError
 
 RunCli = Callable[..., tuple[int, str, str]]
-COMMANDS = [(), ("segment",), ("train",), ("convert",), ("data",), ("data", "scenes"), ("data", "index"), ("data", "doctor")]
+COMMANDS = [
+    (),
+    ("segment",),
+    ("train",),
+    ("evaluate",),
+    ("convert",),
+    ("data",),
+    ("data", "scenes"),
+    ("data", "index"),
+    ("data", "doctor"),
+]
 
 
 def test_help_names_every_command(run_cli: RunCli) -> None:
     code, out, err = run_cli("--help")
     assert (code, err) == (0, "")
-    assert all(f"• {command} " in out for command in ("segment", "train", "convert", "data"))
+    assert all(f"• {command} " in out for command in ("segment", "train", "evaluate", "convert", "data"))
 
 
 def children_seconds() -> float:

@@ -1,56 +1,217 @@
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import BENCHMARKS, MaskFolder, open_benchmark
+from layouts import LAYOUTS, REAL, SIZES, folder, pets, save_mask, truth, voc
+
+CLASSES = {
+    "voc21": 21,
+    "voc20": 20,
+    "context60": 60,
+    "context59": 59,
+    "coco-object-instances": 81,
+    "coco-object-stuff": 81,
+    "pets": 3,
+    "camvid11": 11,
+    "camvid11-test": 11,
+    "folder": 3,
+}
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
-    for name in ("b", "a"):
-        Image.new("RGB", (6, 4), "red").save(tmp_path / "images" / f"{name}.jpg")
-        Image.fromarray(np.full((4, 6), ord(name) - ord("a"), np.uint8)).save(tmp_path / "masks" / f"{name}.png")
-    (tmp_path / "classes.txt").write_text("cat\ndog=dog,puppy\n")
-    return tmp_path
+def test_every_benchmark_has_a_layout_here():
+    assert CLASSES.keys() == BENCHMARKS.keys() == LAYOUTS.keys()
 
 
-def test_photos_come_in_the_order_of_their_names_with_their_masks(folder):
-    photos = MaskFolder.open(folder)
-    assert photos.labels == ("cat", "dog=dog,puppy")
-    read = list(photos)
-    assert [photo.name for photo in read] == ["a", "b"]
-    assert [int(photo.mask.max()) for photo in read] == [0, 1]
-    assert read[0].image.size == (6, 4)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_published_layout_is_read_photo_by_photo(name, tmp_path):
+    masks = LAYOUTS[name](tmp_path)
+    dataset = open_benchmark(name, tmp_path)
+    assert dataset.benchmark == name
+    assert len(dataset.classes) == CLASSES[name]
+    assert dataset.has_background == (name in {"voc21", "context60", "pets"} or name.startswith("coco"))
+    assert len(dataset) == len(list(dataset)) == len(SIZES)
+    for i, photo in enumerate(dataset):
+        assert photo.image.size == SIZES[i]
+        assert photo.image.mode == "RGB"
+        assert np.array_equal(photo.mask, masks[i])
+        assert dataset[i].digest == photo.digest
+    assert len({photo.digest for photo in dataset}) == len(SIZES)
 
 
-@pytest.mark.parametrize("part", ["images", "masks", "classes.txt"])
-def test_a_missing_part_is_named(folder, part):
-    (folder / part).rename(folder / "elsewhere")
-    with pytest.raises(InputError, match=f"no {part}"):
-        MaskFolder.open(folder)
+@pytest.mark.parametrize("name", REAL)
+def test_real_photos_are_read(name, data_dir):
+    dataset = open_benchmark(name, data_dir / REAL[name]).first(12)
+    present = set(np.unique(np.concatenate([photo.mask.ravel() for photo in dataset])).tolist())
+    assert len(dataset.names) == 12
+    assert present <= {*range(len(dataset.classes)), 255}
+    assert len(present) > 2
 
 
-def test_a_photo_without_a_mask_is_named(folder):
-    (folder / "masks" / "b.png").unlink()
-    with pytest.raises(InputError, match=r"b.jpg has no mask"):
-        list(MaskFolder.open(folder))
+def test_coco_categories_are_found_by_name(data_dir):
+    dataset = open_benchmark("coco-object-instances", data_dir / REAL["coco-object-instances"])
+    document = json.loads((data_dir / "eval/coco/annotations/instances_val2017.json").read_text())
+    assert [category["name"] for category in sorted(document["categories"], key=lambda c: c["id"])] == list(
+        dataset.classes[1:]
+    )
 
 
-def test_a_mask_of_another_size_is_named(folder):
-    Image.new("L", (5, 4)).save(folder / "masks" / "a.png")
-    with pytest.raises(InputError, match=r"a.png is not an 8-bit index mask of the size"):
-        list(MaskFolder.open(folder))
+def test_a_limit_takes_photos_from_all_over_the_list(tmp_path):
+    voc(tmp_path)
+    dataset = open_benchmark("voc21", tmp_path)
+    assert dataset.first(2).names == ("2007_0", "2007_2")
+    assert dataset.first(None) == dataset.first(99) == dataset
+    with pytest.raises(InputError, match="limit of 0"):
+        dataset.first(0)
 
 
-def test_an_unknown_index_is_named_and_255_is_not_one(folder):
-    mask = np.zeros((4, 6), np.uint8)
-    mask[0] = 255
-    Image.fromarray(mask).save(folder / "masks" / "a.png")
-    assert len(list(MaskFolder.open(folder))) == 2
-    mask[1] = 2
-    Image.fromarray(mask).save(folder / "masks" / "a.png")
-    with pytest.raises(InputError, match=r"a.png has class 2"):
-        list(MaskFolder.open(folder))
+def test_the_labels_of_a_folder_keep_their_words(tmp_path):
+    folder(tmp_path)
+    dataset = MaskFolder.open(tmp_path)
+    assert dataset.labels == ("cat", "dog=dog,puppy", "background=grass,sky")
+    assert dataset.classes == ("cat", "dog", "background")
+
+
+def test_a_blank_line_between_classes_would_move_indices(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\n\n")
+    with pytest.raises(InputError, match=r"classes.txt has a blank line"):
+        MaskFolder.open(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n\n")
+    assert MaskFolder.open(tmp_path).classes == ("cat", "dog", "bird")
+
+
+def test_two_photos_of_one_name_are_refused_and_hidden_files_are_none(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "images/.DS_Store").touch()
+    assert len(MaskFolder.open(tmp_path)) == len(SIZES)
+    (tmp_path / "images/0.jpg").touch()
+    with pytest.raises(InputError, match=r"0.png and 0.jpg would share one mask"):
+        MaskFolder.open(tmp_path)
+
+
+def test_coco_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    LAYOUTS["coco-object-instances"](tmp_path)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(InputError, match=r"pip install 'groupvit\[eval\]'"):
+        open_benchmark("coco-object-instances", tmp_path)[0]
+
+
+def test_a_change_of_photo_or_mask_changes_the_digest(tmp_path):
+    folder(tmp_path)
+    before = MaskFolder.open(tmp_path)[0].digest
+    save_mask(tmp_path / "masks/0.png", 1 - truth(0, 1))
+    changed = MaskFolder.open(tmp_path)[0].digest
+    Image.new("RGB", SIZES[0]).save(tmp_path / "images/0.png")
+    assert len({before, changed, MaskFolder.open(tmp_path)[0].digest}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("voc21", "JPEGImages"),
+        ("voc20", "ImageSets/Segmentation/val.txt"),
+        ("context60", "SegmentationClassContext"),
+        ("context59", "ImageSets/SegmentationContext/val.txt"),
+        ("coco-object-instances", "annotations/instances_val2017.json"),
+        ("coco-object-stuff", "annotations/val2017"),
+        ("pets", "annotations/list.txt"),
+        ("pets", "annotations/trimaps"),
+        ("camvid11", "valannot"),
+        ("camvid11-test", "test"),
+        ("folder", "images"),
+        ("folder", "masks"),
+        ("folder", "classes.txt"),
+    ],
+)
+def test_a_missing_part_is_named(name, missing, tmp_path):
+    LAYOUTS[name](tmp_path)
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=missing.replace("/", ".")):
+        open_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_folder_of_something_else_is_refused_in_one_line(name, tmp_path):
+    with pytest.raises(InputError) as caught:
+        open_benchmark(name, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_photo_without_a_mask_is_named(tmp_path):
+    voc(tmp_path)
+    (tmp_path / "SegmentationClass/2007_1.png").unlink()
+    with pytest.raises(InputError, match=r"2007_1.jpg has no mask .*2007_1.png"):
+        list(open_benchmark("voc21", tmp_path))
+
+
+def test_a_mask_without_a_photo_is_named(tmp_path):
+    voc(tmp_path)
+    (tmp_path / "JPEGImages/2007_1.jpg").unlink()
+    with pytest.raises(InputError, match=r"2007_1.jpg cannot be read"):
+        list(open_benchmark("voc21", tmp_path))
+
+
+@pytest.mark.parametrize("mask", [Image.new("L", (5, 4)), Image.new("P", (33, 47))])
+def test_a_mask_of_another_size_is_named(mask, tmp_path):
+    folder(tmp_path)
+    mask.save(tmp_path / "masks/0.png")
+    with pytest.raises(InputError, match=r"0.png has a mask of \d+ x \d+ for .*0.png, 48 x 32"):
+        list(MaskFolder.open(tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "1"])
+def test_a_mask_that_is_no_index_map_is_named(mode, tmp_path):
+    folder(tmp_path)
+    Image.new(mode, SIZES[0]).save(tmp_path / "masks/0.png")
+    with pytest.raises(InputError, match=r"0.png is not an 8-bit mask"):
+        MaskFolder.open(tmp_path)[0]
+
+
+def test_a_broken_mask_is_named(tmp_path):
+    folder(tmp_path)
+    file = tmp_path / "masks/0.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"masks/0.png cannot be read"):
+        MaskFolder.open(tmp_path)[0]
+
+
+@pytest.mark.parametrize(("name", "index"), [("voc21", 21), ("context59", 60), ("pets", 0), ("camvid11", 12)])
+def test_an_unknown_index_is_named_and_255_is_not_one(name, index, tmp_path):
+    LAYOUTS[name](tmp_path)
+    file = next(path for path in sorted(tmp_path.rglob("*.png")) if path.parent.name != "val")
+    mask = np.array(Image.open(file))
+    mask[:5] = 255
+    save_mask(file, mask)
+    assert len(list(open_benchmark(name, tmp_path))) == len(SIZES)
+    mask[0] = index
+    save_mask(file, mask)
+    with pytest.raises(InputError, match=rf"{file.name} has class {index}"):
+        list(open_benchmark(name, tmp_path))
+
+
+def test_an_odd_line_in_the_list_of_pets_is_named(tmp_path):
+    pets(tmp_path)
+    with (tmp_path / "annotations/list.txt").open("a") as file:
+        file.write("Pet_9 1 3 1\n")
+    with pytest.raises(InputError, match=r"list.txt: 'Pet_9 1 3 1'"):
+        open_benchmark("pets", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"categories": [{"id": 1, "name": "unicorn"}], "images": []}'])
+def test_a_list_of_instances_that_is_none_is_named(text, tmp_path):
+    LAYOUTS["coco-object-instances"](tmp_path)
+    (tmp_path / "annotations/instances_val2017.json").write_text(text)
+    with pytest.raises(InputError, match=r"instances_val2017.json is not COCO.s list"):
+        open_benchmark("coco-object-instances", tmp_path)
+
+
+def test_an_unknown_benchmark_lists_those_there_are():
+    with pytest.raises(InputError, match="no benchmark 'voc': there are voc21, voc20"):
+        open_benchmark("voc", Path())

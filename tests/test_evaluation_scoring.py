@@ -1,13 +1,21 @@
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from groupvit.evaluation.baselines import ColourTable, colour_clusters, score_colour_clusters
-from groupvit.evaluation.datasets import MaskedPhoto
-from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
-from groupvit.evaluation.scoring import score
+from groupvit.errors import InputError
+from groupvit.evaluation import scoring
+from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
+from groupvit.evaluation.metrics import confusion_matrix, contingency, mean_iou, oracle_names
+from groupvit.evaluation.protocols import PROTOCOLS, Protocol
+from groupvit.evaluation.results import Result
+from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
+from layouts import LAYOUTS, REAL
 
 LABELS = ("red", "green=green,lime", "blue")
 
@@ -15,24 +23,50 @@ LABELS = ("red", "green=green,lime", "blue")
 def photos(count: int) -> list[MaskedPhoto]:
     generator = np.random.default_rng(0)
     colours = np.array([[220, 20, 20], [20, 200, 20], [20, 20, 220]], dtype=np.uint8)
-    made = []
+    painted = []
     for i in range(count):
         classes = generator.permutation([0, 1, 2, 0, 1, 2]).reshape(2, 3)
         mask = np.repeat(np.repeat(classes, 8, axis=0), 8, axis=1).astype(np.uint8)
         grain = generator.integers(0, 8, (16, 24, 3), dtype=np.uint8)
-        made.append(MaskedPhoto(str(i), Image.fromarray(colours[mask] + grain), mask))
-    return made
+        painted.append(MaskedPhoto(str(i), Image.fromarray(colours[mask] + grain), mask))
+    return painted
 
 
-@pytest.fixture(scope="module")
-def segmenter():
+def masked(index: int, classes: int = 4) -> MaskedPhoto:
+    """Stripes of random widths, and a corner that is not labelled."""
+    generator = np.random.default_rng(index)
+    stripes = np.repeat(generator.integers(0, classes, 40), generator.integers(1, 20, 40))[:80].astype(np.uint8)
+    mask = np.tile(stripes, (60, 1))
+    mask[:9, :7] = 255
+    return MaskedPhoto(f"photo {index}", Image.new("RGB", (80, 60)), mask, str(index))
+
+
+def made(photo: MaskedPhoto, error: float, seed: int) -> np.ndarray:
+    """The truth, of which a share is something else."""
+    generator = np.random.default_rng(1000 + seed)
+    wrong = generator.integers(0, 4, photo.mask.shape).astype(np.uint8)
+    return np.where((generator.random(photo.mask.shape) < error) | (photo.mask == 255), wrong, photo.mask)
+
+
+def random_segmenter(*stages: Stage) -> Segmenter:
     config = ModelConfig(
-        ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4),)),
+        ImageEncoderConfig(32, 16, 32, 2, stages=stages or (Stage(1, 6, 6), Stage(1, 4, 4))),
         TextEncoderConfig(16, 2, 1),
         embed_dim=8,
         projector_dim=16,
     )
-    return Segmenter(build_model(config), config)
+    torch.manual_seed(0)
+    model = build_model(config)
+    for parameter in model.image_encoder.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    model.logit_scale.data.fill_(4.0)
+    return Segmenter(model, config, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return random_segmenter()
 
 
 def test_scores_are_what_segmenting_photo_by_photo_gives(segmenter):
@@ -48,12 +82,216 @@ def test_scores_are_what_segmenting_photo_by_photo_gives(segmenter):
     assert np.diag(scores.oracle).sum() >= np.diag(scores.named).sum()
 
 
-def test_a_colour_table_learns_colours():
-    train, test = photos(4), photos(8)[4:]
-    table = ColourTable.fit(train, 3)
-    assert mean_iou(sum(confusion_matrix(photo.mask, table(photo.image), 3) for photo in test)) == 100
+def test_a_background_of_words_counts_under_its_own_index(segmenter):
+    """The segmenter puts it first, wherever the masks have it."""
+    own = photos(4)
+    first = score(segmenter, own, ("background=wall", "green", "blue")).named
+    moved = [MaskedPhoto(p.name, p.image, np.array([2, 0, 1], np.uint8)[p.mask]) for p in own]
+    last = score(segmenter, moved, ("green", "blue", "background=wall")).named
+    order = [1, 2, 0]
+    assert np.array_equal(last, first[np.ix_(order, order)])
 
 
-def test_clusters_of_colours_are_perfect_where_colours_are_classes():
-    assert mean_iou(score_colour_clusters(photos(3), 3, 3)) == 100
-    assert colour_clusters(photos(1)[0].image, 2).max() == 1
+def independent(truths: list[np.ndarray], files: list[Path], classes: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Files of predicted indices scored without anything of the package: predicted pixels by class, and the numbers."""
+    both, true, seen = np.zeros(classes), np.zeros(classes), np.zeros(classes)
+    for truth, file in zip(truths, files, strict=True):
+        prediction = np.array(Image.open(file))
+        assert prediction.shape == truth.shape
+        for c in range(classes):
+            both[c] += np.sum((prediction == c) & (truth == c))
+            true[c] += np.sum(truth == c)
+            seen[c] += np.sum((prediction == c) & (truth != 255))
+    there, either = true > 0, true + seen - both
+    return seen, {
+        "miou": 100 * np.mean(both[either > 0] / either[either > 0]),
+        "pixel_accuracy": 100 * both.sum() / true.sum(),
+        "mean_accuracy": 100 * np.mean(both[there] / true[there]),
+    }
+
+
+def write_predictions(
+    segmenter: Segmenter, dataset: Dataset, protocol: Protocol, thresholds: tuple[float, ...], out: Path
+) -> list[Path]:
+    """What the segmenter says of each photo by itself, as files."""
+    hashes = sorted(dataset.names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    files = []
+    for photo in dataset:
+        result = segmenter.segment(photo.image, protocol.labels(dataset), **protocol.options(segmenter.config, dataset))
+        index = np.array([dataset.classes.index(name) for name in result.names], np.uint8)[result.label_map]
+        if protocol.calibrated(dataset):
+            index[result.confidence < thresholds[hashes.index(photo.name) % 2]] = 0
+        files.append(out / f"{photo.name}.png")
+        Image.fromarray(index).save(files[-1])
+    return files
+
+
+def agree(dataset: Dataset, truths: list[np.ndarray], protocol: Protocol, out: Path) -> None:
+    segmenter = random_segmenter()
+    result = evaluate(segmenter, dataset, protocol, precision="fp32")
+    files = write_predictions(segmenter, dataset, protocol, result.thresholds, out)
+    numbers = result.metrics()
+    seen, expected = independent(truths, files, len(dataset.classes))
+    assert result.matrix.sum(axis=0).tolist() == seen.tolist()
+    for name, value in expected.items():
+        assert numbers[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_and_protocol_agrees_with_an_independent_scorer(name, protocol, tmp_path):
+    truths = LAYOUTS[name](tmp_path)
+    dataset = open_benchmark(name, tmp_path)
+    try:
+        protocol.threshold(dataset)
+    except InputError:
+        pytest.skip("does not apply")
+    agree(dataset, truths, protocol, tmp_path)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+@pytest.mark.parametrize("name", REAL)
+def test_real_photos_agree_with_an_independent_scorer(name, protocol, data_dir, tmp_path):
+    dataset = open_benchmark(name, data_dir / REAL[name]).first(3)
+    try:
+        protocol.threshold(dataset)
+    except InputError:
+        pytest.skip("does not apply")
+    agree(dataset, real_truths(name, data_dir / REAL[name], dataset), protocol, tmp_path)
+
+
+def real_truths(name: str, root: Path, dataset: Dataset) -> list[np.ndarray]:
+    """The masks as the files have them."""
+    if name.startswith("coco"):
+        return [photo.mask for photo in dataset]  # see `test_a_published_layout_is_read_photo_by_photo`
+    folder = {"pets": "annotations/trimaps", "camvid11": "valannot"}.get(name, "SegmentationClass")
+    masks = [np.array(Image.open(root / folder / f"{photo}.png")) for photo in dataset.names]
+    if name == "voc20":
+        return [np.where((mask == 0) | (mask == 255), 255, mask - 1) for mask in masks]
+    if name == "camvid11":
+        return [np.where(mask == 11, 255, mask) for mask in masks]
+    if name == "pets":
+        lines = (root / "annotations/list.txt").read_text().splitlines()
+        species = {line.split()[0]: int(line.split()[2]) for line in lines if not line.startswith("#")}
+        return [
+            np.select([mask == 1, mask == 2], [species[photo], 0], 255)
+            for mask, photo in zip(masks, dataset.names, strict=True)
+        ]
+    return masks
+
+
+def test_bf16_counts_nearly_the_same(tmp_path, segmenter):
+    LAYOUTS["camvid11"](tmp_path)
+    dataset = open_benchmark("camvid11", tmp_path)
+    results = [
+        evaluate(segmenter, dataset, PROTOCOLS["calibrated-native"], precision=precision)
+        for precision in ("bf16", "fp32")
+    ]
+    called = [result.matrix.sum(axis=0) for result in results]
+    assert np.abs(called[0] - called[1]).sum() < 0.2 * called[0].sum()
+    assert [result.model["precision"] for result in results] == ["bf16", "fp32"]
+
+
+@pytest.mark.parametrize("pixels", [1, 2**23])
+def test_how_many_photos_go_together_changes_nothing(pixels, tmp_path, segmenter, monkeypatch):
+    LAYOUTS["camvid11"](tmp_path)
+    dataset = open_benchmark("camvid11", tmp_path)
+    expected = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], precision="fp32", batch_size=1)
+    monkeypatch.setattr(scoring, "_PIXELS_AT_ONCE", pixels)
+    result = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], precision="fp32", batch_size=5)
+    assert np.array_equal(result.matrix, expected.matrix)
+
+
+def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
+    LAYOUTS["pets"](tmp_path)
+    dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
+    result = evaluate(segmenter, dataset, protocol, precision="fp32")
+    hashes = sorted(dataset.names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    halves = hashes[::2], hashes[1::2]
+    for own, threshold in enumerate(result.thresholds):
+        means = []
+        for candidate in THRESHOLDS:
+            matrix = np.zeros((3, 3), np.int64)
+            for name in halves[1 - own]:
+                photo = dataset.read(name)
+                options = protocol.options(segmenter.config, dataset)
+                segmented = segmenter.segment(photo.image, protocol.labels(dataset), **options)
+                called = np.array([dataset.classes.index(n) for n in segmented.names], np.uint8)[segmented.label_map]
+                matrix += confusion_matrix(photo.mask, np.where(segmented.confidence < candidate, 0, called), 3)
+            means.append(mean_iou(matrix))
+        assert threshold == THRESHOLDS[np.argmax(means)]
+    assert all(photo.pending is None for photo in result.photos)
+
+
+def test_one_photo_cannot_calibrate_itself(tmp_path, segmenter):
+    LAYOUTS["pets"](tmp_path)
+    dataset = open_benchmark("pets", tmp_path).first(1)
+    with pytest.raises(InputError, match="takes two photos"):
+        evaluate(segmenter, dataset, PROTOCOLS["calibrated-native"])
+
+
+def test_grouping_of_one_window_is_that_of_the_whole_photo(tmp_path, segmenter):
+    LAYOUTS["camvid11"](tmp_path)
+    dataset, protocol = open_benchmark("camvid11", tmp_path), PROTOCOLS["paper-2022"]
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"))
+    for photo, own in zip(dataset, scores, strict=True):
+        segmented = segmenter.segment(
+            photo.image, protocol.labels(dataset), **protocol.options(segmenter.config, dataset)
+        )
+        expected = score_prediction(photo, segmented.label_map, 11, segmented.groups)
+        assert len(own.stages) == 2
+        for a, b in zip(own.stages, expected.stages, strict=True):
+            assert a.ari == b.ari
+            assert np.array_equal(a.oracle, b.oracle)
+        table = contingency(segmented.groups[-1], photo.mask, 11)
+        fit = segmented.windows[0].scores.double().numpy()
+        for true, called, pixels in own.naming:
+            mean = (table[:, true, None] * fit[: len(table)]).sum(axis=0)
+            assert called == mean.argmax()
+            assert pixels == (photo.mask == true).sum()
+        assert sorted(own.naming[:, 0]) == sorted(set(photo.mask.ravel().tolist()) - {255})
+
+
+def test_naming_neither_asks_for_background_nor_answers_with_it(tmp_path, segmenter):
+    LAYOUTS["voc21"](tmp_path)
+    dataset = open_benchmark("voc21", tmp_path)
+    for protocol in PROTOCOLS.values():
+        for photo in evaluate(segmenter, dataset, protocol).photos:
+            assert len(photo.naming)
+            assert (photo.naming[:, :2] > 0).all()
+
+
+def test_a_plain_vit_is_scored_without_groups(tmp_path):
+    LAYOUTS["voc21"](tmp_path)
+    for protocol in PROTOCOLS.values():
+        numbers = evaluate(random_segmenter(Stage(1)), open_benchmark("voc21", tmp_path), protocol).metrics()
+        assert numbers["grouping"] == []
+        assert numbers["naming"] == {}
+        assert numbers["miou"] is not None
+
+
+@pytest.mark.parametrize("name", ["voc21", "voc20"])
+def test_a_photo_without_labelled_pixels_changes_no_number(name, tmp_path, segmenter):
+    LAYOUTS[name](tmp_path)
+    dataset = open_benchmark(name, tmp_path)
+    protocol = PROTOCOLS["paper-2022"]
+    before = evaluate(segmenter, dataset, protocol).metrics()
+    Image.new("RGB", (30, 20)).save(tmp_path / "JPEGImages/empty.jpg")
+    Image.new("L", (30, 20), 255).save(tmp_path / "SegmentationClass/empty.png")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("\n".join([*dataset.names, "empty"]))
+    larger = open_benchmark(name, tmp_path)
+    after = evaluate(segmenter, larger, protocol)
+    assert after.photos[-1].name == "empty"
+    assert after.photos[-1].stages[0].ari is None
+    for key in ("miou", "boundary_miou", "mean_accuracy", "by_size", "grouping", "naming", "classes"):
+        assert after.metrics()[key] == before[key]
+    assert len(evaluate(segmenter, larger, PROTOCOLS["calibrated-native"]).photos) == 5
+    after.save(tmp_path / "a.json")
+    assert Result.load(tmp_path / "a.json").metrics() == after.metrics()
+
+
+def test_a_model_is_known_by_its_tensors():
+    one, same, other = random_segmenter(), random_segmenter(), random_segmenter()
+    other.model.logit_scale.data += 1e-6
+    assert describe(one.model) == describe(same.model)
+    assert describe(one.model)["sha256"] != describe(other.model)["sha256"]

@@ -6,6 +6,9 @@ import torch
 from groupvit.data import scenes
 from groupvit.data.memory import Photos
 from groupvit.data.transforms import jitter_color
+from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.protocols import CALIBRATED_NATIVE
+from groupvit.evaluation.scoring import evaluate
 from groupvit.models import build_model, noise
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
@@ -62,3 +65,15 @@ def test_a_photo_is_segmented_the_same_on_both_devices():
     cpu = Segmenter(model, config, device="cpu").segment(photo, ["ball", "grass", "snow"])
     gpu = Segmenter(model, config, device="cuda").segment(photo, ["ball", "grass", "snow"])
     assert (cpu.label_map == gpu.label_map).mean() > 0.99
+
+
+def test_an_evaluation_counts_the_same_on_both_devices(tmp_path):
+    scenes.write(tmp_path / "data", train=1, evaluation=6)
+    dataset = MaskFolder.open(tmp_path / "data" / "eval")
+    torch.manual_seed(0)
+    model = build_model(RUNS["debug"].model)
+    counts = []
+    for device in ("cpu", "cuda"):
+        segmenter = Segmenter(model, RUNS["debug"].model, device=device)
+        counts.append(evaluate(segmenter, dataset, CALIBRATED_NATIVE, precision="fp32").matrix)
+    assert abs(counts[0] - counts[1]).sum() < 0.02 * counts[0].sum()

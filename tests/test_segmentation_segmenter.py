@@ -116,7 +116,7 @@ def test_of_several_words_for_a_label_the_best_one_counts() -> None:
     assert 0 < apart.shares[0] + apart.shares[1] < 1
     features, _ = reference(segmenter, photo(64, 96))
     with torch.inference_mode():
-        words = segmenter._embed(("man", "woman", "grass", "sky"), ("a photo of a {}.",))
+        words = segmenter.embed_words(("man", "woman", "grass", "sky"), ("a photo of a {}.",))
         one, other = (segmenter._scores(features, words, lengths).log() for lengths in ([1, 1, 1, 1], [2, 1, 1]))
     odds = one[..., :2].amax(-1) - one[..., 2]
     assert torch.allclose(other[..., 0] - other[..., 1], odds)
@@ -128,7 +128,7 @@ def test_of_several_words_for_a_label_the_best_one_counts() -> None:
 def test_a_label_s_embedding_is_the_normalised_mean_over_templates() -> None:
     segmenter = tiny()
     templates = ("a photo of a {}.", "the {} at night, {}")
-    embedded = segmenter._embed(("dog", "sky"), templates)
+    embedded = segmenter.embed_words(("dog", "sky"), templates)
     prompts = ["a photo of a dog.", "the dog at night, dog", "a photo of a sky.", "the sky at night, sky"]
     single = segmenter.model.encode_text(Tokenizer()(prompts))
     expected = F.normalize(torch.stack([single[:2].mean(0), single[2:].mean(0)]), dim=-1)
@@ -162,18 +162,6 @@ def test_windows_are_averaged_by_count() -> None:
         [float(best[index == i].mean()) if (index == i).any() else 0 for i in range(4)]
     )
     assert result.groups == ()
-
-
-def test_windows_cover_everything_and_the_last_is_flush() -> None:
-    assert module._starts(100, 32, 16) == [0, 16, 32, 48, 64, 68]
-    assert module._starts(96, 32, 32) == [0, 32, 64]
-    assert module._starts(20, 32, 16) == [0]
-
-
-def test_the_published_evaluation_s_sizes() -> None:
-    assert module._resized((500, 375), 448) == (448, 597)
-    assert module._resized((3000, 100), 448) == (68, 2048)
-    assert module._resized((7, 1), 32) == (21, 146)
 
 
 @pytest.mark.parametrize("options", [{}, SLIDING, {"background": 0.5}, {"maps": "hard"}])
@@ -315,6 +303,96 @@ def test_the_segment_loss_s_scale_is_used_where_there_is_one() -> None:
     assert segmenter.segment(photo(64, 64), LABELS).scores == before.scores
     segmenter.model.segment_logit_scale.data.fill_(4.0)
     assert max(segmenter.segment(photo(64, 64), LABELS).scores) > max(before.scores)
+
+
+def gated(segmenter: Segmenter, pixels: torch.Tensor, threshold: float | None) -> torch.Tensor:
+    """The published evaluation of one window, segment by segment and pixel by pixel."""
+    features = segmenter.model.image_encoder(pixels[None])
+    texts = segmenter.model.encode_text(Tokenizer()([f"a photo of a {label}." for label in WORDS]))
+    scale = segmenter.model.logit_scale.exp()
+    whole = scale * (segmenter.model.embed_image_features(features.pooled)[0] @ texts.T)
+    best_five = whole.argsort(descending=True)[:5]
+    weight = {int(i): float(whole[i].exp() / whole[best_five].exp().sum()) for i in best_five}
+    rows = []
+    for segment in segmenter.model.embed_image_features(features.segments)[0]:
+        chances = (scale * (texts @ segment)).softmax(0)
+        rows.append([float(chances[i]) * weight.get(i, 0.0) for i in range(len(WORDS))])
+    highest = max(map(max, rows))
+    if threshold is not None:
+        rows = [[1.0 if max(row) < min(threshold, highest) else 0.0, *row] for row in rows]
+    owner = F.interpolate(features.groups(), pixels.shape[1:], mode="bilinear")[0].argmax(0)
+    return torch.tensor(rows, dtype=torch.float64)[owner].permute(2, 0, 1)
+
+
+WORDS = [*LABELS, "man", "woman", "water"]
+
+
+@pytest.mark.parametrize("threshold", [None, 0.05, 0.3, 0.99])
+@torch.inference_mode()
+def test_gated_scores_are_the_published_evaluation_s(threshold: float | None) -> None:
+    segmenter = tiny(group_residual=True)
+    image = photo(32, 48)
+    total, count = torch.zeros(len(WORDS) + (threshold is not None), 32, 48, dtype=torch.float64), torch.zeros(32, 48)
+    for left in (0, 16):
+        pixels = segmenter._pixels(Image.fromarray(image[:, left : left + 32]), (32, 32))
+        total[:, :, left : left + 32] += gated(segmenter, pixels, threshold)
+        count[:, left : left + 32] += 1
+    best, index = (total / count).max(dim=0)
+    result = segmenter.segment(image, WORDS, short_side=32, window=32, stride=16, scores="gated", background=threshold)
+    assert result.names == (("background",) if threshold is not None else ()) + tuple(WORDS)
+    np.testing.assert_allclose(result.confidence, best.numpy(), atol=1e-12)
+    assert (result.label_map == index.numpy()).all()
+    assert len(np.unique(index)) > 1
+
+
+def test_a_capped_threshold_leaves_a_label_in_every_window() -> None:
+    segmenter = tiny()
+    result = segmenter.segment(photo(64, 96), WORDS, scores="gated", background=0.999999, short_side=32)
+    scores = result.windows[0].scores
+    assert (scores[:, 1:].amax(dim=1) < 0.999999).all()
+    assert (scores[:, 0] == 0).sum() == 1
+    assert scores[:, 1:].amax(dim=1).argmax() == (scores[:, 0] == 0).nonzero()[0, 0]
+
+
+def test_gated_rejects_into_a_background_of_words() -> None:
+    segmenter = tiny()
+    labels = ["background=night,wall", *LABELS]
+    result = segmenter.segment(photo(64, 96), labels, scores="gated", background=0.6)
+    assert result.names == ("background", *LABELS)
+    assert result.shares[0] > segmenter.segment(photo(64, 96), labels, scores="gated").shares[0]
+
+
+@pytest.mark.parametrize("size", [(48, 64), (32, 32), (20, 33)])
+def test_without_antialiasing_four_pixels_make_one(size: tuple[int, int]) -> None:
+    image = photo(32, 48)
+    pixels = tiny()._pixels(Image.fromarray(image), size, antialias=False)
+    values = (pixels * torch.tensor([0.229, 0.224, 0.225])[:, None, None]) + torch.tensor([0.485, 0.456, 0.406])[
+        :, None, None
+    ]
+    for y, x in [(0, 0), (7, 11), (size[0] - 1, size[1] - 1)]:
+        down, along = (y + 0.5) * 32 / size[0] - 0.5, (x + 0.5) * 48 / size[1] - 0.5
+        down, along = min(max(down, 0), 31), min(max(along, 0), 47)
+        top, left = min(int(down), 30), min(int(along), 46)
+        square = image[top : top + 2, left : left + 2].astype(float)
+        rows = square[0] * (1 - (down - top)) + square[1] * (down - top)
+        expected = rows[0] * (1 - (along - left)) + rows[1] * (along - left)
+        assert (values[:, y, x] * 255).tolist() == pytest.approx(expected.round().tolist(), abs=1.01)
+
+
+def test_each_window_s_groups_lie_where_it_lay() -> None:
+    segmenter = tiny()
+    image = photo(80, 60)
+    result = segmenter.segment(image, LABELS, short_side=60, window=40, stride=20)
+    covered = np.zeros((80, 60), int)
+    for window in result.windows:
+        place, groups = result.groups_of(window)
+        covered[place] += 1
+        assert (place[0].start, place[0].stop) == (window.top, window.top + 40)
+        assert [group.shape for group in groups] == [(40, 40)] * 2
+        alone = segmenter.segment(image[place], LABELS, short_side=40)
+        assert all((a == b).all() for a, b in zip(groups, alone.groups, strict=True))
+    assert covered.min() == 1
+    assert result.groups == ()
 
 
 def test_scores_and_shares_describe_the_map() -> None:

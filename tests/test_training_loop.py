@@ -244,6 +244,18 @@ def test_resuming_with_other_settings_names_them(data, tmp_path):
     assert train(replace(run, evaluate_every=7), data, tmp_path / "run", workers=0, resume=True).step == 1
 
 
+def test_data_that_moved_are_the_same_data(data, tmp_path):
+    run = replace(RUN, train="{a,b}/*.tar", segment_weight=0.0)
+    for name in ("a", "b"):
+        shutil.copytree(data / "train", tmp_path / "here" / name)
+    train(replace(run, steps=1), tmp_path / "here", tmp_path / "run", workers=0)
+    (tmp_path / "here").rename(tmp_path / "there")
+    train(replace(run, steps=1), tmp_path / "there", tmp_path / "run", workers=0, resume=True)
+    (tmp_path / "there" / "b").rename(tmp_path / "there" / "c")
+    with pytest.raises(InputError, match=r"shards.b/scenes-0000.tar was 40 photos in \d+ bytes and is None"):
+        train(replace(run, steps=1, train="{a,c}/*.tar"), tmp_path / "there", tmp_path / "run", workers=0, resume=True)
+
+
 def test_resuming_with_other_data_names_the_shard(data, tmp_path):
     run = replace(RUN, steps=1, segment_weight=0.0)
     shutil.copytree(data, tmp_path / "data")

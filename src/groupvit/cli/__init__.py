@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 import groupvit
-from groupvit.cli import convert, data, segment, train
+from groupvit.cli import convert, data, evaluate, segment, train
 from groupvit.errors import InputError
 
 
@@ -20,7 +20,9 @@ _DATA = Annotated[
     _command(data.index) | _command(data.doctor) | _command(data.scenes),
     tyro.conf.subcommand("data", description="Index, examine and make training data."),
 ]
-_COMMANDS = _command(segment.segment) | _command(train.train) | _command(convert.convert) | _DATA
+_COMMANDS = (
+    _command(segment.segment) | _command(train.train) | _command(evaluate.evaluate) | _command(convert.convert) | _DATA
+)
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"
 
 

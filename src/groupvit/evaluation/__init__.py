@@ -1,1 +1,1 @@
-"""How good it is: data sets with masks, metrics, baselines, retrieval."""
+"""How good it is: benchmarks, protocols, metrics, result files; baselines, classification, retrieval."""

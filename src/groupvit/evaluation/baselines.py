@@ -1,14 +1,75 @@
-"""Segmentations that know nothing of words, to measure a model against."""
+"""What a model is measured against: a plain ViT whose patches are grouped afterwards (Table 4), and colour alone."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int, UInt8
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from torch import Tensor, nn
 
+from groupvit.errors import InputError
 from groupvit.evaluation.datasets import MaskedPhoto
 from groupvit.evaluation.metrics import IndexMap, confusion_matrix, oracle_names
+from groupvit.models import Assignment, ImageFeatures
+from groupvit.segmentation.segmenter import Segmenter
+
+Clustering = Literal["pixel-wise", "k-means", "mean-shift", "spectral"]
+CLUSTERINGS: tuple[Clustering, ...] = get_args(Clustering)
+
+
+def clustered(segmenter: Segmenter, method: Clustering, groups: int = 8) -> Segmenter:
+    """A segmenter that groups the output features of a plain ViT without learning, window by window (Table 4).
+
+    A cluster's mean feature takes the place of a segment, so all that follows, words, windows and thresholds, is what
+    it is for GroupViT. "pixel-wise" has no groups: the patches' scores are interpolated. Mean-shift finds the number of
+    groups itself; its bandwidth lets a patch have 1/`groups` of the patches for neighbours.
+
+    Raises `InputError` for a model with group tokens.
+    """
+    if any(stage.group_tokens for stage in segmenter.config.image.stages):
+        raise InputError("clustering is for a plain ViT, and this model has group tokens: give one stage without any")
+    model = deepcopy(segmenter.model)
+    if method != "pixel-wise":
+
+        def regroup(_: nn.Module, __: object, features: ImageFeatures) -> ImageFeatures:
+            return _grouped(features, [cluster(patches, method, groups) for patches in features.segments])
+
+        model.image_encoder.register_forward_hook(regroup)
+    return Segmenter(model, segmenter.config, device=segmenter.device)
+
+
+def cluster(patches: Float[Tensor, "patches dim"], method: Clustering, groups: int = 8) -> Int[np.ndarray, " patches"]:
+    """The cluster of each patch, by scikit-learn; always the same for the same features."""
+    from sklearn.cluster import KMeans, MeanShift, SpectralClustering, estimate_bandwidth
+    from sklearn.metrics import pairwise_distances
+
+    features = patches.double().cpu().numpy()
+    distinct, same = np.unique(features, axis=0, return_inverse=True)
+    if len(distinct) <= groups or method == "pixel-wise":
+        return same
+    if method == "k-means":
+        return KMeans(groups, n_init="auto", random_state=0).fit_predict(features)
+    if method == "mean-shift":
+        bandwidth = estimate_bandwidth(features, quantile=1 / groups)
+        return MeanShift(bandwidth=max(bandwidth, 1e-6)).fit_predict(features)
+    distances = pairwise_distances(features, metric="sqeuclidean")
+    affinity = np.exp(-distances / distances.mean())
+    return SpectralClustering(groups, affinity="precomputed", random_state=0).fit_predict(affinity)
+
+
+def _grouped(features: ImageFeatures, clusters: Sequence[Int[np.ndarray, " patches"]]) -> ImageFeatures:
+    """The same features as if one grouping had merged each cluster into its mean; missing ones are empty."""
+    own = torch.as_tensor(np.stack(clusters), device=features.segments.device).long()
+    hard = F.one_hot(own).transpose(1, 2).float()
+    means = hard @ features.segments.float() / hard.sum(dim=2, keepdim=True).clamp(min=1)
+    segments = means.to(features.segments.dtype)
+    return replace(features, segments=segments, ungrouped=features.segments, assignments=(Assignment(hard, hard),))
+
 
 _BITS = 4  # per channel: 4,096 colours
 

@@ -1,35 +1,125 @@
-"""Intersection over union from one confusion matrix over a whole data set."""
+"""Numbers from pixel counts: intersection over union, accuracy, boundaries, agreement of groupings.
+
+A data set has one confusion matrix, the sum of its photos'; IoU is the literature's, a ratio of sums and not a mean
+over photos. Classes that are neither there nor predicted are left out of means; one that is only predicted has 0.
+"""
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Bool, Float, Int, UInt
 
 IGNORE = 255
 
 IndexMap = UInt[np.ndarray, "height width"]
+Matrix = Int[np.ndarray, "classes classes"]
+Areas = Int[np.ndarray, "*photos classes 3"]
+"""For each class the pixels of the intersection, the truth and the prediction."""
 
 
-def confusion_matrix(truth: IndexMap, prediction: IndexMap, classes: int) -> Int[np.ndarray, "classes classes"]:
+def confusion_matrix(truth: IndexMap, prediction: IndexMap, classes: int) -> Matrix:
     """Pixel counts, true class by row and predicted class by column; pixels whose truth is `IGNORE` do not count."""
     known = truth != IGNORE
     pairs = truth[known].astype(np.int64) * classes + prediction[known]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def iou(matrix: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, " classes"]:
+def areas(matrix: Int[np.ndarray, "*photos classes classes"]) -> Areas:
+    """What IoU needs of a confusion matrix, or of many."""
+    return np.stack([np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)], axis=-1)
+
+
+def area_iou(areas: Areas) -> Float[np.ndarray, "*photos classes"]:
     """Intersection over union per class, in percent; NaN for a class that is neither there nor predicted."""
-    hits = np.diag(matrix)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
-    return 100 * np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    hits, union = areas[..., 0], areas[..., 1] + areas[..., 2] - areas[..., 0]
+    return 100 * np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
 
 
-def mean_iou(matrix: Int[np.ndarray, "classes classes"]) -> float:
+def iou(matrix: Matrix) -> Float[np.ndarray, " classes"]:
+    """Intersection over union per class, in percent; NaN for a class that is neither there nor predicted."""
+    return area_iou(areas(matrix))
+
+
+def mean_iou(matrix: Matrix) -> float:
     """Mean over the classes that are there or predicted, in percent."""
-    return float(np.nanmean(iou(matrix)))
+    return float(mean_known(iou(matrix)))
+
+
+def mean_known(values: Float[np.ndarray, "*rows classes"]) -> Float[np.ndarray, "*rows"]:
+    """Mean over the classes without those that are NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=-1)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis=-1) / count.clip(min=1), np.nan)
+
+
+def accuracy(matrix: Matrix) -> Float[np.ndarray, " classes"]:
+    """Share of each true class's pixels that are called so, in percent; NaN for a class that is not there."""
+    truth = matrix.sum(axis=1)
+    return 100 * np.divide(np.diag(matrix), truth, out=np.full(len(truth), np.nan), where=truth > 0)
+
+
+def pixel_accuracy(matrix: Matrix) -> float:
+    """Share of pixels that are called what they are, in percent."""
+    return float(100 * np.trace(matrix) / max(matrix.sum(), 1))
+
+
+def boundary_areas(truth: IndexMap, prediction: IndexMap, classes: int, ratio: float = 0.02) -> Areas:
+    """Areas within a distance of each region's own boundary (Cheng et al., "Boundary IoU", CVPR 2021).
+
+    The distance is `ratio` of the photo's diagonal, in steps of 3 x 3 erosion; the photo's border is a boundary, too.
+    Ignored pixels of the truth are ignored in both maps, so that their border is the same in both.
+    """
+    distance = max(1, round(ratio * float(np.hypot(*truth.shape))))
+    seen = np.where(truth == IGNORE, IGNORE, prediction)
+    near_true, near_seen = _near_boundary(truth, distance), _near_boundary(seen, distance)
+    hits = truth[near_true & near_seen & (truth == seen)]
+    counted = (hits, truth[near_true], seen[near_seen])
+    return np.stack([np.bincount(values, minlength=256)[:classes] for values in counted], axis=-1)
+
+
+def _near_boundary(index_map: IndexMap, distance: int) -> Bool[np.ndarray, "height width"]:
+    """Pixels whose square of 2 `distance` + 1 pixels a side is not all of one value, or leaves the map.
+
+    A square is of one value where no two neighbours in it differ; differences are counted by sums over rectangles.
+    """
+    height, width = index_map.shape
+    near = np.ones((height, width), bool)
+    if min(height, width) <= 2 * distance:
+        return near
+    down = _rectangle_sums(index_map[1:] != index_map[:-1], 2 * distance, 2 * distance + 1)
+    along = _rectangle_sums(index_map[:, 1:] != index_map[:, :-1], 2 * distance + 1, 2 * distance)
+    near[distance : height - distance, distance : width - distance] = (down + along) > 0
+    return near
+
+
+def _rectangle_sums(values: Bool[np.ndarray, "height width"], rows: int, columns: int) -> Int[np.ndarray, "tops lefts"]:
+    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
+    return sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+
+
+def contingency(groups: IndexMap, truth: IndexMap, classes: int) -> Int[np.ndarray, "groups classes"]:
+    """Known pixels of each group by true class."""
+    known = truth != IGNORE
+    pairs = groups[known].astype(np.int64) * classes + truth[known]
+    return np.bincount(pairs, minlength=(int(groups.max()) + 1) * classes).reshape(-1, classes)
+
+
+def adjusted_rand_index(table: Int[np.ndarray, "groups classes"]) -> float:
+    """Agreement of two partitions beyond chance, from their contingency table (Hubert and Arabie, 1985): 1 is equal."""
+
+    def pairs(counts: np.ndarray | np.integer) -> float:
+        return float((counts * (counts - 1.0)).sum() / 2)
+
+    together, rows, columns = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    expected = rows * columns / max(pairs(table.sum()), 1)
+    largest = (rows + columns) / 2
+    return 1.0 if largest == expected else (together - expected) / (largest - expected)
+
+
+def oracle_matrix(table: Int[np.ndarray, "groups classes"]) -> Matrix:
+    """Confusion matrix of groups that are called by the best true class each; its pixel accuracy is their purity."""
+    names = np.eye(table.shape[1], dtype=table.dtype)[table.argmax(axis=1)]
+    return table.T @ names
 
 
 def oracle_names(groups: IndexMap, truth: IndexMap, classes: int) -> IndexMap:
     """Each group's pixels called by the class that most of them truly are: what grouping alone is worth."""
-    known = truth != IGNORE
-    pairs = groups[known].astype(np.int64) * classes + truth[known]
-    counts = np.bincount(pairs, minlength=(int(groups.max()) + 1) * classes).reshape(-1, classes)
-    return counts.argmax(axis=1).astype(np.uint8)[groups]
+    return contingency(groups, truth, classes).argmax(axis=1).astype(np.uint8)[groups]

@@ -1,6 +1,7 @@
 """What the model is for: photos and words in, label maps and pictures out."""
 
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
-from groupvit.segmentation.segmenter import Segmentation, Segmenter
+from groupvit.segmentation.result import Segmentation
+from groupvit.segmentation.segmenter import Segmenter
 
 __all__ = ["BACKGROUND", "Label", "Segmentation", "Segmenter", "parse_labels"]

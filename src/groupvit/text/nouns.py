@@ -141,8 +141,8 @@ def noun_prompts(
 ) -> list[str]:
     """`count` of the caption's nouns `words`, drawn without replacement, each in one of CLIP's 80 templates.
 
-    When there are fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without nouns is
-    its own prompt.
+    When there are fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without nouns
+    is its own prompt.
     """
     draws = min(count, len(words)) if style == "release" else count
     if not words:

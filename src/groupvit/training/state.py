@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
+from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.models import GroupViT
 from groupvit.training.runs import Run
@@ -73,8 +74,18 @@ class TrainingState:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be continued."""
         fields = {key: value for key, value in asdict(self.run).items() if key not in _FREE}
-        shards = {Path(i.shard).name: f"{i.samples} photos in {i.stamp[0]} bytes" for i in self.photos.indexes}
+        contents = [f"{index.samples} photos in {index.stamp[0]} bytes" for index in self.photos.indexes]
+        shards = dict(zip(_names([index.shard for index in self.photos.indexes]), contents, strict=True))
         return {**fields, "seed": self.seed, "nouns": list(self.nouns), "shards": shards}
+
+
+def _names(shards: list[File]) -> list[str]:
+    """Without the folder that all have in common, so that the data as a whole may move."""
+    paths = [shard for shard in shards if isinstance(shard, Path)]
+    if len(paths) < len(shards):
+        return [str(shard) for shard in shards]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(common)) for path in paths]
 
 
 @contextmanager

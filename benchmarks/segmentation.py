@@ -1,0 +1,114 @@
+"""Seconds per photo of `Segmenter` beside the straightforward way, on the same photos in the same run.
+
+    python -m benchmarks.segmentation --photos FOLDER --count 40
+
+GroupViT-S with random weights, PASCAL VOC's twenty labels, the windows of the published evaluation. The ways take
+turns, a few photos each, so that what else the machine does meets all of them; on a busy one CPU time is steadier.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from benchmarks import straightforward
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from groupvit.data.transforms import load_rgb
+from groupvit.errors import InputError
+from groupvit.evaluation.datasets import CLASSES
+from groupvit.models import RELEASE, build_model
+from groupvit.segmentation import Segmenter
+
+LABELS: list[str] = CLASSES["names"]["voc"]
+WINDOW = 448
+STRIDE = 224
+
+Maps = list[np.ndarray]
+Way = Callable[[Sequence[Image.Image]], Maps]
+
+
+def ways() -> dict[str, Way]:
+    """What is compared: the first is the yardstick, the last the default of `groupvit evaluate`."""
+    torch.manual_seed(0)
+    model = build_model(RELEASE).eval()
+    segmenter = Segmenter(model, RELEASE, device="cpu")
+
+    def first(photos: Sequence[Image.Image]) -> Maps:
+        return [straightforward.segment(model, photo, LABELS, window=WINDOW, stride=STRIDE) for photo in photos]
+
+    def ours(photos: Sequence[Image.Image]) -> Maps:
+        results = segmenter.segment(list(photos), LABELS, short_side=WINDOW, window=WINDOW, stride=STRIDE)
+        return [result.label_map for result in results]
+
+    def ours_bfloat16(photos: Sequence[Image.Image]) -> Maps:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(photos)
+
+    return {"straightforward": first, "ours, float32": ours, "ours, bfloat16": ours_bfloat16}
+
+
+@dataclass
+class Measured:
+    """A way's seconds, by the clock and of the processor, and how many pixels it names as the first way does."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    equal: int = 0
+
+
+def measure(compared: dict[str, Way], photos: Sequence[Image.Image], turn: int) -> dict[str, Measured]:
+    """The ways take turns of so many photos, until each has segmented all."""
+    measured = {name: Measured() for name in compared}
+    for start in range(0, len(photos), turn):
+        reference: Maps = []
+        for name, way in compared.items():
+            own = measured[name]
+            clock, processor = time.perf_counter(), time.process_time()
+            maps = way(photos[start : start + turn])
+            own.seconds += time.perf_counter() - clock
+            own.cpu_seconds += time.process_time() - processor
+            reference = reference or maps
+            own.equal += sum(int((a == b).sum()) for a, b in zip(maps, reference, strict=True))
+    return measured
+
+
+def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2) -> None:
+    """Print the table.
+
+    Args:
+        photos: Folder of photos, such as VOCdevkit/VOC2012/JPEGImages; taken in the order of their names.
+        count: Photos to time.
+        turn: Photos a way segments before the next one's turn.
+        threads: Of PyTorch.
+    """
+    torch.set_num_threads(threads)
+    files = sorted(photos.glob("*.jpg"))[:count]
+    if not files:
+        raise InputError(f"{photos} has no .jpg files")
+    images = [load_rgb(file, str(file)) for file in files]
+    compared = ways()
+    for way in compared.values():
+        way(images[:1])  # the first call allocates
+    results = measure(compared, images, turn)
+    pixels = sum(image.width * image.height for image in images)
+    yardstick = results["straightforward"]
+    title = f"{len(images)} photos, {threads} threads"
+    table = Table(title, "s per photo", "% of the time", "% of the CPU time", "% equal pixels")
+    for name, own in results.items():
+        shares = own.seconds / yardstick.seconds, own.cpu_seconds / yardstick.cpu_seconds
+        cells = [f"{100 * share:.1f}" for share in shares]
+        table.add_row(name, f"{own.seconds / len(images):.3f}", *cells, f"{100 * own.equal / pixels:.3f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,182 @@
+"""Table 4: is grouping while learning better than clustering what was learnt without?
+
+    python -m experiments.table4 scenes --seeds 3
+    python -m experiments.table4 pets --data FOLDER --model CHECKPOINT --plain CHECKPOINT
+
+Prints one table: floors, the four groupings of a plain ViT, the model, and what each grouping is worth with the best
+true names, all under one protocol, with 95 % intervals over photos. Writes result files and pictures.
+
+`scenes` takes what `experiments.scenes` has trained, and trains two plain ViTs if need be (four minutes each): the same
+pictures, width, depth and steps, no group tokens; one with the contrastive loss of captions alone, as in the paper, and
+one with the noun losses of the run, to tell what is due to the groups from what is due to the losses.
+"""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from experiments.record import commit, record_results
+from experiments.scenes import row as scenes_row
+from rich.console import Console
+from rich.table import Table
+
+from groupvit import api
+from groupvit.checkpoints import latest
+from groupvit.data import scenes
+from groupvit.errors import InputError
+from groupvit.evaluation import pictures
+from groupvit.evaluation.baselines import CLUSTERINGS, clustered
+from groupvit.evaluation.datasets import Dataset, MaskFolder, open_benchmark
+from groupvit.evaluation.floors import floors
+from groupvit.evaluation.metrics import mean_iou
+from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol
+from groupvit.evaluation.results import Result, compare
+from groupvit.evaluation.scoring import evaluate, evaluate_predictions
+from groupvit.models import Stage, with_stages
+from groupvit.segmentation import Segmenter
+from groupvit.training.loop import train
+from groupvit.training.runs import Run, get_run
+
+CONSOLE = Console(stderr=True)
+SCENES = replace(PAPER_2022, name="scenes", short_side=80, thresholds={})
+"""What docs/RESULTS.md scores scenes with: the paper's hard maps, and a size that brings things to that of training."""
+
+
+def plain_run(run: Run, *, nouns: bool) -> Run:
+    """The same training without groups: trained as CLIP is, the ViT of Table 4, or with the run's noun losses."""
+    depth = sum(stage.depth for stage in run.model.image.stages)
+    model = replace(with_stages(run.model, Stage(depth)), segment_loss=nouns)
+    if nouns:  # without groups a patch is a segment, and the two noun losses are one
+        return replace(run, model=model, segment_weight=run.segment_weight + run.patch_weight, patch_weight=0.0)
+    return replace(run, model=model, caption_weight=1.0, prompts=0, segment_weight=0.0, patch_weight=0.0)
+
+
+def oracle(result: Result) -> Result:
+    """The same evaluation with each group called what most of its pixels truly are."""
+    photos = tuple(replace(photo, matrix=photo.stages[-1].oracle) for photo in result.photos)
+    return replace(result, photos=photos)
+
+
+def rows(
+    model: Segmenter, plain: dict[str, Segmenter], dataset: Dataset, protocol: Protocol
+) -> Iterator[tuple[str, Result]]:
+    """The lines of the table, one by one."""
+    for name, predict in floors(model, dataset, protocol.labels(dataset), protocol.templates).items():
+        yield name, evaluate_predictions(dataset, predict, name)
+    for name, vit in plain.items():
+        for method in CLUSTERINGS:
+            yield f"{name}, {method}", evaluate(clustered(vit, method), dataset, protocol)
+    yield "GroupViT", evaluate(model, dataset, protocol)
+
+
+def train_plain(folder: Path, seed: int) -> dict[str, Path]:
+    """The two plain ViTs of the scenes; an interrupted training goes on."""
+    names = {"plain ViT": "plain-vit", "plain ViT with noun losses": "plain-vit-nouns"}
+    paths = {title: folder / f"{name}-seed{seed}" for title, name in names.items()}
+    for nouns, path in enumerate(paths.values()):
+        run = plain_run(get_run("scenes"), nouns=bool(nouns))
+        train(run, folder / f"data-v{scenes.VERSION}", path, seed=seed, resume=latest(path) is not None)
+    return paths
+
+
+def print_table(results: dict[str, list[Result]], title: str) -> None:
+    """Mean IoU and how much of it naming loses: the same groups with the best names.
+
+    Intervals are over the photos, of the first seed; of several seeds there is the mean, and the range.
+    """
+    table = Table(title, "mIoU", "95 %", "with the best names", "95 %")
+    for name, seeds in results.items():
+        cells = []
+        for counted in (seeds, [oracle(result) for result in seeds if result.photos[0].stages]):
+            means = [mean_iou(result.matrix) for result in counted]
+            spread = f" ({min(means):.1f} to {max(means):.1f})" if len(means) > 1 else ""
+            low, high = counted[0].interval() if counted else (0, 0)
+            cells += [f"{statistics.mean(means):.1f}{spread}", f"{low:.1f} to {high:.1f}"] if counted else ["", ""]
+        table.add_row(name, *cells)
+    Console(width=140).print(table)
+
+
+def file_name(line: str) -> str:
+    return f"{line.replace(', ', '-').replace(' ', '-')}.json"
+
+
+def figures(result: Result) -> dict[str, Any]:
+    """What docs/results.json keeps of a line; for scenes the means over things and over grounds, too."""
+    means = scenes_row(result.matrix) if result.benchmark == "scenes" else {"miou": mean_iou(result.matrix)}
+    best = mean_iou(oracle(result).matrix) if result.photos[0].stages else None
+    return {**means, "interval": result.interval(), "best_names": best}
+
+
+def measure(
+    model: str, plain: dict[str, Path], dataset: Dataset, protocol: Protocol, folder: Path
+) -> dict[str, Result]:
+    """All lines for one model and its plain ViTs; writes result files, and the pictures of the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    segmenter, results = api.load(model), dict[str, Result]()
+    for name, result in rows(segmenter, {n: api.load(path) for n, path in plain.items()}, dataset, protocol):
+        results[name] = result
+        result.save(folder / file_name(name))
+        CONSOLE.print(f"{name}: {mean_iou(result.matrix):.1f}")
+    for other in results:
+        gain = compare(folder / file_name("GroupViT"), folder / file_name(other))
+        low, high = gain["interval"]
+        if other != "GroupViT":
+            print(f"GroupViT minus {other}: {gain['difference']:+.1f} ({low:+.1f} to {high:+.1f}, paired by photo)")
+    for path in pictures.draw(results["GroupViT"], segmenter, dataset, protocol, folder):
+        print(path)
+    return results
+
+
+def main(
+    benchmark: Annotated[str, tyro.conf.Positional],
+    data: Path | None = None,
+    model: str | None = None,
+    plain: Path | None = None,
+    protocol: str = "calibrated-native",
+    limit: int | None = None,
+    seeds: int = 1,
+    out: Path = Path("runs/table4"),
+    record: bool = False,
+) -> None:
+    """Print the table of one benchmark.
+
+    Args:
+        benchmark: "scenes", or a name that `groupvit evaluate` knows.
+        data: The benchmark's folder; for scenes the folder of `experiments.scenes`.
+        model: Checkpoint of a GroupViT; scenes have their own.
+        plain: Checkpoint of a plain ViT trained on the same; scenes have their own. Without one: no baselines.
+        protocol: Of `groupvit evaluate`; scenes have their own.
+        limit: At most so many photos, spread evenly.
+        seeds: Of scenes, so many trainings of each model.
+        out: Folder for result files and pictures.
+        record: Write the figures to docs/results.json.
+    """
+    began_at = commit() if record else ""
+    results: dict[str, list[Result]] = {}
+    if benchmark == "scenes":
+        data, settings = data or Path("runs/scenes"), SCENES
+        dataset = replace(MaskFolder.open(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").first(limit)
+        models = [(str(data / f"scenes-seed{seed}"), train_plain(data, seed)) for seed in range(seeds)]
+    elif data and model:
+        settings, dataset = get_protocol(protocol), open_benchmark(benchmark, data).first(limit)
+        models = [(model, {"plain ViT": plain} if plain else {})]
+    else:
+        raise InputError(f"{benchmark} needs --data and --model")
+    for seed, (path, paths) in enumerate(models):
+        folder = out / (f"{benchmark}-seed{seed}" if len(models) > 1 else benchmark)
+        for name, result in measure(path, paths, dataset, settings, folder).items():
+            results.setdefault(name, []).append(result)
+    print_table(results, f"{benchmark}, {len(dataset)} photos, protocol {settings.name}")
+    if record:
+        values = {name: [figures(result) for result in each] for name, each in results.items()}
+        record_results(f"table4-{benchmark}", {"rows": values, "protocol": asdict(settings)}, began_at)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,200 @@
+"""`groupvit evaluate`: a model on a benchmark, under a named protocol."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from groupvit.errors import InputError
+
+if TYPE_CHECKING:
+    from groupvit.evaluation.results import Result
+    from groupvit.segmentation import Segmenter
+
+
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")],
+    /,
+    *,
+    root: Path,
+    protocol: str = "calibrated-native",
+    limit: int | None = None,
+    out: Path | None = None,
+    compare: Path | None = None,
+    pictures: Path | None = None,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    batch_size: int = 8,
+) -> None:
+    """Measure how well a model segments the photos of a benchmark, or classifies or retrieves whole photos.
+
+    Prints mean IoU with its interval, accuracies, boundary IoU, the grouping of each stage and the naming of true
+    regions, and writes them with every photo's pixel counts. Interrupted, the same command goes on; with torchrun,
+    processes that see the same folder share the photos: torchrun --nproc-per-node 2 -m groupvit evaluate ...
+
+    Args:
+        model: A trained model: a folder, a file, or a name on the hub.
+        benchmark: voc21, voc20, context60, context59, coco-object-instances, coco-object-stuff, pets, camvid11,
+            camvid11-test, or folder (images/, masks/, classes.txt); classification (a folder for each class), or
+            retrieval (tar shards). The last two know no protocol, limit or pictures.
+        root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
+        protocol: release-2022, paper-2022 or calibrated-native (docs/PROTOCOLS.md).
+        limit: At most so many photos, spread evenly over the data set.
+        out: The result file, by default BENCHMARK.PROTOCOL.json here.
+        compare: Another result file of the same photos, for the difference and its interval.
+        pictures: A folder for pictures: best and worst photos with groups, prediction and truth; IoU; confusion.
+        precision: Numbers of the image encoder; scores and decisions are always float32.
+        batch_size: Windows that are encoded at once.
+    """
+    import torch
+
+    from groupvit import api
+    from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.parts import Parts
+    from groupvit.evaluation.protocols import get_protocol
+    from groupvit.evaluation.results import Result
+    from groupvit.evaluation.results import compare as compare_files
+    from groupvit.evaluation.scoring import conclude, describe, score_photos
+
+    if batch_size < 1:
+        raise InputError("batch size must be at least 1")
+    if benchmark in ("classification", "retrieval"):
+        if limit or compare or pictures:
+            raise InputError(f"{benchmark} takes all photos, and has no --limit, --compare or --pictures")
+        _whole_photos(api.load(model), model, benchmark, root, out or Path(f"{benchmark}.json"))
+        return
+    chosen = get_protocol(protocol)
+    dataset = open_benchmark(benchmark, root).first(limit)
+    chosen.threshold(dataset)
+    out = out or Path(f"{benchmark}.{protocol}.json")
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    segmenter = api.load(model)
+    result = Result(
+        benchmark,
+        dataset.classes,
+        chosen.record(segmenter.config, dataset),
+        {"source": model, **describe(segmenter.model), "precision": precision},
+    )
+    identity = result.identity(dataset.names)
+    if out.exists():
+        if Result.load(out).identity() != identity:
+            raise InputError(f"{out} holds another evaluation: choose another --out or delete it")
+    else:
+        with Parts(out, identity, rank) as parts:
+            left = [name for name in dataset.names[rank::processes] if name not in parts.scores]
+            with _progress(len(left), disable=rank > 0) as advance:
+                scored = score_photos(segmenter, dataset, chosen, left, precision=precision, batch_size=batch_size)
+                for photo in scored:
+                    parts.add(photo)
+                    advance()
+            if rank == 0:
+                parts.wait_for(dataset.names)
+                conclude(result, [parts.scores[name] for name in dataset.names], dataset, chosen).save(out)
+                parts.remove()
+    if rank == 0:
+        print(report(Result.load(out)))
+        if compare:
+            difference = compare_files(out, compare)
+            low, high = difference["interval"]
+            print(f"mIoU less that of {compare}: {difference['difference']:+.2f} (95 % {low:+.2f} to {high:+.2f})")
+        if pictures:
+            from groupvit.evaluation.pictures import draw
+
+            for path in draw(Result.load(out), segmenter, dataset, chosen, pictures):
+                print(path)
+        print(f"{out} has the counts of each photo")
+
+
+def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Path, out: Path) -> None:
+    """Zero-shot classification with CLIP's 7 and 80 templates, or retrieval; prints, and writes JSON."""
+    import json
+
+    from groupvit.evaluation.classification import ClassFolder, classify
+    from groupvit.evaluation.results import versions
+    from groupvit.evaluation.retrieval import Retrieval
+    from groupvit.evaluation.scoring import describe
+    from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
+
+    metrics: dict[str, float] = {}
+    if benchmark == "retrieval":
+        retrieval = Retrieval([root], segmenter.config)
+        photos = len(retrieval.photos)
+        metrics = retrieval(segmenter.model)
+    else:
+        folder = ClassFolder.open(root)
+        photos = len(folder)
+        for templates in (IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80):
+            found = classify(segmenter, folder, templates)
+            metrics |= {f"{name}, {len(templates)} templates": value for name, value in found.items()}
+    print(f"{benchmark}, {photos} photos")
+    for name, value in metrics.items():
+        print(f"{name}: {value:.2f} %")
+    document: dict[str, Any] = {"benchmark": benchmark, "photos": photos, "metrics": metrics, "versions": versions()}
+    document["model"] = {"source": source, **describe(segmenter.model)}
+    try:
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror})") from error
+
+
+def report(result: "Result") -> str:
+    """The numbers as lines of text."""
+    numbers = result.metrics()
+    thresholds = " and ".join(f"{threshold:.3g}" for threshold in result.thresholds)
+    low, high = numbers["interval"]
+    sizes = ", ".join(f"{size} {_percent(value)}" for size, value in numbers["by_size"].items())
+    lines = [
+        f"{result.benchmark}, {result.protocol['name']}: {len(result.photos)} photos"
+        + (f", background below {thresholds}" if thresholds else ""),
+        f"mIoU {numbers['miou']:.2f} (95 % {low:.2f} to {high:.2f}), "
+        f"boundary mIoU {_percent(numbers['boundary_miou'])}, "
+        f"pixel accuracy {numbers['pixel_accuracy']:.2f}, mean accuracy {_percent(numbers['mean_accuracy'])}",
+        f"by share of the photo: {sizes}",
+    ]
+    for stage, values in enumerate(numbers["grouping"], start=1):
+        lines.append(
+            f"groups of stage {stage}: adjusted Rand index {values['adjusted_rand_index']:.3f}, purity "
+            f"{values['purity']:.2f}, mIoU with the best names {_percent(values['oracle_miou'])}"
+        )
+    if naming := numbers["naming"]:
+        lines.append(f"true regions called right: {naming['accuracy']:.2f} of {naming['regions']}")
+    width = max(map(len, numbers["classes"]))
+    lines.append(f"{'class':{width}}    IoU  accuracy  boundary IoU")
+    for name, values in numbers["classes"].items():
+        cells = (_percent(values[key]) for key in ("iou", "accuracy", "boundary_iou"))
+        lines.append(
+            f"{name:{width}} " + "".join(f"{cell:>{size}}" for cell, size in zip(cells, (6, 10, 14), strict=True))
+        )
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+@contextmanager
+def _progress(count: int, *, disable: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr with rate and time left, when there is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    console, began = Console(stderr=True), time.monotonic()
+    with Progress(
+        TextColumn("evaluating"), *columns, console=console, disable=disable or not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task("", total=count, rate="")
+
+        def advance() -> None:
+            progress.advance(task)
+            rate = progress.tasks[0].completed / (time.monotonic() - began)
+            progress.update(task, rate=f"{rate:.2f} photos/s")
+
+        yield advance

@@ -1,0 +1,107 @@
+"""Zero-shot classification: what is the whole photo called? (Radford et al., 2021, §3.1)"""
+
+import importlib.resources
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
+from groupvit.errors import InputError
+from groupvit.models import normalize
+from groupvit.segmentation.segmenter import Segmenter
+from groupvit.text.templates import IMAGENET_TEMPLATES_7
+
+_CHUNK = 64
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """CLIP's names of the 1,000 classes, in the order of their WordNet ids; "missile" and "sunglasses" stand twice.
+
+    Data of Radford et al. (2021): MIT licence, copyright (c) 2021 OpenAI.
+    """
+    file = importlib.resources.files("groupvit.evaluation") / "imagenet_names.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """Photos in one folder per class; `targets` are indices into `names`."""
+
+    names: tuple[str, ...]
+    files: tuple[Path, ...]
+    targets: tuple[int, ...]
+
+    @classmethod
+    def open(cls, root: Path) -> "ClassFolder":
+        """Reads the folders of `root` in the order of their names.
+
+        Classes are called as `classes.txt` says (one name a line, in that order) if it is there; the 1,000 folders of
+        ImageNet as CLIP calls them; others by their folders. An `InputError` says what does not fit.
+        """
+        if not root.is_dir() or not (folders := sorted(path for path in root.iterdir() if path.is_dir())):
+            raise InputError(f"{root} holds no folders; classification needs one folder of photos for each class")
+        photos = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
+        if empty := [folder.name for folder, files in zip(folders, photos, strict=True) if not files]:
+            raise InputError(f"{root / empty[0]} holds no photos; fill or remove it")
+        targets = (i for i, files in enumerate(photos) for _ in files)
+        return cls(_names(root, folders), tuple(chain.from_iterable(photos)), tuple(targets))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (load_rgb(file, str(file)) for file in self.files)
+
+
+def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
+    listing = root / "classes.txt"
+    if listing.is_file():
+        names = tuple(line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+        if len(names) != len(folders):
+            raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
+        return names
+    if all(re.fullmatch(r"n\d{8}", folder.name) for folder in folders):
+        if len(folders) != 1000:
+            raise InputError(f"{root} has {len(folders)} of ImageNet's 1000 folders: write their names to {listing}")
+        return imagenet_names()
+    return tuple(folder.name.replace("_", " ") for folder in folders)
+
+
+@torch.inference_mode()
+def similarities(
+    segmenter: Segmenter, photos: Iterable[Image.Image], names: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "photos names"]:
+    """Cosines of whole photos and names, each name the mean of its prompts.
+
+    Photos are resized to a short side of 8/7 of the training size and cropped in the middle, as is usual for ImageNet.
+    """
+    words = segmenter.embed_words(names, templates)
+    size = segmenter.config.image.image_size
+    rows, remaining = [], iter(photos)
+    while chunk := list(islice(remaining, _CHUNK)):
+        crops = [to_tensor(center_crop(resize_short_side(photo, size * 8 // 7), size)) for photo in chunk]
+        embedded = segmenter.model.encode_image(normalize(torch.stack(crops).to(segmenter.device)))
+        rows.append((embedded.to(words.dtype) @ words.T).cpu())
+    return torch.cat(rows)
+
+
+def top_k(similarity: Float[Tensor, "photos names"], targets: Int[Tensor, " photos"], k: int) -> float:
+    """Percentage of photos whose class is among the `k` best."""
+    best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
+    return 100 * (best == targets[:, None]).any(dim=1).double().mean().item()
+
+
+def classify(
+    segmenter: Segmenter, folder: ClassFolder, templates: Sequence[str] = IMAGENET_TEMPLATES_7
+) -> dict[str, float]:
+    """Top-1 and top-5 accuracy, in percent; the published models used seven of CLIP's eighty templates."""
+    similarity = similarities(segmenter, folder, folder.names, templates)
+    targets = torch.tensor(folder.targets)
+    return {f"top{k}": top_k(similarity, targets, k) for k in (1, 5)}

@@ -1,0 +1,97 @@
+"""An evaluation under way: each process appends the photos it has counted to a file, and reads those of the others."""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from groupvit.errors import InputError
+from groupvit.evaluation.results import PhotoScores
+
+
+class Parts:
+    """The files `OUT.part-RANK` beside a result file that is not there yet.
+
+    The first line of each says what is evaluated; parts of another evaluation are an `InputError`. A last line that was
+    cut off is dropped, so an evaluation can be stopped at any time. A context manager, which closes this process's own.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0):
+        self.out, self.identity = out, json.loads(json.dumps(identity))
+        self.scores: dict[str, PhotoScores] = {}
+        self._read: dict[Path, int] = {}
+        self.refresh()
+        own = self._path(rank)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._file = own.open("ab")
+            self._file.truncate(self._read.get(own, 0))
+            if own not in self._read:
+                self._append({"evaluation": self.identity})
+        except OSError as error:
+            raise InputError(f"cannot write {own} ({error.strerror}): choose another --out") from error
+
+    def _path(self, rank: int | str) -> Path:
+        return self.out.with_name(f"{self.out.name}.part-{rank}")
+
+    def refresh(self) -> None:
+        """Reads what other processes, or earlier ones, have added."""
+        for path in sorted(self.out.parent.glob(self._path("*").name)):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                whole = file.read().rpartition(b"\n")[0]
+            lines = whole.splitlines()
+            if lines and path not in self._read:
+                self._check(path, lines.pop(0))
+            self.scores |= {photo.name: photo for photo in (self._photo(path, line) for line in lines)}
+            if whole:
+                self._read[path] = self._read.get(path, 0) + len(whole) + 1
+
+    def _check(self, path: Path, line: bytes) -> None:
+        try:
+            identity = json.loads(line)["evaluation"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no part of an evaluation: delete it or choose another --out") from error
+        if differing := [key for key in self.identity if identity.get(key) != self.identity[key]]:
+            raise InputError(
+                f"{path} is of an evaluation with another {' and '.join(differing)}: delete it or choose another --out"
+            )
+
+    @staticmethod
+    def _photo(path: Path, line: bytes) -> PhotoScores:
+        try:
+            return PhotoScores.from_dict(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: delete it, its photos are evaluated again") from error
+
+    def add(self, photo: PhotoScores) -> None:
+        """Keeps a photo's counts, on disk before anything else happens."""
+        self.scores[photo.name] = photo
+        try:
+            self._append(photo.to_dict())
+        except OSError as error:
+            raise InputError(f"cannot write {self._file.name} ({error.strerror}): the same command goes on") from error
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        self._read[Path(self._file.name)] = self._file.tell()
+
+    def wait_for(self, names: Collection[str]) -> None:
+        """Returns when all processes have counted all photos."""
+        while not self.scores.keys() >= set(names):
+            time.sleep(0.2)
+            self.refresh()
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """Deletes all parts, once their result is written."""
+        self._file.close()
+        for path in self._read:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.evaluation.datasets import Dataset, MaskedPhoto
+from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
+from groupvit.evaluation.protocols import Protocol
+from groupvit.evaluation.results import Result
+from groupvit.segmentation import drawing
+from groupvit.segmentation.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WRITTEN = 21  # classes: in a larger matrix the numbers could not be read
+
+
+def row(photo: MaskedPhoto, groups: Sequence[IndexMap], prediction: IndexMap, classes: Sequence[str]) -> Image.Image:
+    """One row of Figure 6: photo, groups of each stage, prediction, truth; a class has one colour in both."""
+    names = (*classes, "not labelled")
+    truth = np.where(photo.mask == IGNORE, len(classes), photo.mask).astype(np.uint16)
+    stages = {f"groups, stage {i}": drawing.groups(photo.image, own) for i, own in enumerate(groups, start=1)}
+    pictures = {
+        f"photo {photo.name}": photo.image,
+        **stages,
+        "prediction": drawing.overlay(photo.image, prediction, names),
+        "truth": drawing.overlay(photo.image, truth, names),
+    }
+    return drawing.panel(list(pictures.values()), list(pictures))
+
+
+def grid(rows: Sequence[Image.Image], width: int = 1600) -> Image.Image:
+    """Rows below each other, shrunk to one width."""
+    scaled = [
+        image.resize((width, max(1, image.height * width // image.width)), Image.Resampling.LANCZOS) for image in rows
+    ]
+    canvas = Image.new("RGB", (width, sum(image.height for image in scaled)), "white")
+    top = 0
+    for image in scaled:
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas
+
+
+def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
+    """Indices of the best photos, the best first, and of the worst, the worst first, by the mean IoU within a photo.
+
+    A class counts in a photo where it is there or predicted; photos without labelled pixels are neither.
+    """
+    scores = mean_known(area_iou(result.photo_areas))
+    ranked = [int(i) for i in np.argsort(-scores, kind="stable") if not np.isnan(scores[i])]
+    return ranked[:count], ranked[::-1][:count]
+
+
+def draw(
+    result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, out: Path, count: int = 4
+) -> list[Path]:
+    """Writes best.png, worst.png (rows of photos), iou.png and confusion.png of an evaluation into a folder.
+
+    Groups are those of the whole photo in one window, whatever windows the prediction was averaged over.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    classes, matrix = result.classes, result.matrix
+    title = f"{result.benchmark}, {len(result.photos)} photos"
+    pictures = {"iou": iou_bars(matrix, classes, title), "confusion": confusion(matrix, classes, title)}
+    for kind, chosen in zip(("best", "worst"), extremes(result, count), strict=True):
+        if chosen:
+            pictures[kind] = grid([_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen])
+    for name, picture in pictures.items():
+        picture.save(out / f"{name}.png")
+    return [out / f"{name}.png" for name in pictures]
+
+
+def _row_of(
+    photo: MaskedPhoto, result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
+) -> Image.Image:
+    labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
+    if result.thresholds:
+        options["background"] = sum(result.thresholds) / len(result.thresholds)
+    segmented = segmenter.segment(photo.image, labels, **options)
+    groups = segmented.groups
+    if not groups:
+        groups = segmenter.segment(photo.image, labels, short_side=options.get("short_side")).groups
+    indices = np.array([dataset.classes.index(name) for name in segmented.names], dtype=np.uint16)
+    return row(photo, groups, indices[segmented.label_map], dataset.classes)
+
+
+def iou_bars(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:
+    """IoU of each class, the best on top, and their mean as a line; classes that are nowhere are left out."""
+    values = iou(matrix)
+    order = [int(i) for i in np.argsort(values) if not np.isnan(values[i])]
+    figure, axes = _figure(7.0, 1.2 + 0.22 * len(order))
+    bars = axes.barh([classes[i] for i in order], values[order])
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    axes.axvline(float(np.nanmean(values)), color="black", linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 105), xlabel="IoU in %", title=f"{title}: mean {np.nanmean(values):.1f}")
+    axes.margins(y=0.01)
+    return _drawn(figure)
+
+
+def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:
+    """What the pixels of each true class (rows) are called (columns), in percent; classes that are nowhere left out."""
+    there = matrix.sum(axis=1) > 0
+    shares = 100 * matrix[there] / matrix[there].sum(axis=1, keepdims=True)
+    side = 2 + 0.34 * len(classes)
+    figure, axes = _figure(side + 1, 1.5 + 0.34 * max(4, there.sum()))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(int(there.sum())), [name for name, known in zip(classes, there, strict=True) if known])
+    axes.set(xlabel="called", ylabel="truly", title=f"{title}: % of each true class")
+    if len(classes) <= _WRITTEN:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if share > 60 else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return _drawn(figure)
+
+
+def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """An empty figure of so many inches, without matplotlib's global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("charts need matplotlib: pip install 'groupvit[eval]'") from error
+    figure = Figure((width, height), dpi=120, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _drawn(figure: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,317 @@
+"""Result files: every photo's pixel counts, and what they were counted with, so that all numbers can be made again."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from groupvit.errors import InputError
+from groupvit.evaluation import metrics
+from groupvit.evaluation.metrics import Areas, Matrix
+from groupvit.segmentation.labels import BACKGROUND
+
+SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
+"""Shares of a photo that a class covers in it, from and below."""
+RESAMPLES = 1000
+_FORMAT = 1
+
+Counts = Int[np.ndarray, "_ 3"]
+"""True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """One stage's groups against the true classes of a photo: adjusted Rand index (None for a photo without labelled
+    pixels), and groups with their best names."""
+
+    ari: float | None
+    oracle: Counts
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoScores:
+    """One photo's counts.
+
+    `boundary` has class, intersection, truth and prediction near boundaries, `stages` is the grouping, `naming` has for
+    each true region its class, what it is called as a whole, and its pixels. `pending` holds what a threshold that is
+    not known yet will be applied to.
+    """
+
+    name: str
+    digest: str
+    matrix: Counts
+    boundary: Int[np.ndarray, "_ 4"]
+    stages: tuple[StageScores, ...] = ()
+    naming: Counts = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    pending: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "digest": self.digest,
+            "matrix": self.matrix.tolist(),
+            "boundary": self.boundary.tolist(),
+            "stages": [{"ari": stage.ari, "oracle": stage.oracle.tolist()} for stage in self.stages],
+            "naming": self.naming.tolist(),
+        }
+        return values if self.pending is None else values | {"pending": dict(self.pending)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
+        """Inverse of `to_dict`."""
+        stages = tuple(StageScores(stage["ari"], _rows(stage["oracle"], 3)) for stage in values["stages"])
+        counts = _rows(values["matrix"], 3), _rows(values["boundary"], 4), stages, _rows(values["naming"], 3)
+        return cls(str(values["name"]), str(values["digest"]), *counts, values.get("pending"))
+
+
+def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
+    return np.array(values, np.int64).reshape(-1, columns)
+
+
+def sparse(matrix: Matrix) -> Counts:
+    """The entries of a confusion matrix that are not 0."""
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns]], axis=1)
+
+
+def dense(counts: Sequence[Counts], classes: int) -> Matrix:
+    """The sum of sparse confusion matrices."""
+    matrix = np.zeros((classes, classes), np.int64)
+    if counts:
+        rows, columns, pixels = np.concatenate(counts).T
+        np.add.at(matrix, (rows, columns), pixels)
+    return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """An evaluation: which benchmark, model, protocol and versions, and every photo's counts.
+
+    `thresholds` are the background's: those of the two halves of the photos where they were found on the other half.
+    """
+
+    benchmark: str
+    classes: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    model: Mapping[str, Any]
+    thresholds: tuple[float, ...] = ()
+    photos: tuple[PhotoScores, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    def identity(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """What is evaluated, as plain values: two runs with the same identity give the same counts."""
+        photos = [photo.name for photo in self.photos] if names is None else names
+        return json.loads(
+            json.dumps(
+                {
+                    "benchmark": self.benchmark,
+                    "protocol": self.protocol,
+                    "model": {key: self.model.get(key) for key in ("sha256", "precision")},
+                    "list of photos": _digest(photos),
+                }
+            )
+        )
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """The confusion matrix of the whole data set."""
+        return dense([photo.matrix for photo in self.photos], len(self.classes))
+
+    @cached_property
+    def photo_areas(self) -> Int[np.ndarray, "photos classes 3"]:
+        """Intersection, truth and prediction of each class in each photo."""
+        stacked = np.zeros((len(self.photos), len(self.classes), 3), np.int64)
+        for own, photo in zip(stacked, self.photos, strict=True):
+            rows, columns, pixels = photo.matrix.T
+            same = rows == columns
+            for part, entries in enumerate((rows[same], rows, columns)):
+                np.add.at(own[:, part], entries, pixels[same] if part == 0 else pixels)
+        return stacked
+
+    @property
+    def boundary_areas(self) -> Int[np.ndarray, "classes 3"]:
+        """Intersection, truth and prediction of each class near boundaries, in the whole data set."""
+        total = np.zeros((len(self.classes), 3), np.int64)
+        for photo in self.photos:
+            np.add.at(total, photo.boundary[:, 0], photo.boundary[:, 1:])
+        return total
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean IoU over photos drawn again (see `resampled_means`)."""
+        low, high = np.percentile(resampled_means(self.photo_areas), [2.5, 97.5])
+        return float(low), float(high)
+
+    def iou_by_size(self) -> dict[str, float]:
+        """Mean IoU of classes counted only in photos where they cover a share within `SIZES`, without background."""
+        counted = self.photo_areas[:, int(self.classes[0].lower() == BACKGROUND) :]
+        pixels = self.photo_areas[:, :, 1].sum(axis=1).clip(min=1)
+        share = counted[:, :, 1] / pixels[:, None]
+        means = {}
+        for size, (low, high) in SIZES.items():
+            inside = (share > 0) & (share >= low) & (share < high)
+            means[size] = float(metrics.mean_known(metrics.area_iou((counted * inside[..., None]).sum(axis=0))))
+        return means
+
+    def grouping(self) -> list[dict[str, float]]:
+        """Stage by stage: adjusted Rand index (mean over photos), purity and mean IoU with the best true names."""
+        stages = []
+        for stage in zip(*(photo.stages for photo in self.photos), strict=True):
+            oracle = dense([photo.oracle for photo in stage], len(self.classes))
+            known = [photo.ari for photo in stage if photo.ari is not None]
+            ari = sum(known) / len(known) if known else np.nan
+            purity, miou = metrics.pixel_accuracy(oracle), metrics.mean_iou(oracle)
+            stages.append({"adjusted_rand_index": ari, "purity": purity, "oracle_miou": miou})
+        return stages
+
+    def naming(self) -> dict[str, int | float]:
+        """How many true regions, background aside, are called what they are, in percent of regions and of pixels."""
+        true, called, pixels = np.concatenate([photo.naming for photo in self.photos]).T
+        right = true == called
+        if not len(right):
+            return {}
+        shares = 100 * right.mean(), 100 * pixels[right].sum() / pixels.sum()
+        return {"regions": len(right), "accuracy": float(shares[0]), "pixel_accuracy": float(shares[1])}
+
+    def metrics(self) -> dict[str, Any]:
+        """All numbers, in percent but for the Rand index; None for what there is nothing to count."""
+        values, near = metrics.iou(self.matrix), metrics.area_iou(self.boundary_areas)
+        called = metrics.accuracy(self.matrix)
+        rows = zip(self.classes, values, called, near, strict=True)
+        return _plain(
+            {
+                "miou": metrics.mean_iou(self.matrix),
+                "interval": self.interval(),
+                "pixel_accuracy": metrics.pixel_accuracy(self.matrix),
+                "mean_accuracy": float(metrics.mean_known(called)),
+                "boundary_miou": float(metrics.mean_known(near)),
+                "by_size": self.iou_by_size(),
+                "grouping": self.grouping(),
+                "naming": self.naming(),
+                "classes": {
+                    name: {"iou": own, "accuracy": right, "boundary_iou": edge} for name, own, right, edge in rows
+                },
+            }
+        )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How many photos, and a hash of their names, files and masks."""
+        return {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
+
+    def save(self, path: Path) -> None:
+        """Writes the file, a photo to a line, in place of one that may be there once it is whole."""
+        head = {
+            "format": _FORMAT,
+            "benchmark": self.benchmark,
+            "classes": list(self.classes),
+            "protocol": self.protocol,
+            "model": self.model,
+            "data": self.data,
+            "thresholds": list(self.thresholds),
+            "versions": self.versions,
+            "metrics": self.metrics(),
+        }
+        lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError(f"cannot write {path} ({error.strerror or error})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Result":
+        """What `save` wrote."""
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format"] != _FORMAT:
+                raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
+            return cls(
+                values["benchmark"],
+                tuple(values["classes"]),
+                values["protocol"],
+                values["model"],
+                tuple(values["thresholds"]),
+                tuple(PhotoScores.from_dict(photo) for photo in values["photos"]),
+                values["versions"],
+            )
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no result of an evaluation ({type(error).__name__}: {error})") from error
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What counted."""
+    import PIL
+    import torch
+
+    try:
+        own = importlib.metadata.version("groupvit")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        own = "unknown"
+    names = {"groupvit": own, "torch": torch.__version__, "numpy": np.__version__}
+    return {**names, "pillow": PIL.__version__, "python": platform.python_version()}
+
+
+def resampled_means(areas: Areas, seed: int = 0, resamples: int = RESAMPLES) -> Float[np.ndarray, " resamples"]:
+    """Mean IoU of photos drawn with replacement, over the classes that are there or predicted in the whole set.
+
+    A class of which no pixel is drawn keeps its IoU of the whole set, so that each draw is a mean of the same classes.
+    """
+    drawn = np.random.default_rng(seed).multinomial(len(areas), np.full(len(areas), 1 / len(areas)), resamples)
+    sums = np.tensordot(drawn.astype(np.float64), areas.astype(np.float64), axes=1)
+    values = metrics.area_iou(np.rint(sums).astype(np.int64))
+    return metrics.mean_known(np.where(np.isnan(values), metrics.area_iou(areas.sum(axis=0)), values))
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """The mean IoU of two result files on the same photos, and the 95 % interval of their difference.
+
+    Photos are drawn for both at once, so that what makes a photo hard counts in neither's favour. `first_is_better` is
+    the share of draws in which the first one's mean is higher.
+    """
+    ours, theirs = Result.load(first), Result.load(second)
+    if ours.classes != theirs.classes or ours.benchmark != theirs.benchmark:
+        raise InputError(f"{second} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
+    if [(p.name, p.digest) for p in ours.photos] != [(p.name, p.digest) for p in theirs.photos]:
+        raise InputError(
+            f"{second} is of other photos or masks than {first} ({len(theirs.photos)} and {len(ours.photos)} photos)"
+        )
+    draws = resampled_means(ours.photo_areas) - resampled_means(theirs.photo_areas)
+    means = metrics.mean_iou(ours.matrix), metrics.mean_iou(theirs.matrix)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {
+        "miou": list(means),
+        "difference": means[0] - means[1],
+        "interval": [float(low), float(high)],
+        "first_is_better": float((draws > 0).mean()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Values for JSON, which knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return None if np.isnan(value) else float(value)
+    return value

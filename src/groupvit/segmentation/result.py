@@ -1,0 +1,67 @@
+"""What segmenting a photo gives."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt
+from PIL import Image
+
+from groupvit.segmentation import drawing
+from groupvit.segmentation.resampling import resampled_argmax
+from groupvit.segmentation.windows import Window
+
+IndexMap = UInt[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What each pixel of a photo is called.
+
+    `label_map` holds indices into `names`, at the photo's size, and `confidence` the score of each pixel's best label.
+    `shares` are the labels' parts of the photo, `scores` the mean confidence over a label's pixels (0 where it has
+    none). `windows` is what the maps were made of, `step` the resized photo's pixels per pixel of the photo, down and
+    along.
+    """
+
+    image: Image.Image
+    label_map: IndexMap
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+    scores: tuple[float, ...]
+    confidence: Float[np.ndarray, "height width"]
+    windows: tuple[Window, ...]
+    step: tuple[float, float]
+    patch_size: int
+
+    @cached_property
+    def groups(self) -> tuple[IndexMap, ...]:
+        """The group that owns each pixel, stage by stage.
+
+        Empty for a plain ViT and when several windows were used, since each window has groups of its own.
+        """
+        return self.groups_of(self.windows[0])[1] if len(self.windows) == 1 else ()
+
+    def groups_of(self, window: Window) -> tuple[tuple[slice, slice], tuple[IndexMap, ...]]:
+        """The part of the photo that a window covers, and the group that owns each of its pixels, stage by stage."""
+        ends = ((window.top, window.height, self.step[0]), (window.left, window.width, self.step[1]))
+        rows, columns = (slice(round(start / step), round((start + size) / step)) for start, size, step in ends)
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        patches = (self.step[0] / self.patch_size, self.step[1] / self.patch_size)
+        return (rows, columns), tuple(
+            resampled_argmax(group, size, patches)[1].astype(np.min_scalar_type(len(group) - 1))
+            for group in window.groups
+        )
+
+    def overlay(self) -> Image.Image:
+        """The photo under its labels' colours, with a legend."""
+        return drawing.overlay(self.image, self.label_map, self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the maps."""
+        rows = zip(self.names, self.shares, self.scores, strict=True)
+        labels = [
+            {"index": i, "name": name, "share": share, "score": score} for i, (name, share, score) in enumerate(rows)
+        ]
+        return {"width": self.image.width, "height": self.image.height, "labels": labels}

@@ -1,0 +1,219 @@
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupvit.checkpoints import native
+from groupvit.cli import main
+from groupvit.data.shards import Sample, write_shards
+from groupvit.evaluation.results import Result
+from groupvit.segmentation import Segmenter
+from layouts import LAYOUTS, save_lines, save_mask
+from test_evaluation_scoring import random_segmenter
+
+
+@pytest.fixture
+def model(tmp_path):
+    segmenter = random_segmenter()
+    native.save(tmp_path / "model", segmenter.model, segmenter.config)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pets(tmp_path):
+    LAYOUTS["pets"](tmp_path / "pets")
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def evaluate(tmp_path, model, capsys, monkeypatch):
+    """Runs `groupvit evaluate model ARGUMENT...` in this process; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["evaluate", str(model), *map(str, arguments)])
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_a_model_is_measured_and_the_numbers_are_kept(run_cli, tmp_path, model, pets):
+    code, out, err = run_cli("evaluate", model, "pets", "--root", pets)
+    assert (code, err) == (0, "")
+    assert "pets, calibrated-native: 4 photos, background below" in out
+    result = Result.load(tmp_path / "pets.calibrated-native.json")
+    assert f"mIoU {result.metrics()['miou']:.2f} (95 %" in out
+    assert "groups of stage 2" in out
+    assert [line.split()[0] for line in out.splitlines()[-4:-1]] == ["background", "cat", "dog"]
+    document = json.loads((tmp_path / "pets.calibrated-native.json").read_text())
+    assert document["model"]["source"] == str(model)
+    assert document["protocol"]["words"]["dog"] == ["dog", "puppy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pets", "pets.calibrated-native.json"]
+
+
+def test_the_same_command_again_only_reads_the_file(evaluate, tmp_path, pets):
+    command = ["pets", "--root", pets, "--out", "a.json", "--precision", "fp32"]
+    first = evaluate(*command)
+    before = (tmp_path / "a.json").stat().st_mtime_ns
+    assert evaluate(*command) == first
+    assert (tmp_path / "a.json").stat().st_mtime_ns == before
+    code, _, err = evaluate(*command[:-1], "bf16")
+    assert code == 2
+    assert "a.json holds another evaluation" in err
+
+
+def test_an_interrupted_evaluation_goes_on(evaluate, tmp_path, pets, monkeypatch):
+    command = ["pets", "--root", pets, "--precision", "fp32", "--batch-size", "1"]
+    evaluate(*command, "--out", "whole.json")
+    broken, photo = pets / "images/Pet_3.jpg", (pets / "images/Pet_3.jpg").read_bytes()
+    broken.write_bytes(b"")
+    code, _, err = evaluate(*command, "--out", "a.json")
+    assert code == 2
+    assert "Pet_3.jpg" in err
+    assert len((tmp_path / "a.json.part-0").read_text().splitlines()) == 4
+    broken.write_bytes(photo)
+    segmented, segment = [], Segmenter.segment
+
+    def counted(self, images, *arguments, **options):
+        segmented.extend(images)
+        return segment(self, images, *arguments, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", counted)
+    assert evaluate(*command, "--out", "a.json")[0] == 0
+    assert len(segmented) == 1
+    assert not list(tmp_path.glob("*.part-*"))
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_two_processes_share_the_photos(evaluate, tmp_path, model, pets):
+    command = ["evaluate", model, "pets", "--root", pets, "--precision", "fp32"]
+    evaluate(*command[2:], "--out", "one.json")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "groupvit",
+    ]
+    arguments = list(map(str, [*torchrun, *command, "--out", "two.json"]))
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pets, calibrated-native") == 1
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_results_are_compared(evaluate, pets):
+    command = ["pets", "--root", pets]
+    evaluate(*command, "--precision", "fp32", "--out", "a.json")
+    code, out, _ = evaluate(*command, "--out", "b.json", "--compare", "a.json")
+    assert code == 0
+    assert "mIoU less that of a.json: " in out
+    evaluate(*command, "--limit", 2, "--out", "c.json")
+    code, _, err = evaluate(*command, "--out", "b.json", "--compare", "c.json")
+    assert code == 2
+    assert "c.json is of other photos or masks than b.json (2 and 4 photos)" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["horses"], "no benchmark 'horses'"),
+        (["pets", "--protocol", "tcl-2023"], "no protocol 'tcl-2023'"),
+        (["pets", "--protocol", "release-2022"], "no background threshold for pets"),
+        (["voc21"], "has no JPEGImages"),
+        (["pets", "--limit", "0"], "limit of 0"),
+        (["pets", "--batch-size", "0"], "batch size"),
+        (["pets", "--out", "model/config.json"], "config.json is no result"),
+        (["pets", "--out", "model/config.json/a.json"], "cannot write"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, said, evaluate, pets):
+    code, out, err = evaluate(*arguments, "--root", pets)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("groupvit: error: ")
+    assert err.count("\n") == 1
+
+
+def test_data_that_is_wrong_is_one_line(evaluate, pets):
+    mask = next((pets / "annotations/trimaps").iterdir())
+    for break_it, said in (
+        (lambda: mask.write_bytes(b"no image"), f"{mask.name} cannot be read"),
+        (lambda: mask.unlink(), f"has no mask {mask}"),
+    ):
+        break_it()
+        code, _, err = evaluate("pets", "--root", pets)
+        assert code == 2
+        assert said in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["release-2022", "calibrated-native"])
+def test_a_large_photo_takes_less_than_two_gigabytes(protocol, tmp_path):
+    """Photos of twelve megapixels and a network of the published size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    mask = np.random.default_rng(1).integers(0, 21, (30, 40)).astype(np.uint8).repeat(100, 0).repeat(100, 1)
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(pixels).resize((4000, 3000)).save(tmp_path / f"JPEGImages/{name}.jpg")
+        save_mask(tmp_path / f"SegmentationClass/{name}.png", mask)
+    save_lines(tmp_path / "ImageSets/Segmentation/val.txt", ["one", "two"])
+    script = (
+        "import resource, sys; from pathlib import Path; from groupvit.evaluation.datasets import open_benchmark;"
+        "from groupvit.evaluation.protocols import get_protocol; from groupvit.evaluation.scoring import evaluate;"
+        "from groupvit.models import RELEASE, build_model; from groupvit.segmentation import Segmenter;"
+        "evaluate(Segmenter(build_model(RELEASE), RELEASE), open_benchmark('voc21', Path(sys.argv[1])),"
+        " get_protocol(sys.argv[2])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), protocol], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(f"\n{protocol}: {float(done.stdout):.2f} GB")
+    assert float(done.stdout) < 2
+
+
+def test_pictures_are_drawn_on_demand(evaluate, tmp_path, pets):
+    code, out, _ = evaluate("pets", "--root", pets, "--pictures", "pictures")
+    assert code == 0
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"best.png", "worst.png", "iou.png", "confusion.png"}
+    assert all(f"pictures/{name}" in out for name in names)
+
+
+def test_whole_photos_are_classified(evaluate, tmp_path):
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 30), (number * 200, 0, 0)).save(tmp_path / "classes" / name / "a.png")
+    code, out, _ = evaluate("classification", "--root", tmp_path / "classes")
+    assert code == 0
+    found = json.loads((tmp_path / "classification.json").read_text())
+    assert (found["photos"], len(found["model"]["sha256"])) == (2, 64)
+    assert list(found["metrics"]) == [f"top{k}, {count} templates" for count in (7, 80) for k in (1, 5)]
+    assert found["metrics"]["top5, 7 templates"] == 100
+    assert "top5, 7 templates: 100.00 %" in out
+
+
+def test_photos_and_captions_are_retrieved(evaluate, tmp_path):
+    write_shards([Sample(str(i), photo(i), (f"caption {i}",)) for i in range(3)], tmp_path / "shards", prefix="t")
+    code, out, _ = evaluate("retrieval", "--root", tmp_path / "shards")
+    assert code == 0
+    assert "retrieval, 3 photos" in out
+    assert json.loads((tmp_path / "retrieval.json").read_text())["metrics"]["text_to_image_r5"] == 100
+    code, _, err = evaluate("retrieval", "--root", tmp_path / "none")
+    assert (code, err.count("\n")) == (2, 1)
+    assert evaluate("retrieval", "--root", tmp_path / "shards", "--limit", 2)[0] == 2
+
+
+def photo(number):
+    file = io.BytesIO()
+    Image.new("RGB", (20, 30), (number * 80, 0, 0)).save(file, "JPEG")
+    return file.getvalue()

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.evaluation.classification import ClassFolder, classify, imagenet_names, similarities, top_k
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.segmentation import Segmenter
+from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
+
+CONFIG = ModelConfig(
+    ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4),)),
+    TextEncoderConfig(16, 2, 1),
+    embed_dim=8,
+    projector_dim=16,
+)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    return Segmenter(build_model(CONFIG), CONFIG)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, colours in {"traffic_light": ["red", "green"], "bus": ["blue"]}.items():
+        (tmp_path / name).mkdir()
+        for colour in colours:
+            Image.new("RGB", (40, 30), colour).save(tmp_path / name / f"{colour}.png")
+        (tmp_path / name / ".hidden").touch()
+    return tmp_path
+
+
+def test_each_folder_is_a_class(root):
+    folder = ClassFolder.open(root)
+    assert folder.names == ("bus", "traffic light")
+    assert [file.name for file in folder.files] == ["blue.png", "green.png", "red.png"]
+    assert folder.targets == (0, 1, 1)
+    assert [image.getpixel((0, 0)) for image in folder] == [(0, 0, 255), (0, 128, 0), (255, 0, 0)]
+
+
+def test_a_list_names_the_folders(root):
+    (root / "classes.txt").write_text("omnibus\nsemaphore\n\n")
+    assert ClassFolder.open(root).names == ("omnibus", "semaphore")
+    (root / "classes.txt").write_text("omnibus\n")
+    with pytest.raises(InputError, match=r"classes.txt has 1 names for 2 folders"):
+        ClassFolder.open(root)
+
+
+def test_imagenet_has_the_names_of_clip(tmp_path):
+    names = imagenet_names()
+    assert len(names) == 1000
+    assert len(set(names)) == 998
+    assert (names[0], names[999]) == ("tench", "toilet paper")
+    for i in range(1000):
+        (tmp_path / f"n{i:08}").mkdir()
+        (tmp_path / f"n{i:08}" / "a.jpg").touch()
+    assert ClassFolder.open(tmp_path).names == names
+    (tmp_path / "n00000000" / "a.jpg").unlink()
+    (tmp_path / "n00000000").rmdir()
+    with pytest.raises(InputError, match="999 of ImageNet's 1000 folders"):
+        ClassFolder.open(tmp_path)
+
+
+def test_what_is_no_folder_of_classes_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no folders"):
+        ClassFolder.open(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match="cat holds no photos"):
+        ClassFolder.open(tmp_path)
+
+
+def test_accuracy_is_counted_by_hand():
+    similarity = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.2, 0.5], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    targets = torch.tensor([0, 2, 2, 0])
+    assert top_k(similarity, targets, 1) == 50
+    assert top_k(similarity, targets, 2) == 75
+    assert top_k(similarity, targets, 5) == 100
+
+
+@pytest.mark.parametrize("templates", [IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80[:9]])
+def test_a_photo_is_compared_with_the_mean_of_each_names_prompts(segmenter, root, templates):
+    photos = list(ClassFolder.open(root))
+    cosines = similarities(segmenter, photos, ["cat", "missile", "missile"], templates)
+    assert cosines.shape == (3, 3)
+    assert cosines.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(cosines[:, 1], cosines[:, 2])
+    torch.testing.assert_close(
+        cosines[1:2], similarities(segmenter, photos[1:2], ["cat", "missile", "missile"], templates)
+    )
+    reordered = similarities(segmenter, photos, ["missile", "cat"], templates[::-1])
+    torch.testing.assert_close(cosines[:, :2], reordered.flip(1))
+
+
+def test_a_model_that_knows_the_photos_is_right_and_one_that_confuses_them_is_not(segmenter, root, monkeypatch):
+    folder = ClassFolder.open(root)
+    vectors = torch.eye(8)[:2]
+    monkeypatch.setattr(segmenter, "embed_words", lambda words, templates: vectors)
+    monkeypatch.setattr(segmenter.model, "encode_image", lambda pixels: vectors[list(folder.targets)])
+    assert classify(segmenter, folder) == {"top1": 100, "top5": 100}
+    monkeypatch.setattr(segmenter.model, "encode_image", lambda pixels: 1 - vectors[list(folder.targets)])
+    assert classify(segmenter, folder) == {"top1": 0, "top5": 100}

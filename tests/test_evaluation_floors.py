@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groupvit.evaluation.datasets import Dataset, MaskedPhoto
+from groupvit.evaluation.floors import ellipse, floors
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.segmentation import Segmenter, parse_labels
+
+CONFIG = ModelConfig(
+    ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4),)),
+    TextEncoderConfig(16, 2, 1),
+    embed_dim=8,
+    projector_dim=16,
+)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    return Segmenter(build_model(CONFIG), CONFIG)
+
+
+def photo(height: int = 20, width: int = 30) -> MaskedPhoto:
+    return MaskedPhoto("a", Image.new("RGB", (width, height), "red"), np.zeros((height, width), np.uint8))
+
+
+def dataset(*labels: str) -> Dataset:
+    return Dataset("folder", Path(), labels, ("a",), lambda name: photo())
+
+
+def test_the_ellipse_lies_in_the_middle_and_covers_its_share():
+    inside = ellipse(101, 203)
+    assert inside.mean() == pytest.approx(np.pi / 4 * 0.65**2, rel=0.01)
+    assert np.array_equal(inside, inside[::-1])
+    assert np.array_equal(inside, inside[:, ::-1])
+    assert inside[50, 101]
+    assert not inside[0].any()
+    assert not inside[:, 0].any()
+    assert ellipse(1, 1).all()
+
+
+def test_the_own_label_is_the_class_whose_best_word_is_nearest_to_the_whole_photo(segmenter, monkeypatch):
+    data = dataset("background", "cat", "dog")
+    labels = parse_labels(["background=wall,grass", "cat", "dog=puppy,dog"])
+    cosines = torch.tensor([[0.2, 0.1, 0.3]])  # cat, puppy, dog
+    asked = []
+
+    def similarities(segmenter, photos, names, templates):
+        asked.append(tuple(names))
+        return cosines
+
+    monkeypatch.setattr("groupvit.evaluation.floors.similarities", similarities)
+    named = floors(segmenter, data, labels)
+    assert list(named) == ["all background", "one segment, own label", "centred ellipse, own label"]
+    everything, one, centred = (predict(photo()) for predict in named.values())
+    assert set(asked) == {("cat", "puppy", "dog")}
+    assert np.unique(everything).tolist() == [0]
+    assert np.unique(one).tolist() == [2]
+    assert np.array_equal(centred, np.where(ellipse(20, 30), 2, 0))
+    assert {everything.dtype, one.dtype, centred.dtype} == {np.dtype(np.uint8)}
+
+
+def test_without_a_background_the_runner_up_lies_around_the_ellipse(segmenter, monkeypatch):
+    monkeypatch.setattr("groupvit.evaluation.floors.similarities", lambda *_: torch.tensor([[0.2, 0.1, 0.3]]))
+    named = floors(segmenter, dataset("cat", "dog", "cow"), parse_labels(["cat", "dog", "cow"]))
+    assert list(named) == ["one segment, own label", "centred ellipse, own label"]
+    assert np.array_equal(named["centred ellipse, own label"](photo()), np.where(ellipse(20, 30), 2, 0))
+
+
+def test_a_single_class_is_no_error(segmenter, monkeypatch):
+    monkeypatch.setattr("groupvit.evaluation.floors.similarities", lambda *_: torch.tensor([[0.2]]))
+    named = floors(segmenter, dataset("cat"), parse_labels(["cat"]))
+    assert (named["centred ellipse, own label"](photo()) == 0).all()
+
+
+def test_a_model_gives_its_own_labels(segmenter):
+    named = floors(segmenter, dataset("cat", "dog"), parse_labels(["cat", "dog"]))
+    one, centred = (predict(photo()) for predict in named.values())
+    assert len(np.unique(one)) == 1
+    assert sorted(np.unique(centred).tolist()) == [0, 1]
+    assert centred[10, 15] == one[0, 0]

@@ -1,0 +1,95 @@
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from groupvit.errors import InputError
+from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark
+from groupvit.evaluation.protocols import CALIBRATED_NATIVE, CONTRAST, PAPER_2022, PROTOCOLS, RELEASE_2022, get_protocol
+from groupvit.models import RELEASE, ImageEncoderConfig, ModelConfig
+from layouts import LAYOUTS
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    opened = {}
+    for name in BENCHMARKS:
+        root = tmp_path_factory.mktemp(name)
+        LAYOUTS[name](root)
+        opened[name] = open_benchmark(name, root)
+    return opened
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_class_is_looked_for_under_its_own_name(name, protocol, datasets):
+    dataset = datasets[name]
+    labels = {label.name: label.words for label in protocol.labels(dataset)}
+    assert labels.keys() | {"background"} == {*dataset.classes, "background"}
+    assert ("background" in labels) == (name == "folder" or (protocol.contrast and name in CONTRAST))
+    assert all("background" not in words for words in labels.values())
+
+
+def test_the_release_renames_and_the_paper_does_not(datasets):
+    voc, context = datasets["voc21"], datasets["context60"]
+
+    def words(protocol, dataset):
+        return {label.name: label.words for label in protocol.labels(dataset)}
+
+    released = words(RELEASE_2022, voc)
+    assert [released[name] for name in ("diningtable", "pottedplant", "tvmonitor")] == [
+        ("table",),
+        ("plant",),
+        ("monitor",),
+    ]
+    assert words(RELEASE_2022, context)["aeroplane"] == ("airplane",)
+    assert sum(own != (name,) for name, own in words(RELEASE_2022, context).items()) == 3
+    assert all(own == (name,) for name, own in words(PAPER_2022, voc).items())
+    assert words(CALIBRATED_NATIVE, voc)["diningtable"] == ("dining table", "table")
+    assert words(CALIBRATED_NATIVE, datasets["folder"])["dog"] == ("dog", "puppy")
+
+
+def test_thresholds_are_the_published_ones(datasets):
+    assert [RELEASE_2022.threshold(datasets[name]) for name in ("voc21", "context60", "coco-object-stuff")] == [
+        0.95,
+        0.35,
+        0.95,
+    ]
+    assert [PAPER_2022.threshold(datasets[name]) for name in ("voc21", "context60")] == [0.9, 0.5]
+    for name in ("voc20", "context59", "camvid11", "folder"):
+        assert all(protocol.threshold(datasets[name]) is None for protocol in PROTOCOLS.values())
+        assert not CALIBRATED_NATIVE.calibrated(datasets[name])
+    assert CALIBRATED_NATIVE.calibrated(datasets["pets"])
+
+
+@pytest.mark.parametrize(("protocol", "name"), [(RELEASE_2022, "pets"), (PAPER_2022, "coco-object-instances")])
+def test_a_threshold_nobody_published_is_not_invented(protocol, name, datasets):
+    with pytest.raises(InputError, match=f"{protocol.name} has no background threshold for {name}, only for voc21"):
+        protocol.options(RELEASE, datasets[name])
+
+
+def test_lengths_are_the_published_pixels_or_multiples_of_the_training_size(datasets):
+    small = ModelConfig(ImageEncoderConfig(image_size=96, patch_size=8))
+    for config in (RELEASE, small):
+        released = RELEASE_2022.options(config, datasets["voc21"])
+        assert [released.get(key) for key in ("short_side", "window", "stride", "antialias")] == [448, 448, 224, False]
+        paper = PAPER_2022.options(config, datasets["voc21"])
+        assert [paper.get(key) for key in ("short_side", "window", "maps", "scores")] == [448, None, "hard", "softmax"]
+        native = CALIBRATED_NATIVE.options(config, datasets["voc21"])
+        size = config.image.image_size
+        assert [native.get(key) for key in ("short_side", "window", "background")] == [2 * size, size, None]
+
+
+def test_a_record_says_everything_in_plain_values(datasets):
+    record = CALIBRATED_NATIVE.record(RELEASE, datasets["pets"])
+    assert record["name"] == "calibrated-native"
+    assert record["words"]["cat"] == ["cat", "kitten"]
+    assert "grass" in record["words"]["background"]
+    assert record["options"]["short_side"] == 448
+
+
+def test_protocols_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        RELEASE_2022.short_side = 224  # type: ignore[misc]
+    with pytest.raises(InputError, match="no protocol 'release': there are release-2022, paper-2022"):
+        get_protocol("release")
+    assert get_protocol("paper-2022") is PAPER_2022

@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+from experiments import table4
+from PIL import Image
+
+from groupvit.checkpoints import native
+from groupvit.errors import InputError
+from groupvit.evaluation.results import Result
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
+from groupvit.training.runs import RUNS
+
+CONFIG = ModelConfig(
+    ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4), Stage(1))),
+    TextEncoderConfig(16, 2, 1),
+    embed_dim=8,
+    projector_dim=16,
+)
+
+
+@pytest.mark.parametrize("nouns", [False, True])
+def test_the_plain_run_differs_in_groups_and_losses_only(nouns):
+    run = RUNS["scenes"]
+    plain = table4.plain_run(run, nouns=nouns)
+    assert plain.model.image.stages == (Stage(sum(stage.depth for stage in run.model.image.stages)),)
+    kept = ("train", "steps", "batch_size", "lr", "warmup", "crop", "weight_decay", "precision")
+    assert [getattr(plain, name) for name in kept] == [getattr(run, name) for name in kept]
+    assert plain.model.segment_loss == bool(plain.segment_weight) == nouns
+    assert plain.patch_weight == 0
+    assert plain.caption_weight == (run.caption_weight if nouns else 1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(3):
+        Image.effect_noise((32, 24), 40 + 40 * i).convert("RGB").save(tmp_path / "images" / f"{i}.png")
+        mask = np.random.default_rng(i).integers(0, 2, (24, 32), dtype=np.uint8)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog=dog,puppy\n")
+    return tmp_path
+
+
+def test_a_table_has_floors_baselines_and_the_model(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name, config in {"model": CONFIG, "plain": with_stages(CONFIG, Stage(2))}.items():
+        native.save(tmp_path / name, build_model(config), config)
+    out = tmp_path / "out"
+    table4.main("folder", data=folder, model=str(tmp_path / "model"), plain=tmp_path / "plain", out=out)
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("GroupViT minus ") for line in printed)
+    lines = [line.split("│")[1].strip() for line in printed if line.startswith("│")]
+    assert lines[:2] == ["one segment, own label", "centred ellipse, own label"]
+    assert lines[2:] == [f"plain ViT, {m}" for m in ("pixel-wise", "k-means", "mean-shift", "spectral")] + ["GroupViT"]
+    result = Result.load(out / "folder" / "plain-ViT-k-means.json")
+    assert len(result.photos) == 3
+    assert table4.oracle(result).metrics()["miou"] == pytest.approx(result.metrics()["grouping"][-1]["oracle_miou"])
+    assert (out / "folder" / "best.png").is_file()
+    json.dumps(table4.figures(result))
+
+
+def test_a_benchmark_without_folder_or_model_is_refused():
+    with pytest.raises(InputError, match="needs --data and --model"):
+        table4.main("pets")

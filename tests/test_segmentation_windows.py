@@ -1,0 +1,43 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groupvit.segmentation.windows import Window, mean_scores, plan, resized
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    return [left for _, (_, left, _, _) in plan([(window, length)], window, stride)]
+
+
+def test_windows_cover_everything_and_the_last_is_flush() -> None:
+    assert starts(100, 32, 16) == [0, 16, 32, 48, 64, 68]
+    assert starts(96, 32, 32) == [0, 32, 64]
+    assert starts(20, 32, 16) == [0]
+
+
+def test_the_published_evaluation_s_sizes() -> None:
+    assert resized((500, 375), 448) == (448, 597)
+    assert resized((3000, 100), 448) == (68, 2048)
+    assert resized((7, 1), 32) == (21, 146)
+
+
+def test_photos_of_one_size_come_together() -> None:
+    assert [photo for photo, _ in plan([(32, 48), (32, 32), (32, 48)], None, None)] == [1, 0, 2]
+    places = [place for _, place in plan([(32, 48)], 32, None)]
+    assert places == [(0, 0, 32, 32), (0, 16, 32, 32)]
+
+
+def test_scores_are_averaged_where_windows_overlap() -> None:
+    groups = torch.eye(2)[:, None].expand(2, 4, 2).contiguous()  # the left half is one group, the right the other
+    scores = [torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[0.5, 0.5], [0.4, 0.6]])]
+    windows = [Window(0, left, 8, 4, (4, 2), (groups,), own) for left, own in zip((0, 2), scores, strict=True)]
+    mean = mean_scores(windows, (8, 6), 2)
+    assert mean[0, 0].tolist() == pytest.approx([0.9, 0.9, (0.2 + 0.5) / 2, (0.2 + 0.5) / 2, 0.4, 0.4])
+    assert torch.allclose(mean.sum(dim=0), torch.ones(8, 6))
+
+
+def test_without_groups_the_scores_of_patches_are_interpolated() -> None:
+    scores = torch.rand(12, 3)
+    window = Window(0, 0, 7, 6, (4, 3), (), scores)
+    expected = F.interpolate(scores.T.reshape(1, 3, 4, 3), (8, 6), mode="bilinear")[0, :, :7]
+    assert torch.allclose(mean_scores([window], (7, 6), 2), expected)
