@@ -16,9 +16,13 @@ RESULTS = DOCS / "results.json"
 
 
 def commit() -> str:
-    """What was checked out; to be asked when a measurement begins."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+    """What was checked out, and whether the code was changed since; to be asked when a measurement begins."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=DOCS.parent, capture_output=True, text=True, check=False)
+
+    changed = git("diff", "--quiet", "HEAD", "--", "src", "experiments", "benchmarks").returncode
+    return git("describe", "--always").stdout.strip() + ("-dirty" if changed else "")
 
 
 def record_results(name: str, values: dict[str, Any], commit: str) -> None:
