@@ -79,6 +79,21 @@ def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
     assert made == [*shards, shards[1], *shards]
 
 
+def test_a_shard_that_is_indexed_anew_is_read_anew(shards):
+    assert CaptionedPhotos.open(shards[:1]).captions(0, 1) == samples(2)[1].captions
+    write_shards(samples(23)[::-1], shards[0].parent, prefix="train", per_shard=9)
+    photos = CaptionedPhotos.open(shards[:1])
+    assert photos.captions(0, 1) == samples(23)[21].captions
+    assert photos.noun_counts()["dog"] == 9
+
+
+def test_the_hash_of_an_index_is_that_of_what_it_lists(shards, tmp_path):
+    first = [index.content for index in index_shards(shards)]
+    copies = write_shards(samples(23), tmp_path / "copy", prefix="train", per_shard=10)
+    assert [index.content for index in index_shards(copies)] == first
+    assert len(set(first)) == 3
+
+
 def test_an_index_in_the_cache_does_not_count_for_one_beside_the_shard(shards):
     CaptionedPhotos.open(shards)
     index_shards(shards, where=beside)

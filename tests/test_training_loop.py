@@ -19,10 +19,13 @@ from safetensors.torch import load_file
 
 from groupvit.checkpoints import latest
 from groupvit.data import scenes, storage
-from groupvit.data.shards import Sample, read_shard, write_shards
+from groupvit.data.batches import Batches, decode
+from groupvit.data.index import CaptionedPhotos
+from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
+from groupvit.training import loop
 from groupvit.training.loop import train
 from groupvit.training.runs import Run
 from groupvit.training.state import locked, save
@@ -252,7 +255,7 @@ def test_data_that_moved_are_the_same_data(data, tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     train(replace(run, steps=1), tmp_path / "there", tmp_path / "run", workers=0, resume=True)
     (tmp_path / "there" / "b").rename(tmp_path / "there" / "c")
-    with pytest.raises(InputError, match=r"shards.b/scenes-0000.tar was 40 photos in \d+ bytes and is None"):
+    with pytest.raises(InputError, match=r"shards.b/scenes-0000.tar was 40 photos with hash \w+ and is None"):
         train(replace(run, steps=1, train="{a,c}/*.tar"), tmp_path / "there", tmp_path / "run", workers=0, resume=True)
 
 
@@ -261,7 +264,7 @@ def test_resuming_with_other_data_names_the_shard(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     train(run, tmp_path / "data", tmp_path / "run", workers=0)
     write_shards([Sample("a", PICTURE, ("a dog",))] * 9, tmp_path / "data" / "train", prefix="scenes")
-    with pytest.raises(InputError, match=r"shards.scenes-0000.tar was 40 photos in \d+ bytes and is 1 photos"):
+    with pytest.raises(InputError, match=r"shards.scenes-0000.tar was 40 photos with hash \w+ and is 1 photos"):
         train(run, tmp_path / "data", tmp_path / "run", workers=0, resume=True)
 
 
@@ -329,21 +332,115 @@ def test_data_that_vanish_during_a_training_lose_nothing(data, tmp_path):
     assert train(run, tmp_path / "data", tmp_path / "run", workers=0, resume=True).step == 20
 
 
-def test_a_gradient_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(data, tmp_path, monkeypatch):
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """Let the gradients of some steps be infinite."""
     norm, calls = torch.nn.utils.clip_grad_norm_, []
 
-    def break_at_the_fourth(*given: Any) -> torch.Tensor:
+    def clip(parameters: Any, limit: float) -> torch.Tensor:
         calls.append(1)
-        return norm(*given) * (torch.nan if len(calls) > 3 else 1)
+        return norm(parameters, limit) * (torch.nan if len(calls) - 1 in steps else 1)
 
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", break_at_the_fourth)
-        with pytest.raises(InputError, match="not finite at step 3"):
-            train(RUN, data, tmp_path, workers=0)
-    assert latest(tmp_path) == tmp_path / "step-00000003"
-    train(RUN, data, tmp_path / "whole", workers=0)
-    train(RUN, data, tmp_path, workers=0, resume=True)
-    assert weights(tmp_path) == weights(tmp_path / "whole")
+        spoil(patch, range(2, 3))
+        spoilt = train(replace(RUN, steps=3), data, tmp_path / "a", workers=0)
+    whole = train(replace(RUN, steps=3, save_every=1), data, tmp_path / "b", workers=0)
+    assert spoilt.step == whole.step == 3
+    before = load_file(tmp_path / "b" / "step-00000002" / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in spoilt.model.state_dict().items())
+    assert metrics(tmp_path / "a")[-1]["skipped"] == 1
+
+
+def test_gradients_that_stay_infinite_end_the_training_with_the_last_checkpoint(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, range(4, 100))
+        with pytest.raises(InputError, match=r"no finite gradient in 10 steps up to 13; the last .*step-00000012"):
+            train(replace(RUN, steps=100, save_every=6), data, tmp_path, workers=0)
+
+
+def test_a_training_that_came_while_the_data_were_indexed_is_not_erased(data, tmp_path, monkeypatch):
+    indexed = loop.open_photos
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(loop, "open_photos", indexed)
+        train(replace(RUN, steps=3), data, tmp_path / "run", workers=0)
+        return indexed(*given)
+
+    monkeypatch.setattr(loop, "open_photos", meanwhile)
+    with pytest.raises(InputError, match="--resume"):
+        train(RUN, data, tmp_path / "run", workers=0)
+    assert latest(tmp_path / "run") == tmp_path / "run" / "step-00000003"
+    assert metrics(tmp_path / "run")
+
+
+def test_only_checkpoints_are_dropped_and_none_that_cannot_be_ends_the_training(data, tmp_path, monkeypatch):
+    (tmp_path / "step-00000001-my-copy").mkdir()
+    (tmp_path / "step-notes.txt").write_text("keep")
+    remove = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == "step-00000002" and not ignore_errors:
+            raise OSError(39, "Directory not empty")
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    train(replace(RUN, save_every=1), data, tmp_path, workers=0)
+    assert (tmp_path / "step-00000001-my-copy").is_dir()
+    assert (tmp_path / "step-notes.txt").read_text() == "keep"
+
+
+def test_after_a_step_back_the_best_checkpoint_is_one_that_is_there(data, tmp_path):
+    run = replace(RUN, steps=4, evaluate_every=1, save_every=1)
+    scores = iter([0.1, 0.5, 0.4, 0.9])
+    train(run, data, tmp_path, workers=0, keep=4, evaluate=lambda model: {"score": next(scores)})
+    assert (tmp_path / "best").read_text() == "step-00000004"
+    shutil.rmtree(tmp_path / "step-00000002")
+    (tmp_path / "latest").write_text("step-00000003")
+    train(run, data, tmp_path, workers=0, keep=4, resume=True, evaluate=lambda model: {"score": 0.2})
+    assert (tmp_path / "best").read_text() == "step-00000004"
+    assert torch.load(tmp_path / "step-00000004" / "training.pt", weights_only=True)["best_score"] == 0.2
+
+
+@pytest.mark.parametrize("obstacle", ["lock", "metrics.jsonl", "file", "long"])
+def test_a_folder_that_cannot_be_written_is_one_line(data, tmp_path, obstacle):
+    out = {"file": tmp_path / "file" / "run", "long": tmp_path / ("x" * 300)}.get(obstacle, tmp_path)
+    if obstacle == "file":
+        (tmp_path / "file").write_text("")
+    elif obstacle != "long":
+        (tmp_path / obstacle).mkdir()
+    with pytest.raises(InputError) as error:
+        train(replace(RUN, steps=1), data, out, workers=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bug_in_a_worker_is_not_taken_for_its_death(data, tmp_path, monkeypatch):
+    def broken(self: Any, places: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Batches, "__getitem__", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(replace(RUN, steps=1), data, tmp_path, workers=1)
+
+
+def test_what_goes_wrong_while_photos_are_decoded_into_memory_is_one_line(data, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "data" / "train")
+    photos = CaptionedPhotos.open(find_shards(tmp_path / "data" / "train"))
+    next((tmp_path / "data" / "train").iterdir()).unlink()
+    with pytest.raises(InputError) as error:
+        decode(photos, 16, workers=1)
+    assert str(error.value).endswith("scenes-0000.tar does not exist")
+    assert "\n" not in str(error.value)
+
+
+def test_data_behind_a_url_train_the_same_model(data, tmp_path):
+    run = replace(RUN, steps=2)
+    shutil.copytree(data, tmp_path / "my [data] {x}")
+    train(run, tmp_path / "my [data] {x}", tmp_path / "disk", workers=0)
+    train(run, f"file://{data}/", tmp_path / "url", workers=1)
+    assert weights(tmp_path / "disk") == weights(tmp_path / "url")
 
 
 def test_sigterm_to_the_whole_process_group_saves_and_says_how_to_go_on(data, tmp_path):

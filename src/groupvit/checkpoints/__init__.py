@@ -15,9 +15,12 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 def latest(training: Path) -> Path | None:
     """The newest complete checkpoint of a training's folder, which its `latest` file names."""
     pointer = training / "latest"
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text(errors="replace").strip()
+    try:
+        if not pointer.is_file():
+            return None
+        name = pointer.read_text(errors="replace").strip()
+    except OSError as error:
+        raise InputError(f"{pointer} cannot be read: {error.strerror}") from error
     if not name or not (training / name).is_dir():
         raise InputError(f"{pointer} names no checkpoint of {training}: write one of its step folders' names into it")
     return training / name

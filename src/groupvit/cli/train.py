@@ -44,6 +44,7 @@ def train(
 
     from groupvit.checkpoints import latest
     from groupvit.data.shards import find_shards
+    from groupvit.data.storage import is_url
     from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.loop import train as train_run
@@ -54,7 +55,9 @@ def train(
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
     if min(settings.steps, settings.batch_size, keep) < 1 or workers < 0 or not 0 <= seed < 2**63:
         raise InputError("steps, batch size and keep are at least 1, workers at least 0, the seed 0 to 2**63 - 1")
-    find_shards(f"{data}/{settings.train}")
+    if settings.held_out and is_url(data):
+        raise InputError('held-out photos are read from a disk only: add --held-out ""')
+    find_shards(settings.train, below=data)
     out = out or Path("runs") / run
     state = train_run(
         settings,

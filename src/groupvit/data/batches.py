@@ -1,6 +1,7 @@
 """Samples of the shards to the tensors of one training step."""
 
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -165,6 +166,29 @@ def _stack(
     return torch.stack(given) if given else torch.empty(0, *shape, dtype=dtype)
 
 
+def received(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers of a loader make; what goes wrong in one of them is an `InputError` of one line.
+
+    torch has a dead worker raise wherever this process happens to be; without its handler the next batch notices,
+    within seconds, and nothing is lost.
+    """
+    batches = iter(loader)
+    if loader.num_workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except InputError as error:  # from a worker it comes wrapped in the worker's traceback
+            raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and "worker (pid" not in str(error)):
+                raise
+            raise InputError("a process that reads data was killed, for want of memory perhaps; resume") from error
+        yield batch
+
+
 @dataclass(frozen=True)
 class _Decoded(Dataset[Any]):
     """One photo, squashed, with its true width and height; zeros when it cannot be decoded."""
@@ -201,7 +225,7 @@ def decode(
     loader = DataLoader(_Decoded(photos, side), batch_size=64, num_workers=workers, **options)
     pixels = torch.empty(len(photos), 3, side, side, dtype=torch.uint8)
     sizes, done = np.zeros((len(photos), 2), dtype=np.int64), 0
-    for images, (widths, heights) in progress(loader, len(loader)):
+    for images, (widths, heights) in progress(received(loader), len(loader)):
         these = slice(done, done + len(images))
         pixels[these], sizes[these, 0], sizes[these, 1] = images, widths, heights
         done += len(images)

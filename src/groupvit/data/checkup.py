@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import tarfile
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class Examined:
     shard: str
     findings: list[Finding] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))  # eight bytes each: there may be millions
+    lengths: Counter[int] = field(default_factory=Counter)
     one_word: int = 0
     captions: Counter[str] = field(default_factory=Counter)
     noun_counts: Counter[str] = field(default_factory=Counter)
@@ -105,7 +106,7 @@ def _decoded(found: Examined, row: Row, data: bytes) -> None:
 
 def _add_captions(found: Examined, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> None:
     ends = tokenizer(row.captions) == tokenizer.end_of_text
-    found.lengths += (ends.int().argmax(dim=1) + 1).tolist()
+    found.lengths.update((ends.int().argmax(dim=1) + 1).tolist())
     found.one_word += sum(len(caption.split()) == 1 for caption in row.captions)
     found.captions.update(set(row.captions))
     of_photo = nouns_of_photo(row.captions)

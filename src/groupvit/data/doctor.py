@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
 from groupvit.text.nouns import nouns
 from groupvit.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 _BATCHES = 32
 _PHOTOS_A_JOB = 64
@@ -123,7 +125,7 @@ def _shared(found: Sequence[Examined], evaluation: dict[int, Path]) -> Iterator[
 
 
 def _duplicates(found: Sequence[Examined]) -> Iterator[Finding]:
-    digests = np.array([pixels for each in found for pixels in each.digests], dtype=np.uint64)
+    digests = np.concatenate([np.array(each.digests, dtype=np.uint64) for each in found])
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     copies = np.flatnonzero(first[inverse] != np.arange(len(digests)))
     ends = np.cumsum([len(each.keys) for each in found])
@@ -143,15 +145,16 @@ def _repeated(found: Sequence[Examined], photos: int) -> Iterator[Finding]:
             yield Finding("repeated-caption", detail=f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}')
 
 
-def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
-    total: Counter[str] = Counter()
+def _sum(counters: Iterable[Counter[T]]) -> Counter[T]:
+    total: Counter[T] = Counter()
     for counter in counters:
         total.update(counter)
     return total
 
 
 def _caption_statistics(found: Sequence[Examined]) -> CaptionStatistics:
-    lengths = np.array([length for each in found for length in each.lengths], dtype=np.int64)
+    counts = _sum(each.lengths for each in found)
+    lengths = np.repeat(np.array(list(counts), dtype=np.int16), np.array(list(counts.values()), dtype=np.int64))
     if not len(lengths):
         return CaptionStatistics(0, 0.0, 0.0, 0.0, 0.0)
     median, long = (float(value) for value in np.percentile(lengths, [50, 95]))

@@ -9,8 +9,10 @@ import hashlib
 import importlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +29,8 @@ from groupvit.errors import InputError
 from groupvit.text import nouns as noun_rules
 from groupvit.text.nouns import Style, nouns, nouns_of_photo
 
-_VERSION = 1
+_VERSION = 2
+_LOOKUPS = 32
 _HEADER = b"groupvit"
 
 
@@ -36,7 +39,7 @@ class Index:
     """The index of a shard at `path`: how many samples it lists, and what had to be left out.
 
     It was made when the shard had `stamp`, under `rules`, which stand for everything but the shard that could change
-    it.
+    it. `content` is a hash of all that it lists.
     """
 
     shard: File
@@ -45,6 +48,7 @@ class Index:
     rules: str
     samples: int
     faults: tuple[Fault, ...]
+    content: str
 
 
 def _arrow() -> Any:
@@ -82,7 +86,7 @@ def _read(shard: File, path: Path) -> Index | None:
     try:
         values = json.loads(_open_table(path).schema.metadata[_HEADER])
         (size, changed), faults = values["stamp"], values["faults"]
-        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*fault) for fault in faults)
+        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*f) for f in faults), values["content"]
     except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
     return Index(shard, path, *found)
@@ -120,7 +124,7 @@ def _table_of(rows: list[Row]) -> Any:
 
 def _write(path: Path, table: Any) -> None:
     pa = _arrow()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,8 +147,10 @@ def build_index(shard: File, path: Path) -> Index:
     rows, faults = scan_shard(shard)
     if links := [fault for fault in faults if fault.kind == "link"]:
         raise InputError(f"{shard}: {links[0]}; write the shard again without it")
-    index = Index(shard, path, now, _rules(), len(rows), tuple(faults))
-    document = {"stamp": now, "rules": index.rules, "samples": index.samples, "faults": faults}
+    content = hashlib.blake2b(repr([(row.key, row.header, row.captions) for row in rows]).encode(), digest_size=8)
+    index = Index(shard, path, now, _rules(), len(rows), tuple(faults), content.hexdigest())
+    names = ("stamp", "rules", "samples", "faults", "content")
+    document = {name: getattr(index, name) for name in names}
     _write(path, _table_of(rows).replace_schema_metadata({_HEADER: json.dumps(document)}))
     return index
 
@@ -168,7 +174,8 @@ def index_shards(
     A shard that cannot be indexed gets the error instead, and does not keep the others waiting.
     """
     _arrow()
-    found = {shard: _attempt(find_index, shard, where) for shard in shards}
+    with ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
+        found = dict(zip(shards, threads.map(lambda shard: _attempt(find_index, shard, where), shards), strict=True))
     missing = [shard for shard, index in found.items() if index is None]
     if missing:
         with mapped(min(processes, len(missing))) as each:
@@ -177,7 +184,9 @@ def index_shards(
     return [index for index in found.values() if index]
 
 
-_column_cache = functools.lru_cache(maxsize=None)(_open_table)
+@functools.cache
+def _columns(index: Index) -> Any:
+    return _open_table(index.path)
 
 
 class CaptionedPhotos:
@@ -206,7 +215,7 @@ class CaptionedPhotos:
         return int(self.counts.sum())
 
     def _cell(self, column: str, shard: int, row: int) -> Any:
-        return _column_cache(self.indexes[shard].path)[column][row].as_py()
+        return _columns(self.indexes[shard])[column][row].as_py()
 
     def read(self, shard: int, row: int) -> Sample:
         """Image and captions; the shard must be as it was when it was indexed."""
@@ -234,8 +243,6 @@ class CaptionedPhotos:
 
     def noun_counts(self) -> Counter[str]:
         """In how many photos' captions each noun stands."""
-        counts: Counter[str] = Counter()
-        for index in self.indexes:
-            for cell in _column_cache(index.path)["nouns_of_photo"].combine_chunks().flatten().value_counts():
-                counts[cell["values"].as_py()] += cell["counts"].as_py()
-        return counts
+        parts = [chunk.flatten() for index in self.indexes for chunk in _columns(index)["nouns_of_photo"].chunks]
+        cells = _arrow().chunked_array(parts, _arrow().string()).value_counts()
+        return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.storage import File, is_url, open_file, read_range, remote, stamp
+from groupvit.data.storage import File, is_url, open_file, read_range, remote, stamp, told
 from groupvit.errors import InputError
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
@@ -71,33 +71,35 @@ FAULTS = {
 """What may be wrong with a sample or a tar, before an image is decoded."""
 
 
-def find_shards(source: File | Sequence[File]) -> list[File]:
+def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
     """The shards of a folder (its *.tar, sorted), of a pattern (`cc3m-{00000..00330}.tar`, `*-train-*.tar`), or a file.
 
-    URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and patterns in them are asked of their file system.
+    URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and patterns in them are asked of their file system. With
+    `below`, `source` is a pattern inside that folder, whose own name is none.
 
     Raises:
         InputError: there are none, or one that is named does not exist.
     """
     if not isinstance(source, (str, Path)):
         return list(dict.fromkeys(shard for part in source for shard in find_shards(part)))
-    if is_url(source):
-        return [shard for name in _expand_braces(str(source)) for shard in _found(name, _remote_shards(name))]
-    try:
-        if Path(source).exists():
-            return _found(source, sorted(Path(source).glob("*.tar")) if Path(source).is_dir() else [Path(source)])
-        names = [(name, sorted(map(Path, glob.glob(name)))) for name in _expand_braces(str(source))]
-    except OSError as error:
-        raise InputError(f"{error.filename or source} cannot be read: {error.strerror}") from error
-    return [shard for name, shards in names for shard in _found(name, shards)]
+    head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
+    if is_url(head + text):
+        return [shard for name in _expand_braces(text) for shard in _found(head + name, _remote_shards(head + name))]
+    whole = Path(head + text)
+    with told(whole):
+        if whole.exists():
+            return _found(whole, sorted(whole.glob("*.tar")) if whole.is_dir() else [whole])
+        names = [(head + name, glob.glob(glob.escape(head) + name)) for name in _expand_braces(text)]
+    return [shard for name, paths in names for shard in _found(name, sorted(map(Path, paths)))]
 
 
 def _remote_shards(url: str) -> list[str]:
     if "*" not in url and url.endswith(".tar"):
         return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
-    filesystem, path = remote(url)
-    pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
-    return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
+    with told(url):
+        filesystem, path = remote(url)
+        pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
+        return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
 
 
 def _found(name: File, shards: Sequence[File]) -> list[File]:

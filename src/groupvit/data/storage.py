@@ -2,6 +2,8 @@
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ File = Path | str
 """A path on this machine, or a URL as a string."""
 
 _OPEN_FILES = 64
+# What file systems tell of a file's version; a web server that tells nothing leaves its size.
+_VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5", "md5Hash", "created")
 
 
 def is_url(name: File) -> bool:
@@ -20,37 +24,47 @@ def is_url(name: File) -> bool:
     return "://" in str(name)
 
 
+@contextmanager
+def told(file: File) -> Iterator[None]:
+    """What a disk or a server refuses becomes an `InputError` that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist") from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_url(file):  # servers' libraries have errors of their own
+            raise
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def remote(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path on it."""
-    try:
+    with told(url):
         return fsspec.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {error}") from None
 
 
 def stamp(file: File) -> tuple[int, str]:
-    """Size in bytes, and a text that changes whenever the content does."""
-    try:
+    """Size in bytes, and a text that changes with the content: of a URL as far as its server tells versions apart."""
+    with told(file):
         if not isinstance(file, str):
             status = file.stat()
             return status.st_size, str(status.st_mtime_ns)
         filesystem, path = remote(file)
-        return int(filesystem.size(path)), str(filesystem.ukey(path))
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+        facts = filesystem.info(path)
+        if not isinstance(facts.get("size"), int):
+            raise InputError(f"{file}: its server does not tell its size, so it cannot be read by ranges")
+        return facts["size"], " ".join(str(facts[name]) for name in _VERSIONS if name in facts)
 
 
 def open_file(file: File) -> Any:
     """For reading from the start to the end."""
-    try:
+    with told(file):
         if not isinstance(file, str):
             return file.open("rb")
         filesystem, path = remote(file)
         return filesystem.open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 class _Opened:
@@ -59,10 +73,8 @@ class _Opened:
     def __init__(self, path: Path, expected: tuple[int, str]):
         if stamp(path) != expected:
             raise InputError(f"{path} has changed since it was indexed; run: groupvit data index {path}")
-        try:
+        with told(path):
             self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -73,15 +85,13 @@ _opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Opened)
 
 
 def read_range(file: File, start: int, size: int, expected: tuple[int, str]) -> bytes:
-    """`size` bytes from position `start`, of a file whose stamp must be the `expected` one when it is opened.
+    """`size` bytes from position `start`; a local file must have the `expected` stamp when it is opened.
 
     Raises:
         InputError: the file is gone, cannot be read, or has changed.
     """
-    try:
+    with told(file):
         if not isinstance(file, str):
             return os.pread(_opened(file, expected).descriptor, size, start)
         filesystem, path = remote(file)
         return filesystem.cat_file(path, start=start, end=start + size)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error

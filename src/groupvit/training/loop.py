@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest
-from groupvit.data.batches import Batch, Batches, decode
+from groupvit.data.batches import Batch, Batches, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
 from groupvit.data.order import BatchSampler, Order
@@ -36,6 +36,9 @@ from groupvit.training.runs import Run
 from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
+
+_SKIPS = 10  # steps on end without a finite gradient: there is no hope
+_PREFETCH_BYTES = 2**27
 
 
 @contextmanager
@@ -65,17 +68,6 @@ def _leave_process_group(worker: int) -> None:
 def _attention(device: torch.device) -> AbstractContextManager[object]:
     """On a CPU the gradient of fused attention is many times slower than matrix products at our short lengths."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _next(batches: Iterator[Batch]) -> Batch:
-    try:
-        return next(batches)
-    except InputError as error:  # from a worker it comes wrapped in the worker's traceback
-        raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise InputError("a process that reads data was killed, for want of memory perhaps; resume") from error
 
 
 def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
@@ -128,20 +120,24 @@ def _load(
         sampler=sampler,
         batch_size=None,
         num_workers=workers,
+        # Batches wait in shared memory, two for each worker unless they are large.
+        prefetch_factor=(1 if 3 * size**2 * run.batch_size > _PREFETCH_BYTES else 2) if workers else None,
         pin_memory=pin,
         worker_init_fn=_leave_process_group,
         generator=torch.Generator(),  # the DataLoader draws a number from it, which must not be one of ours
     )
-    batches = iter(loader)
-    if workers:  # torch has a dead worker raise wherever the loop happens to be; next() notices it too, within seconds
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return batches
+    return received(loader)
 
 
 def _augmented(batch: Batch, memory: Photos | None, size: int) -> Batch:
     """The last part of the augmentation, which is quicker in batches."""
     images = memory.crop(batch.rows, batch.boxes, batch.mirrored, size) if memory else batch.images
     return replace(batch, images=jitter_color(images, batch.color) if len(batch.color) else images)
+
+
+def _must_be_new(out: Path) -> None:
+    if last := latest(out):
+        raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
 
 
 def train(
@@ -166,15 +162,17 @@ def train(
     sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
     main module that can be imported.
     """
-    shards = find_shards(f"{data}/{run.train}")
+    shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not resume and latest(out):
-        raise InputError(f"{out} holds a training at {latest(out)}; add --resume to continue it, or name another --out")
+    if not resume:
+        _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
         raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
     photos = open_photos(shards, processes)
     words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
     with locked(out):
+        if not resume:  # another training may have come and gone while the data were indexed
+            _must_be_new(out)
         state = _start(run, seed, words.nouns, photos, device)
         if resume:
             state = restore(out, state)
@@ -197,12 +195,13 @@ def _train(
         decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
         memory = decoded.to(device)
     positions = torch.arange(run.batch_size, device=device)
+    skipped = 0
     with _stop_requests() as stop, Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size) as progress:
         batches = _load(state, sizes, workers, pin=device.type == "cuda")
         while state.step < run.steps and not stop:
             try:
                 with progress.waiting():
-                    batch = _next(batches).to(device)
+                    batch = next(batches).to(device)
             except InputError:
                 if saved != folder_of(out, state.step):
                     save(out, state, keep=keep)
@@ -219,6 +218,7 @@ def _train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
             with _attention(device), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
@@ -226,10 +226,19 @@ def _train(
                 loss = torch.stack(list(terms.values())).sum()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
-            if not torch.isfinite(norm):
-                raise InputError(f"the gradient is not finite at step {state.step}: the learning rate may be too high")
-            optimizer.step()
+            if torch.isfinite(norm):
+                optimizer.step()
+                skipped = 0
+            else:
+                for buffer, value in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+                skipped += 1
+                progress.skipped(state.step)
             optimizer.zero_grad()
+            if skipped == _SKIPS:
+                raise InputError(
+                    f"no finite gradient in {_SKIPS} steps up to {state.step}; the last checkpoint is {saved}"
+                )
             state = state.advance()
             values = {"loss": loss, **terms, "grad_norm": norm, "logit_scale": temperature(model.logit_scale)}
             progress.step(state.step, rate, values)

@@ -34,13 +34,17 @@ class Progress:
     """
 
     def __init__(self, file: Path, step: int, steps: int, batch_size: int):
-        write_atomically(file, "".join(_lines_until(file, step)).encode())
-        self.file = file.open("a")
+        try:
+            write_atomically(file, "".join(_lines_until(file, step)).encode())
+            self.file = file.open("a")
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from error
         self.steps = steps
         self.batch_size = batch_size
         self.restart_clock(step)
         self.printed = 0.0
         self.unreadable = 0
+        self.skips = 0
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
@@ -80,6 +84,11 @@ class Progress:
         yield
         self.waited += time.perf_counter() - start
 
+    def skipped(self, step: int) -> None:
+        """A step whose gradient was not finite, and which changed nothing."""
+        self.skips += 1
+        self.bar.console.print(f"step {step} skipped: its gradient is not finite")
+
     def left_out(self, photos: tuple[str, ...]) -> None:
         """Photos that could not be decoded, of which the first ten are named."""
         for photo in photos[: max(0, 10 - self.unreadable)]:
@@ -93,7 +102,7 @@ class Progress:
         now = time.perf_counter()
         numbers = {name: float(value.detach()) for name, value in values.items()}
         speed = (step - self.mark[0]) * self.batch_size / (now - self.mark[1])
-        data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable}
+        data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable, "skipped": self.skips}
         self.restart_clock(step)
         self._append({"step": step, **numbers, "lr": rate, "photos_per_second": speed, **data, "time": time.time()})
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"

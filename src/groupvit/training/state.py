@@ -74,7 +74,7 @@ class TrainingState:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be continued."""
         fields = {key: value for key, value in asdict(self.run).items() if key not in _FREE}
-        contents = [f"{index.samples} photos in {index.stamp[0]} bytes" for index in self.photos.indexes]
+        contents = [f"{index.samples} photos with hash {index.content}" for index in self.photos.indexes]
         shards = dict(zip(_names([index.shard for index in self.photos.indexes]), contents, strict=True))
         return {**fields, "seed": self.seed, "nouns": list(self.nouns), "shards": shards}
 
@@ -93,12 +93,16 @@ def locked(out: Path) -> Iterator[None]:
     """Keeps a second training out of the folder; the lock goes when the process does, however it ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / "lock", timeout=0):
-            yield
+        lock = FileLock(out / "lock", timeout=0)
+        lock.acquire()
     except Timeout:
         raise InputError(f"another training is writing to {out}; wait for it, or name another --out") from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"cannot train into {out}: {error.strerror}") from error
+    except (OSError, NotImplementedError) as error:
+        raise InputError(f"cannot train into {out}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -126,13 +130,18 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
         native.write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise InputError(f"cannot save to {folder}: {error}; the last checkpoint is {latest(out)}") from error
-    kept = set(sorted(path for path in out.glob("step-????????") if path.name <= folder.name)[-keep:])
-    if state.best_step is not None and (best := folder_of(out, state.best_step)).is_dir():
+        last = f"the last checkpoint is {latest(out)}" if latest(out) else "there is no checkpoint yet"
+        raise InputError(f"cannot save to {folder}: {error}; {last}") from error
+    steps = set(out.glob(f"step-{'[0-9]' * 8}"))
+    kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
+    if state.best_step is not None:
+        best = folder_of(out, state.best_step)
         native.write_atomically(out / "best", best.name.encode())
         kept.add(best)
-    for other in set(out.glob("step-*")) - kept:  # older ones, and what a killed process or a step back left
-        shutil.rmtree(other)
+    # Older ones, and what a killed process or a step back left. A file that another process still reads may stay: the
+    # next save tries again.
+    for other in (steps | set(out.glob(f"step-{'[0-9]' * 8}.partial"))) - kept:
+        shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
@@ -176,7 +185,11 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
     torch.set_rng_state(saved["generators"]["cpu"])
     if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-    return replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
+    state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
+    if state.best_step is not None and not folder_of(out, state.best_step).is_dir():  # after a step back
+        (out / "best").unlink(missing_ok=True)
+        return replace(state, best_step=None, best_score=-math.inf)
+    return state
 
 
 def _plain(value: Any) -> Any:

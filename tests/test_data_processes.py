@@ -1,0 +1,67 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from groupvit.data.processes import mapped
+from groupvit.errors import InputError
+
+PROGRAM = """
+import os, time
+from groupvit.data.processes import mapped
+
+def work(folder):
+    open(f"{folder}/{os.getpid()}", "w").close()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with mapped(2) as each:
+        list(each(work, [os.environ["FOLDER"]] * 2))
+"""
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_order(processes):
+    with mapped(processes) as each:
+        assert list(each(double, range(20))) == list(range(0, 40, 2))
+
+
+def test_a_process_that_is_killed_is_one_line():
+    with pytest.raises(InputError, match="a process was killed"), mapped(2) as each:
+        list(each(die, [1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_their_parent(tmp_path: Path, number: int):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "pids").mkdir()
+    environment = os.environ | {"FOLDER": str(tmp_path / "pids")}
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment)
+    deadline = time.monotonic() + 60
+    while len(pids := list((tmp_path / "pids").iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.send_signal(number)
+    parent.wait()
+    while any(alive(int(pid.name)) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
