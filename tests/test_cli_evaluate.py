@@ -49,6 +49,11 @@ def test_a_model_is_measured_and_the_numbers_are_kept(run_cli, tmp_path, model, 
     result = Result.load(tmp_path / "pets.calibrated-native.json")
     assert f"mIoU {result.metrics()['miou']:.2f} (95 %" in out
     assert "groups of stage 2" in out
+    assert "regions called right" in out
+    floors = json.loads((tmp_path / "pets.calibrated-native.json").read_text())["floors"]
+    assert list(floors) == ["all background", "one segment, own label", "centred ellipse, own label"]
+    for name, floor in floors.items():
+        assert f"floor, {name}: mIoU {floor['miou']:.2f}, model minus floor {floor['difference']:+.2f} (95 %" in out
     assert [line.split()[0] for line in out.splitlines()[-4:-1]] == ["background", "cat", "dog"]
     document = json.loads((tmp_path / "pets.calibrated-native.json").read_text())
     assert document["model"]["source"] == str(model)
@@ -88,6 +93,59 @@ def test_an_interrupted_evaluation_goes_on(evaluate, tmp_path, pets, monkeypatch
     assert len(segmented) == 1
     assert not list(tmp_path.glob("*.part-*"))
     assert (tmp_path / "a.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_counts_of_other_masks_are_not_reported(evaluate, pets):
+    command = ["pets", "--root", pets, "--out", "a.json"]
+    assert evaluate(*command)[0] == 0
+    trimap = pets / "annotations/trimaps/Pet_1.png"
+    save_mask(trimap, np.full_like(np.array(Image.open(trimap)), 2))
+    code, out, err = evaluate(*command)
+    assert (code, out) == (2, "")
+    assert "photo or mask Pet_1 is not the one that was counted" in err
+
+
+def test_an_interrupted_evaluation_does_not_go_on_with_other_masks(evaluate, tmp_path):
+    LAYOUTS["camvid11"](tmp_path / "data")
+    broken = tmp_path / "data/val/00003.png"
+    photo = broken.read_bytes()
+    broken.write_bytes(b"")
+    command = ["camvid11", "--root", tmp_path / "data", "--batch-size", "1"]
+    assert evaluate(*command)[0] == 2
+    broken.write_bytes(photo)
+    save_mask(tmp_path / "data/valannot/00001.png", np.zeros((56, 40), np.uint8))
+    code, _, err = evaluate(*command)
+    assert code == 2
+    assert "photo or mask 00001 is not the one that was counted" in err
+
+
+def test_photos_without_labelled_pixels_are_reported(evaluate, tmp_path):
+    LAYOUTS["camvid11"](tmp_path / "data")
+    for mask in (tmp_path / "data/valannot").iterdir():
+        save_mask(mask, np.full_like(np.array(Image.open(mask)), 255))
+    code, out, _ = evaluate("camvid11", "--root", tmp_path / "data", "--pictures", "pictures")
+    assert code == 0
+    assert "mIoU - (95 % -), boundary mIoU -, pixel accuracy -, mean accuracy -" in out
+    assert "adjusted Rand index -, purity -" in out
+
+
+def test_one_photo_has_no_interval(evaluate, tmp_path):
+    LAYOUTS["camvid11"](tmp_path / "data")
+    command = ["camvid11", "--root", tmp_path / "data", "--limit", 1]
+    code, out, _ = evaluate(*command)
+    assert code == 0
+    assert "(95 % -), boundary" in out
+    code, out, _ = evaluate(*command, "--compare", "camvid11.calibrated-native.json")
+    assert "+0.00 (95 % -)" in out
+
+
+@pytest.mark.parametrize(("option", "said"), [("--pictures", "cannot be a folder"), ("--compare", "is no result")])
+def test_a_wrong_place_is_found_before_anything_is_evaluated(option, said, evaluate, tmp_path, pets):
+    (tmp_path / "file").touch()
+    code, _, err = evaluate("pets", "--root", pets, option, "file")
+    assert code == 2
+    assert said in err
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "model", "pets"}
 
 
 def test_two_processes_share_the_photos(evaluate, tmp_path, model, pets):
@@ -196,7 +254,8 @@ def test_whole_photos_are_classified(evaluate, tmp_path):
     code, out, _ = evaluate("classification", "--root", tmp_path / "classes")
     assert code == 0
     found = json.loads((tmp_path / "classification.json").read_text())
-    assert (found["photos"], len(found["model"]["sha256"])) == (2, 64)
+    assert (found["data"]["photos"], len(found["data"]["sha256"]), len(found["model"]["sha256"])) == (2, 64, 64)
+    assert not list(tmp_path.glob(".*.tmp"))
     assert list(found["metrics"]) == [f"top{k}, {count} templates" for count in (7, 80) for k in (1, 5)]
     assert found["metrics"]["top5, 7 templates"] == 100
     assert "top5, 7 templates: 100.00 %" in out
@@ -210,7 +269,10 @@ def test_photos_and_captions_are_retrieved(evaluate, tmp_path):
     assert json.loads((tmp_path / "retrieval.json").read_text())["metrics"]["text_to_image_r5"] == 100
     code, _, err = evaluate("retrieval", "--root", tmp_path / "none")
     assert (code, err.count("\n")) == (2, 1)
-    assert evaluate("retrieval", "--root", tmp_path / "shards", "--limit", 2)[0] == 2
+    for option in ("--limit", 2), ("--protocol", "nonsense"):
+        code, _, err = evaluate("retrieval", "--root", tmp_path / "shards", *option)
+        assert code == 2
+        assert "retrieval has no --protocol, --limit" in err
 
 
 def photo(number):

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.cluster import KMeans
 
 from groupvit.errors import InputError
-from groupvit.evaluation.baselines import CLUSTERINGS, cluster, clustered
+from groupvit.evaluation.baselines import CLUSTERINGS, _grouped, cluster, clustered
 from groupvit.evaluation.metrics import oracle_names
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
 from groupvit.segmentation import Segmenter
@@ -105,3 +106,26 @@ def test_a_model_with_group_tokens_is_refused():
     config = with_stages(PLAIN, Stage(1, 4, 4))
     with pytest.raises(InputError, match="plain ViT"):
         clustered(Segmenter(build_model(config), config), "k-means")
+
+
+def test_a_photo_with_fewer_clusters_has_no_more_scores_than_alone(segmenter):
+    """Missing clusters are filled up to the largest count of the batch, and must not be new segments."""
+    with torch.inference_mode():
+        features = segmenter.model.image_encoder(torch.randn(2, 3, 32, 32))
+    grouped = _grouped(features, [np.arange(16) % 5, np.arange(16) % 2])
+    assert torch.equal(grouped.segments[1, 2:], grouped.segments[1, :1].expand(3, -1))
+    other = Image.effect_noise((32, 32), 90).convert("RGB")
+    plain, options = clustered(segmenter, "k-means", 4), {"scores": "gated", "background": 0.9}
+    flat = Image.new("RGB", (32, 32))
+    beside, alone = plain.segment([other, flat], LABELS, **options)[1], plain.segment(flat, LABELS, **options)
+    assert np.array_equal(beside.label_map, alone.label_map)
+
+
+def test_k_means_is_the_best_of_ten_beginnings():
+    points = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+
+    def spread(owner):
+        return sum(((points[owner == i] - points[owner == i].mean(axis=0)) ** 2).sum() for i in range(8))
+
+    once = [KMeans(8, n_init=1, random_state=seed).fit_predict(points) for seed in range(5)]
+    assert spread(cluster(torch.from_numpy(points), "k-means", 8)) < min(map(spread, once))

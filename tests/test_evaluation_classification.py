@@ -101,3 +101,16 @@ def test_a_model_that_knows_the_photos_is_right_and_one_that_confuses_them_is_no
     assert classify(segmenter, folder) == {"top1": 100, "top5": 100}
     monkeypatch.setattr(segmenter.model, "encode_image", lambda pixels: 1 - vectors[list(folder.targets)])
     assert classify(segmenter, folder) == {"top1": 0, "top5": 100}
+
+
+def test_a_list_that_is_no_text_is_named(root):
+    (root / "classes.txt").write_bytes(b"caf\xe9\nbus\n")
+    with pytest.raises(InputError, match=r"classes.txt cannot be read"):
+        ClassFolder.open(root)
+
+
+def test_another_photo_makes_other_data(root):
+    before = ClassFolder.open(root).digest()
+    assert ClassFolder.open(root).digest() == before
+    Image.new("RGB", (40, 30), "white").save(root / "bus/blue.png")
+    assert ClassFolder.open(root).digest() != before

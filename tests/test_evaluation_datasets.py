@@ -8,7 +8,10 @@ from PIL import Image
 
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import BENCHMARKS, MaskFolder, open_benchmark
+from groupvit.evaluation.protocols import PAPER_2022
+from groupvit.evaluation.scoring import score
 from layouts import LAYOUTS, REAL, SIZES, folder, pets, save_mask, truth, voc
+from test_evaluation_scoring import random_segmenter
 
 CLASSES = {
     "voc21": 21,
@@ -215,3 +218,90 @@ def test_a_list_of_instances_that_is_none_is_named(text, tmp_path):
 def test_an_unknown_benchmark_lists_those_there_are():
     with pytest.raises(InputError, match="no benchmark 'voc': there are voc21, voc20"):
         open_benchmark("voc", Path())
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("background \ncat\ndog\n", ("background", "cat", "dog")),
+        ("\ufeffBackground\ncat\ndog\n", ("background", "cat", "dog")),
+        ("traffic_light\n'cat'\ndog =dog,puppy\n", ("traffic light", "cat", "dog")),
+        ("traffic_light=traffic light\ncat\nBackground=wall\n", ("traffic light", "cat", "background")),
+    ],
+)
+def test_labels_of_a_folder_are_read_as_those_of_segment(text, classes, tmp_path):
+    folder(tmp_path)
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    dataset = MaskFolder.open(tmp_path)
+    assert dataset.classes == classes
+    assert dataset.has_background == (classes[0] == "background")
+    named = {label.name for label in PAPER_2022.labels(dataset)}
+    assert named | {"background"} == {*classes, "background"}
+    if not dataset.has_background:
+        assert score(random_segmenter(), list(dataset), dataset.labels).named.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has a blank line"),
+        ("\ncat\ndog\n", "has a blank line"),
+        ("cat\nCat\ndog\n", "label 'Cat' is given twice"),
+        ("dog,puppy\ncat\n", "has a comma"),
+        ("cat\nbackground\n", "'background' needs words"),
+        ("background\ncat\n", "takes two other labels"),
+        ("caf\xe9\ncat\n", "cannot be read"),
+    ],
+)
+def test_labels_of_a_folder_that_cannot_be_told_apart_are_named(text, said, tmp_path):
+    folder(tmp_path)
+    (tmp_path / "classes.txt").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=rf"classes.txt.*{said}"):
+        MaskFolder.open(tmp_path)
+
+
+def test_a_file_in_the_place_of_photos_is_named(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "images").touch()
+    with pytest.raises(InputError, match=r"images is no folder"):
+        MaskFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["voc21", "context59"])
+def test_a_photo_that_is_listed_twice_is_named(name, tmp_path):
+    LAYOUTS[name](tmp_path)
+    listing = next(tmp_path.rglob("val.txt"))
+    listing.write_text(listing.read_text() + listing.read_text().splitlines()[1])
+    with pytest.raises(InputError, match=r"val.txt has 20\d\d_1 twice"):
+        open_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"category_id": 999},
+        {"segmentation": []},
+        {"segmentation": [[1, 2]]},
+        {"segmentation": None},
+        {"segmentation": {"size": [5, 4], "counts": "05d0"}},
+        {"segmentation": {}},
+    ],
+)
+def test_an_instance_that_is_none_is_named(changes, tmp_path):
+    pytest.importorskip("pycocotools")
+    LAYOUTS["coco-object-instances"](tmp_path)
+    listing = tmp_path / "annotations/instances_val2017.json"
+    document = json.loads(listing.read_text())
+    document["annotations"][0].update(changes)
+    listing.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"instances_val2017.json: annotation 0 of 0+ is no mask"):
+        open_benchmark("coco-object-instances", tmp_path)[0]
+
+
+def test_a_photo_of_unknown_width_is_no_list_of_instances(tmp_path):
+    LAYOUTS["coco-object-instances"](tmp_path)
+    listing = tmp_path / "annotations/instances_val2017.json"
+    listing.write_text(listing.read_text().replace('"width"', '"breadth"'))
+    with pytest.raises(InputError, match=r"is not COCO.s list of instances \(KeyError: 'width'"):
+        open_benchmark("coco-object-instances", tmp_path)

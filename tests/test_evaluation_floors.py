@@ -5,10 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.floors import ellipse, floors
+from groupvit.evaluation.datasets import Dataset, MaskedPhoto, open_benchmark
+from groupvit.evaluation.floors import ellipse, floors, score_floors
+from groupvit.evaluation.protocols import CALIBRATED_NATIVE
+from groupvit.evaluation.scoring import evaluate, evaluate_predictions
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter, parse_labels
+from layouts import LAYOUTS
+from test_evaluation_scoring import random_segmenter
 
 CONFIG = ModelConfig(
     ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4),)),
@@ -62,6 +66,31 @@ def test_the_own_label_is_the_class_whose_best_word_is_nearest_to_the_whole_phot
     assert np.unique(one).tolist() == [2]
     assert np.array_equal(centred, np.where(ellipse(20, 30), 2, 0))
     assert {everything.dtype, one.dtype, centred.dtype} == {np.dtype(np.uint8)}
+
+
+def test_a_model_is_asked_once_about_a_photo(segmenter, monkeypatch):
+    asked = []
+    monkeypatch.setattr("groupvit.evaluation.floors.similarities", lambda *_: asked.append(1) or torch.tensor([[1, 0]]))
+    for predict in floors(segmenter, dataset("cat", "dog"), parse_labels(["cat", "dog"])).values():
+        predict(photo())
+    assert len(asked) == 1
+
+
+def test_floors_stand_beside_the_model_on_the_same_photos(tmp_path):
+    LAYOUTS["pets"](tmp_path)
+    pets, segmenter = open_benchmark("pets", tmp_path), random_segmenter()
+    result = evaluate(segmenter, pets, CALIBRATED_NATIVE)
+    advanced = []
+    found = score_floors(result, segmenter, pets, CALIBRATED_NATIVE, lambda: advanced.append(1))
+    assert len(advanced) == len(pets)
+    named = floors(segmenter, pets, CALIBRATED_NATIVE.labels(pets))
+    assert list(found) == list(named)
+    for name, predict in named.items():
+        floor = evaluate_predictions(pets, predict, name)
+        assert found[name]["miou"] == floor.metrics()["miou"]
+        assert found[name]["difference"] == pytest.approx(result.metrics()["miou"] - floor.metrics()["miou"])
+        low, high = found[name]["interval"]
+        assert low <= found[name]["difference"] <= high
 
 
 def test_without_a_background_the_runner_up_lies_around_the_ellipse(segmenter, monkeypatch):

@@ -153,3 +153,7 @@ def test_oracle_of_true_segments_is_perfect_and_of_one_segment_is_the_majority()
     assert np.array_equal(oracle_names(truth, truth, 4), truth)
     majority = np.bincount(truth.ravel()).argmax()
     assert (oracle_names(np.zeros_like(truth), truth, 4) == majority).all()
+
+
+def test_no_pixels_have_no_accuracy():
+    assert np.isnan(pixel_accuracy(np.zeros((3, 3), np.int64)))

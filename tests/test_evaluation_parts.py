@@ -76,7 +76,7 @@ def test_parts_of_another_evaluation_are_not_mixed_in(tmp_path):
         Parts(tmp_path / "a.json", IDENTITY | {"protocol": {"name": "other"}})
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[]\n", "{}\n"])
+@pytest.mark.parametrize("text", ["nonsense\n", "[]\n", "{}\n", '{"evaluation":3}\n', '{"evaluation":"x"}\n'])
 def test_a_file_of_something_else_is_named(text, tmp_path):
     (tmp_path / "a.json.part-0").write_text(text)
     with pytest.raises(InputError, match=r"a.json.part-0 is no part of an evaluation"):
@@ -93,3 +93,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*file/a.json.part-0"):
         Parts(tmp_path / "file/a.json", IDENTITY)
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path):
+    out = tmp_path / "r[1].json"
+    with Parts(out, IDENTITY) as parts:
+        parts.add(scored(0))
+    with Parts(out, IDENTITY) as again:
+        assert len(again.scores) == 1

@@ -1,16 +1,19 @@
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from groupvit.errors import InputError
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, row
+from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE, PAPER_2022
 from groupvit.evaluation.results import Result
 from groupvit.evaluation.scoring import evaluate, score_prediction
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
+from test_evaluation_scoring import random_segmenter
 
 CLASSES = ("background", "cat", "dog")
 
@@ -98,3 +101,31 @@ def test_confusion_is_dark_where_pixels_are():
     dark = [((p[..., 2] > 80) & (p[..., 0] < 30)) for p in pictures]
     assert dark[0].sum() == pytest.approx(dark[1].sum(), rel=0.1)
     assert not (dark[0] & dark[1]).sum() > 0.1 * dark[0].sum()
+
+
+def test_a_row_is_shrunk_before_the_next_is_made():
+    alive = []
+
+    def rows():
+        for _ in range(4):
+            assert not any(reference() for reference in alive)
+            image = Image.new("RGB", (100, 20))
+            alive.append(weakref.ref(image))
+            yield image
+            del image
+
+    assert grid(rows(), width=50).size == (50, 40)
+
+
+def test_a_background_of_words_is_drawn_in_its_own_place(photo, tmp_path):
+    """The segmenter calls it "background" and puts it first, wherever and however the data set writes it."""
+    segmenter = random_segmenter()
+    dataset = Dataset("folder", tmp_path, ("cat", "Background=wall", "dog"), ("tom",), lambda _: photo)
+    paths = draw(evaluate(segmenter, dataset, PAPER_2022), segmenter, dataset, PAPER_2022, tmp_path / "pictures")
+    assert len(paths) == 4
+
+
+def test_a_file_is_no_folder_for_pictures(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file cannot be a folder of pictures"):
+        make_folder(tmp_path / "file")

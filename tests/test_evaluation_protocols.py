@@ -93,3 +93,11 @@ def test_protocols_do_not_change():
     with pytest.raises(InputError, match="no protocol 'release': there are release-2022, paper-2022"):
         get_protocol("release")
     assert get_protocol("paper-2022") is PAPER_2022
+
+
+def test_synonyms_that_meet_another_label_name_the_folder(tmp_path):
+    LAYOUTS["folder"](tmp_path)
+    (tmp_path / "classes.txt").write_text("dog\npuppy\ncat\n")
+    dataset = open_benchmark("folder", tmp_path)
+    with pytest.raises(InputError, match=rf"{tmp_path}: word 'puppy' of label 'puppy'"):
+        CALIBRATED_NATIVE.labels(dataset)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_iou_by_size_counts_a_class_in_photos_where_it_has_that_size():
                 photo = masked(i)
                 known = photo.mask != 255
                 truth, seen = (photo.mask == c)[known], (made(photo, 0.4, i) == c)[known]
-                if truth.any() and low <= truth.mean() < high:
+                if truth.any() and low <= truth.sum() / photo.mask.size < high:
                     both, either = both + (truth & seen).sum(), either + (truth | seen).sum()
             means += [100 * both / either] if either else []
         assert numbers[size] == pytest.approx(np.mean(means)) if means else np.isnan(numbers[size])
@@ -168,9 +169,9 @@ def test_two_results_are_compared_photo_by_photo(tmp_path):
     apart = result(0.30).interval()
     assert ours["interval"][1] - ours["interval"][0] < apart[1] - apart[0]
     theirs = compare(tmp_path / "b.json", tmp_path / "a.json")
-    assert theirs["interval"] == pytest.approx([-ours["interval"][1], -ours["interval"][0]])
+    assert theirs["interval"] == pytest.approx((-ours["interval"][1], -ours["interval"][0]))
     same = compare(tmp_path / "a.json", tmp_path / "a.json")
-    assert same["interval"] == [0, 0]
+    assert same["interval"] == (0, 0)
     assert same["first_is_better"] == 0
 
 
@@ -210,3 +211,47 @@ def test_other_predictions_make_results_too(tmp_path):
     assert numbers["naming"] == {}
     grouped = evaluate_predictions(dataset, lambda photo: (photo.mask % 21, [photo.mask % 7]), "seven")
     assert len(grouped.metrics()["grouping"]) == 1
+
+
+def test_one_photo_has_no_interval(tmp_path):
+    one = result(0.4, 1)
+    assert one.metrics()["interval"] is None
+    one.save(tmp_path / "a.json")
+    assert compare(tmp_path / "a.json", tmp_path / "a.json")["interval"] is None
+
+
+def test_a_share_of_a_photo_is_of_all_its_pixels():
+    """What is not labelled is a part of the photo, too."""
+    mask = np.full((10, 10), 255, np.uint8)
+    mask[0, :1] = 1
+    photo = replace(masked(0), mask=mask)
+    counted = Result("voc20", ("cat", "dog"), {}, {}, photos=(score_prediction(photo, mask % 2, 2),))
+    numbers = counted.iou_by_size()
+    assert numbers["small"] == 100
+    assert np.isnan(numbers["large"])
+
+
+def test_groups_of_a_photo_are_counted():
+    photo = masked(0)
+    groups = np.arange(80, dtype=np.uint8) // 20 * np.ones((60, 1), np.uint8)
+    counted = score_prediction(photo, made(photo, 0.4, 0), 4, [groups])
+    assert counted.stages[0].groups == 4
+    assert result(0.4, photos=2).grouping()[1]["groups"] == pytest.approx(4, abs=0.5)
+
+
+def test_data_without_labelled_pixels_have_no_numbers():
+    photos = tuple(
+        score_prediction(
+            replace(masked(i), mask=np.full((60, 80), 255, np.uint8)), made(masked(i), 1, i), 4, [made(masked(i), 1, i)]
+        )
+        for i in range(2)
+    )
+    numbers = Result("voc21", CLASSES, {}, {}, photos=photos).metrics()
+    for key in ("miou", "interval", "pixel_accuracy", "mean_accuracy", "boundary_miou"):
+        assert numbers[key] is None
+    assert set(numbers["grouping"][0].values()) == {None}
+
+
+def test_the_same_tensors_in_another_configuration_are_another_model():
+    ours, theirs = (result(0.4, model={"sha256": "a", "config": {"heads": heads}}) for heads in (2, 4))
+    assert ours.identity() != theirs.identity()

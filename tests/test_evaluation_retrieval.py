@@ -1,3 +1,4 @@
+import tarfile
 from io import BytesIO
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from PIL import Image
 
 from groupvit.data.shards import Sample, write_shards
+from groupvit.errors import InputError
 from groupvit.evaluation.retrieval import Retrieval, recall_at_k
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 
@@ -56,3 +58,18 @@ def test_a_model_that_knows_the_photos_has_full_recall_and_a_constant_one_has_no
     position = iter(range(100))
     monkeypatch.setattr(model, "encode_text", lambda tokens: vectors[(retrieval.owners + 1) % 4])
     assert retrieval(model)["text_to_image_r1"] == 0
+
+
+def test_shards_without_photos_are_named(tmp_path):
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(InputError, match=r"empty.tar hold no photos"):
+        Retrieval([tmp_path / "empty.tar"], CONFIG)
+
+
+def test_other_captions_are_other_data(tmp_path):
+    file = BytesIO()
+    Image.new("RGB", (20, 18)).save(file, "JPEG")
+    for caption in ("cat", "dog"):
+        write_shards([Sample("a", file.getvalue(), (caption,))], tmp_path / caption, prefix="a")
+    assert len({Retrieval([tmp_path / caption], CONFIG).digest for caption in ("cat", "dog")}) == 2

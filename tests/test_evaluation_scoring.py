@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_
 from groupvit.evaluation.metrics import confusion_matrix, contingency, mean_iou, oracle_names
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
 from groupvit.evaluation.results import Result
-from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction
+from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction, settle
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, REAL
@@ -223,6 +224,25 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
     assert all(photo.pending is None for photo in result.photos)
 
 
+def test_a_photo_that_changed_before_the_threshold_was_known_is_refused(tmp_path, segmenter):
+    LAYOUTS["pets"](tmp_path)
+    dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names))
+    trimap = tmp_path / "annotations/trimaps/Pet_2.png"
+    Image.fromarray(np.full_like(np.array(Image.open(trimap)), 2)).save(trimap)
+    with pytest.raises(InputError, match="Pet_2 is not the one that was counted"):
+        settle(scores, dataset, protocol)
+
+
+def test_a_photo_of_one_pixel_is_counted(tmp_path, segmenter):
+    LAYOUTS["folder"](tmp_path)
+    Image.new("RGB", (1, 1)).save(tmp_path / "images/0.png")
+    Image.new("L", (1, 1)).save(tmp_path / "masks/0.png")
+    for protocol in PROTOCOLS.values():
+        result = evaluate(segmenter, open_benchmark("folder", tmp_path).first(1), protocol)
+        assert result.matrix.sum() == 1
+
+
 def test_one_photo_cannot_calibrate_itself(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
     dataset = open_benchmark("pets", tmp_path).first(1)
@@ -293,5 +313,7 @@ def test_a_photo_without_labelled_pixels_changes_no_number(name, tmp_path, segme
 def test_a_model_is_known_by_its_tensors():
     one, same, other = random_segmenter(), random_segmenter(), random_segmenter()
     other.model.logit_scale.data += 1e-6
-    assert describe(one.model) == describe(same.model)
-    assert describe(one.model)["sha256"] != describe(other.model)["sha256"]
+    assert describe(one) == describe(same)
+    assert describe(one)["sha256"] != describe(other)["sha256"]
+    heads = replace(one.config, image=replace(one.config.image, heads=4))
+    assert describe(Segmenter(one.model, heads, device="cpu")) != describe(one)

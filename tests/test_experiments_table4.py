@@ -54,11 +54,14 @@ def test_a_table_has_floors_baselines_and_the_model(folder, tmp_path, capsys):
     lines = [line.split("│")[1].strip() for line in printed if line.startswith("│")]
     assert lines[:2] == ["one segment, own label", "centred ellipse, own label"]
     assert lines[2:] == [f"plain ViT, {m}" for m in ("pixel-wise", "k-means", "mean-shift", "spectral")] + ["GroupViT"]
+    assert next(line.split("┃")[-2].strip() for line in printed if "┃" in line) == "groups"
     result = Result.load(out / "folder" / "plain-ViT-k-means.json")
     assert len(result.photos) == 3
     assert table4.oracle(result).metrics()["miou"] == pytest.approx(result.metrics()["grouping"][-1]["oracle_miou"])
     assert (out / "folder" / "best.png").is_file()
-    json.dumps(table4.figures(result))
+    figures = table4.figures(result)
+    assert figures["groups"] > 1
+    json.dumps(figures)
 
 
 def test_a_benchmark_without_folder_or_model_is_refused():

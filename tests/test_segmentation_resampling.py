@@ -14,3 +14,7 @@ def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.Monk
     values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
     assert np.allclose(best, values.numpy(), atol=1e-12)
     assert (index == channels.numpy()).all()
+
+
+def test_a_window_may_cover_no_pixel_of_a_tiny_photo() -> None:
+    assert module.resampled_argmax(torch.rand(5, 4, 4), (1, 0), (4.0, 4.0))[1].shape == (1, 0)

@@ -3,8 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,44 +34,52 @@ def evaluate(
 ) -> None:
     """Measure how well a model segments the photos of a benchmark, or classifies or retrieves whole photos.
 
-    Prints mean IoU with its interval, accuracies, boundary IoU, the grouping of each stage and the naming of true
-    regions, and writes them with every photo's pixel counts. Interrupted, the same command goes on; with torchrun,
-    processes that see the same folder share the photos: torchrun --nproc-per-node 2 -m groupvit evaluate ...
+    Prints mean IoU with its interval and beside floors that find nothing, accuracies, boundary IoU, the grouping of
+    each stage and the naming of true regions, and writes them with every photo's pixel counts. Interrupted, the same
+    command goes on; with torchrun, processes that see the same folder share the photos:
+    torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
         model: A trained model: a folder, a file, or a name on the hub.
         benchmark: voc21, voc20, context60, context59, coco-object-instances, coco-object-stuff, pets, camvid11,
             camvid11-test, or folder (images/, masks/, classes.txt); classification (a folder for each class), or
-            retrieval (tar shards). The last two know no protocol, limit or pictures.
+            retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022 or calibrated-native (docs/PROTOCOLS.md).
         limit: At most so many photos, spread evenly over the data set.
         out: The result file, by default BENCHMARK.PROTOCOL.json here.
         compare: Another result file of the same photos, for the difference and its interval.
         pictures: A folder for pictures: best and worst photos with groups, prediction and truth; IoU; confusion.
-        precision: Numbers of the image encoder; scores and decisions are always float32.
+        precision: Numbers of the image encoder; scores and decisions are always float32, and so are whole photos.
         batch_size: Windows that are encoded at once.
     """
     import torch
 
     from groupvit import api
     from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.floors import score_floors
     from groupvit.evaluation.parts import Parts
+    from groupvit.evaluation.pictures import draw, make_folder
     from groupvit.evaluation.protocols import get_protocol
     from groupvit.evaluation.results import Result
     from groupvit.evaluation.results import compare as compare_files
-    from groupvit.evaluation.scoring import conclude, describe, score_photos
+    from groupvit.evaluation.scoring import conclude, describe, score_photos, unchanged
 
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
     if benchmark in ("classification", "retrieval"):
-        if limit or compare or pictures:
-            raise InputError(f"{benchmark} takes all photos, and has no --limit, --compare or --pictures")
+        if limit or compare or pictures or protocol != "calibrated-native":
+            raise InputError(f"{benchmark} has no --protocol, --limit, --compare or --pictures: drop them")
         _whole_photos(api.load(model), model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
     chosen = get_protocol(protocol)
     dataset = open_benchmark(benchmark, root).first(limit)
     chosen.threshold(dataset)
+    chosen.labels(dataset)
+    if compare:
+        Result.load(compare)
+    if pictures:
+        make_folder(pictures)
     out = out or Path(f"{benchmark}.{protocol}.json")
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
@@ -80,33 +89,38 @@ def evaluate(
         benchmark,
         dataset.classes,
         chosen.record(segmenter.config, dataset),
-        {"source": model, **describe(segmenter.model), "precision": precision},
+        {"source": model, **describe(segmenter), "precision": precision},
     )
     identity = result.identity(dataset.names)
     if out.exists():
-        if Result.load(out).identity() != identity:
+        held = Result.load(out)
+        if held.identity() != identity:
             raise InputError(f"{out} holds another evaluation: choose another --out or delete it")
+        for photo in held.photos if rank == 0 else ():
+            unchanged(dataset, photo)
     else:
         with Parts(out, identity, rank) as parts:
-            left = [name for name in dataset.names[rank::processes] if name not in parts.scores]
-            with _progress(len(left), disable=rank > 0) as advance:
+            own = dataset.names[rank::processes]
+            for name in parts.scores.keys() & set(own):
+                unchanged(dataset, parts.scores[name])
+            left = [name for name in own if name not in parts.scores]
+            with _progress("evaluating", len(left), disable=rank > 0) as advance:
                 scored = score_photos(segmenter, dataset, chosen, left, precision=precision, batch_size=batch_size)
                 for photo in scored:
                     parts.add(photo)
                     advance()
             if rank == 0:
                 parts.wait_for(dataset.names)
-                conclude(result, [parts.scores[name] for name in dataset.names], dataset, chosen).save(out)
+                result = conclude(result, [parts.scores[name] for name in dataset.names], dataset, chosen)
+                with _progress("floors", len(dataset)) as advance:
+                    floors = score_floors(result, segmenter, dataset, chosen, advance)
+                replace(result, floors=floors).save(out)
                 parts.remove()
     if rank == 0:
         print(report(Result.load(out)))
         if compare:
-            difference = compare_files(out, compare)
-            low, high = difference["interval"]
-            print(f"mIoU less that of {compare}: {difference['difference']:+.2f} (95 % {low:+.2f} to {high:+.2f})")
+            print(f"mIoU less that of {compare}: {_difference(compare_files(out, compare))}")
         if pictures:
-            from groupvit.evaluation.pictures import draw
-
             for path in draw(Result.load(out), segmenter, dataset, chosen, pictures):
                 print(path)
         print(f"{out} has the counts of each photo")
@@ -117,7 +131,7 @@ def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Pat
     import json
 
     from groupvit.evaluation.classification import ClassFolder, classify
-    from groupvit.evaluation.results import versions
+    from groupvit.evaluation.results import versions, write_text
     from groupvit.evaluation.retrieval import Retrieval
     from groupvit.evaluation.scoring import describe
     from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
@@ -125,71 +139,79 @@ def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Pat
     metrics: dict[str, float] = {}
     if benchmark == "retrieval":
         retrieval = Retrieval([root], segmenter.config)
-        photos = len(retrieval.photos)
+        photos, digest = len(retrieval.photos), retrieval.digest
         metrics = retrieval(segmenter.model)
     else:
         folder = ClassFolder.open(root)
-        photos = len(folder)
         for templates in (IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80):
             found = classify(segmenter, folder, templates)
             metrics |= {f"{name}, {len(templates)} templates": value for name, value in found.items()}
+        photos, digest = len(folder), folder.digest()
     print(f"{benchmark}, {photos} photos")
     for name, value in metrics.items():
         print(f"{name}: {value:.2f} %")
-    document: dict[str, Any] = {"benchmark": benchmark, "photos": photos, "metrics": metrics, "versions": versions()}
-    document["model"] = {"source": source, **describe(segmenter.model)}
-    try:
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out} ({error.strerror})") from error
+    document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
+    document["data"] = {"photos": photos, "sha256": digest}
+    document["model"] = {"source": source, **describe(segmenter), "precision": "fp32"}
+    write_text(out, json.dumps(document, indent=1) + "\n")
 
 
 def report(result: "Result") -> str:
     """The numbers as lines of text."""
     numbers = result.metrics()
     thresholds = " and ".join(f"{threshold:.3g}" for threshold in result.thresholds)
-    low, high = numbers["interval"]
-    sizes = ", ".join(f"{size} {_percent(value)}" for size, value in numbers["by_size"].items())
+    sizes = ", ".join(f"{size} {_number(value)}" for size, value in numbers["by_size"].items())
     lines = [
         f"{result.benchmark}, {result.protocol['name']}: {len(result.photos)} photos"
         + (f", background below {thresholds}" if thresholds else ""),
-        f"mIoU {numbers['miou']:.2f} (95 % {low:.2f} to {high:.2f}), "
-        f"boundary mIoU {_percent(numbers['boundary_miou'])}, "
-        f"pixel accuracy {numbers['pixel_accuracy']:.2f}, mean accuracy {_percent(numbers['mean_accuracy'])}",
+        f"mIoU {_number(numbers['miou'])} ({_interval(numbers['interval'])}), "
+        f"boundary mIoU {_number(numbers['boundary_miou'])}, "
+        f"pixel accuracy {_number(numbers['pixel_accuracy'])}, mean accuracy {_number(numbers['mean_accuracy'])}",
+        *(
+            f"floor, {name}: mIoU {_number(floor['miou'])}, model minus floor {_difference(floor)}"
+            for name, floor in result.floors.items()
+        ),
         f"by share of the photo: {sizes}",
     ]
     for stage, values in enumerate(numbers["grouping"], start=1):
+        rand = _number(values["adjusted_rand_index"], ".3f")
         lines.append(
-            f"groups of stage {stage}: adjusted Rand index {values['adjusted_rand_index']:.3f}, purity "
-            f"{values['purity']:.2f}, mIoU with the best names {_percent(values['oracle_miou'])}"
+            f"groups of stage {stage}: {_number(values['groups'], '.1f')} in a photo, adjusted Rand index {rand}, "
+            f"purity {_number(values['purity'])}, mIoU with the best names {_number(values['oracle_miou'])}"
         )
     if naming := numbers["naming"]:
-        lines.append(f"true regions called right: {naming['accuracy']:.2f} of {naming['regions']}")
+        lines.append(f"regions called right: {naming['accuracy']:.2f} of {naming['regions']}")
     width = max(map(len, numbers["classes"]))
     lines.append(f"{'class':{width}}    IoU  accuracy  boundary IoU")
     for name, values in numbers["classes"].items():
-        cells = (_percent(values[key]) for key in ("iou", "accuracy", "boundary_iou"))
+        cells = (_number(values[key]) for key in ("iou", "accuracy", "boundary_iou"))
         lines.append(
             f"{name:{width}} " + "".join(f"{cell:>{size}}" for cell, size in zip(cells, (6, 10, 14), strict=True))
         )
     return "\n".join(lines)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(ends: Sequence[float] | None, form: str = ".2f") -> str:
+    return "95 % " + ("-" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}")
+
+
+def _difference(values: Mapping[str, Any]) -> str:
+    return f"{_number(values['difference'], '+.2f')} ({_interval(values['interval'], '+.2f')})"
 
 
 @contextmanager
-def _progress(count: int, *, disable: bool) -> Iterator[Callable[[], None]]:
+def _progress(title: str, count: int, *, disable: bool = False) -> Iterator[Callable[[], None]]:
     """A bar on stderr with rate and time left, when there is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
     console, began = Console(stderr=True), time.monotonic()
-    with Progress(
-        TextColumn("evaluating"), *columns, console=console, disable=disable or not sys.stderr.isatty()
-    ) as progress:
+    with Progress(TextColumn(title), *columns, console=console, disable=disable or not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=count, rate="")
 
         def advance() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ def cluster(patches: Float[Tensor, "patches dim"], method: Clustering, groups: i
     if len(distinct) <= groups or method == "pixel-wise":
         return same
     if method == "k-means":
-        return KMeans(groups, n_init="auto", random_state=0).fit_predict(features)
+        best_of: Any = 10  # scikit-learn annotates its strings only
+        return KMeans(groups, n_init=best_of, random_state=0).fit_predict(features)
     if method == "mean-shift":
         bandwidth = estimate_bandwidth(features, quantile=1 / groups)
         return MeanShift(bandwidth=max(bandwidth, 1e-6)).fit_predict(features)
@@ -63,10 +64,11 @@ def cluster(patches: Float[Tensor, "patches dim"], method: Clustering, groups: i
 
 
 def _grouped(features: ImageFeatures, clusters: Sequence[Int[np.ndarray, " patches"]]) -> ImageFeatures:
-    """The same features as if one grouping had merged each cluster into its mean; missing ones are empty."""
+    """The same features as if one grouping had merged each cluster into its mean; missing ones repeat the first."""
     own = torch.as_tensor(np.stack(clusters), device=features.segments.device).long()
     hard = F.one_hot(own).transpose(1, 2).float()
     means = hard @ features.segments.float() / hard.sum(dim=2, keepdim=True).clamp(min=1)
+    means = torch.where(hard.sum(dim=2, keepdim=True) > 0, means, means[:, :1])  # or an empty one would have scores
     segments = means.to(features.segments.dtype)
     return replace(features, segments=segments, ungrouped=features.segments, assignments=(Assignment(hard, hard),))
 

@@ -1,5 +1,6 @@
 """Zero-shot classification: what is the whole photo called? (Radford et al., 2021, §3.1)"""
 
+import hashlib
 import importlib.resources
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
 from groupvit.errors import InputError
+from groupvit.evaluation.datasets import read_text
 from groupvit.models import normalize
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
@@ -56,6 +58,13 @@ class ClassFolder:
     def __len__(self) -> int:
         return len(self.files)
 
+    def digest(self) -> str:
+        """A hash of all files, names and targets."""
+        digest = hashlib.sha256(repr((self.names, self.targets)).encode())
+        for file in self.files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
     def __iter__(self) -> Iterator[Image.Image]:
         return (load_rgb(file, str(file)) for file in self.files)
 
@@ -63,7 +72,7 @@ class ClassFolder:
 def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
     listing = root / "classes.txt"
     if listing.is_file():
-        names = tuple(line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_text(listing).splitlines() if line.strip())
         if len(names) != len(folders):
             raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
         return names

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
 from groupvit.evaluation.metrics import IGNORE
-from groupvit.segmentation.labels import BACKGROUND
+from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
 
 Mask = UInt8[np.ndarray, "height width"]
 
@@ -85,9 +86,7 @@ class MaskFolder:
         _require(
             root, "images", "masks", "classes.txt", holds="an evaluation folder holds images/, masks/ and classes.txt"
         )
-        labels = tuple((root / "classes.txt").read_text(encoding="utf-8").strip().splitlines())
-        if not all(map(str.strip, labels)):
-            raise InputError(f"{root / 'classes.txt'} has a blank line: each line is the label of one index, from 0")
+        labels = _labels(root / "classes.txt")
         files = _images(root / "images")
         table = _table({i: i for i in range(len(labels))})
 
@@ -97,9 +96,28 @@ class MaskFolder:
         return Dataset("folder", root, labels, tuple(files), read)
 
 
+def _labels(listing: Path) -> tuple[str, ...]:
+    """Labels as they will be looked for: "traffic light" for `traffic_light`."""
+    lines = read_text(listing).rstrip().splitlines()
+    if not lines or not all(map(str.strip, lines)):
+        raise InputError(f"{listing} has a blank line: each line is the label of one index, from 0")
+    bare = clean(lines[0]).lower() == BACKGROUND
+    if bare and len(lines) < 3:
+        raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
+    try:
+        labels = [parse_labels([line])[0] for line in lines[bare:]]
+        parse_labels(labels)
+    except InputError as error:
+        raise InputError(f"{listing}: {error}") from error
+    own = zip(lines[bare:], labels, strict=True)
+    return (BACKGROUND,) * bare + tuple(
+        f"{label.name}={','.join(label.words)}" if "=" in line else label.name for line, label in own
+    )
+
+
 def _open_voc(root: Path, *, background: bool) -> Dataset:
     _require(root, "JPEGImages", "SegmentationClass", holds="give the folder VOC2012 of the VOCdevkit")
-    names = _lines(root / "ImageSets/Segmentation/val.txt")
+    names = _names(root / "ImageSets/Segmentation/val.txt")
     return _open_pairs("voc", root, names, _VOC, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", background=background)
 
 
@@ -110,7 +128,7 @@ def _open_context(root: Path, *, background: bool) -> Dataset:
         "SegmentationClassContext",
         holds="give the folder VOC2010 with PASCAL Context's masks in it",
     )
-    names = _lines(root / "ImageSets/SegmentationContext/val.txt")
+    names = _names(root / "ImageSets/SegmentationContext/val.txt")
     places = "JPEGImages/{}.jpg", "SegmentationClassContext/{}.png"
     return _open_pairs("context", root, names, _CONTEXT, *places, background=background)
 
@@ -177,6 +195,7 @@ def _open_coco_instances(root: Path) -> Dataset:
         document = json.loads(listing.read_bytes())
         index = {category["id"]: 1 + _COCO.index(category["name"]) for category in document["categories"]}
         images = {Path(image["file_name"]).stem: image for image in document["images"]}
+        sizes = {name: (image["height"], image["width"]) for name, image in images.items()}
         owned: dict[int, list[Any]] = {image["id"]: [] for image in images.values()}
         for thing in document["annotations"]:
             owned[thing["image_id"]].append((not thing["iscrowd"], -thing["area"], thing["id"], thing))
@@ -185,9 +204,16 @@ def _open_coco_instances(root: Path) -> Dataset:
 
     def read(name: str) -> MaskedPhoto:
         data, image = _photo(path := root / "val2017" / images[name]["file_name"])
-        mask = np.zeros((images[name]["height"], images[name]["width"]), np.uint8)
-        for *_, thing in sorted(owned[images[name]["id"]], key=lambda entry: entry[:3]):
-            mask[_decode(thing["segmentation"], *mask.shape) > 0] = index[thing["category_id"]]
+        mask = np.zeros(sizes[name], np.uint8)
+        for *_, number, thing in sorted(owned[images[name]["id"]], key=lambda entry: entry[:3]):
+            try:
+                mask[_decode(thing["segmentation"], *mask.shape) > 0] = index[thing["category_id"]]
+            except InputError:
+                raise
+            except Exception as error:  # pycocotools raises nothing more special
+                raise InputError(
+                    f"{listing}: annotation {number} of {name} is no mask ({type(error).__name__}: {error})"
+                ) from error
         _check_size(listing, mask, path, image)
         return _photo_with(name, data, image, mask)
 
@@ -238,15 +264,30 @@ def _require(root: Path, *parts: str, holds: str) -> None:
             raise InputError(f"{root} has no {part}; {holds}")
 
 
-def _lines(path: Path) -> list[str]:
+def read_text(path: Path) -> str:
+    """A text file; an `InputError` says why it is none."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _names(listing: Path) -> list[str]:
+    """Names of photos, each of which counts once."""
+    names = _lines(listing)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{listing} has {twice[0]} twice: drop one of the lines")
+    return names
+
+
 def _images(folder: Path) -> dict[str, Path]:
     """The files of a folder by their names without suffix, sorted; hidden ones are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder of photos")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.stem in files:

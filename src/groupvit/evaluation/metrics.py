@@ -57,8 +57,8 @@ def accuracy(matrix: Matrix) -> Float[np.ndarray, " classes"]:
 
 
 def pixel_accuracy(matrix: Matrix) -> float:
-    """Share of pixels that are called what they are, in percent."""
-    return float(100 * np.trace(matrix) / max(matrix.sum(), 1))
+    """Share of pixels that are called what they are, in percent; NaN without any."""
+    return float(100 * np.trace(matrix) / matrix.sum()) if matrix.any() else np.nan
 
 
 def boundary_areas(truth: IndexMap, prediction: IndexMap, classes: int, ratio: float = 0.02) -> Areas:
@@ -99,7 +99,7 @@ def contingency(groups: IndexMap, truth: IndexMap, classes: int) -> Int[np.ndarr
     """Known pixels of each group by true class."""
     known = truth != IGNORE
     pairs = groups[known].astype(np.int64) * classes + truth[known]
-    return np.bincount(pairs, minlength=(int(groups.max()) + 1) * classes).reshape(-1, classes)
+    return np.bincount(pairs, minlength=(int(groups.max(initial=0)) + 1) * classes).reshape(-1, classes)
 
 
 def adjusted_rand_index(table: Int[np.ndarray, "groups classes"]) -> float:

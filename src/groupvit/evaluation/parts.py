@@ -1,5 +1,6 @@
 """An evaluation under way: each process appends the photos it has counted to a file, and reads those of the others."""
 
+import glob
 import json
 import time
 from collections.abc import Collection, Mapping
@@ -32,12 +33,12 @@ class Parts:
         except OSError as error:
             raise InputError(f"cannot write {own} ({error.strerror}): choose another --out") from error
 
-    def _path(self, rank: int | str) -> Path:
+    def _path(self, rank: int) -> Path:
         return self.out.with_name(f"{self.out.name}.part-{rank}")
 
     def refresh(self) -> None:
         """Reads what other processes, or earlier ones, have added."""
-        for path in sorted(self.out.parent.glob(self._path("*").name)):
+        for path in sorted(self.out.parent.glob(f"{glob.escape(self.out.name)}.part-*")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 whole = file.read().rpartition(b"\n")[0]
@@ -50,7 +51,7 @@ class Parts:
 
     def _check(self, path: Path, line: bytes) -> None:
         try:
-            identity = json.loads(line)["evaluation"]
+            identity = dict(json.loads(line)["evaluation"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no part of an evaluation: delete it or choose another --out") from error
         if differing := [key for key in self.identity if identity.get(key) != self.identity[key]]:

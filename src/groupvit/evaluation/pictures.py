@@ -1,6 +1,6 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
+from groupvit.evaluation.scoring import class_indices
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
@@ -37,11 +38,13 @@ def row(photo: MaskedPhoto, groups: Sequence[IndexMap], prediction: IndexMap, cl
     return drawing.panel(list(pictures.values()), list(pictures))
 
 
-def grid(rows: Sequence[Image.Image], width: int = 1600) -> Image.Image:
-    """Rows below each other, shrunk to one width."""
-    scaled = [
-        image.resize((width, max(1, image.height * width // image.width)), Image.Resampling.LANCZOS) for image in rows
-    ]
+def grid(rows: Iterable[Image.Image], width: int = 1600) -> Image.Image:
+    """Rows below each other, shrunk to one width, one before the next is made: those of large photos are large."""
+
+    def shrunk(image: Image.Image) -> Image.Image:
+        return image.resize((width, max(1, image.height * width // image.width)), Image.Resampling.LANCZOS)
+
+    scaled = list(map(shrunk, rows))
     canvas = Image.new("RGB", (width, sum(image.height for image in scaled)), "white")
     top = 0
     for image in scaled:
@@ -60,20 +63,31 @@ def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
     return ranked[:count], ranked[::-1][:count]
 
 
+def make_folder(out: Path) -> None:
+    """A place for pictures, so that it is known to be one before anything is evaluated."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be a folder of pictures ({error.strerror}): choose another") from error
+
+
 def draw(
     result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, out: Path, count: int = 4
 ) -> list[Path]:
-    """Writes best.png, worst.png (rows of photos), iou.png and confusion.png of an evaluation into a folder.
+    """Writes best.png, worst.png (rows of photos), iou.png and confusion.png of an evaluation into a folder, none of
+    them without labelled pixels.
 
     Groups are those of the whole photo in one window, whatever windows the prediction was averaged over.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     classes, matrix = result.classes, result.matrix
     title = f"{result.benchmark}, {len(result.photos)} photos"
-    pictures = {"iou": iou_bars(matrix, classes, title), "confusion": confusion(matrix, classes, title)}
+    pictures: dict[str, Image.Image] = {}
+    if matrix.any():
+        pictures = {"iou": iou_bars(matrix, classes, title), "confusion": confusion(matrix, classes, title)}
     for kind, chosen in zip(("best", "worst"), extremes(result, count), strict=True):
         if chosen:
-            pictures[kind] = grid([_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen])
+            pictures[kind] = grid(_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen)
     for name, picture in pictures.items():
         picture.save(out / f"{name}.png")
     return [out / f"{name}.png" for name in pictures]
@@ -89,8 +103,7 @@ def _row_of(
     groups = segmented.groups
     if not groups:
         groups = segmenter.segment(photo.image, labels, short_side=options.get("short_side")).groups
-    indices = np.array([dataset.classes.index(name) for name in segmented.names], dtype=np.uint16)
-    return row(photo, groups, indices[segmented.label_map], dataset.classes)
+    return row(photo, groups, class_indices(segmented, dataset.classes)[segmented.label_map], dataset.classes)
 
 
 def iou_bars(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:

@@ -48,7 +48,10 @@ class Protocol:
         named = dataset.labels[1:] if dataset.has_background else dataset.labels
         labels = [label if "=" in label else Label(label, self._words(label, dataset.benchmark)) for label in named]
         contrast = CONTRAST.get(dataset.benchmark, ()) if self.contrast else ()
-        return parse_labels([*([Label(BACKGROUND, tuple(contrast))] if contrast else []), *labels])
+        try:
+            return parse_labels([*([Label(BACKGROUND, tuple(contrast))] if contrast else []), *labels])
+        except InputError as error:
+            raise InputError(f"{dataset.root}: {error}") from error
 
     def _words(self, name: str, benchmark: str) -> tuple[str, ...]:
         if self.class_names == "release":

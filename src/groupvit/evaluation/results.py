@@ -22,7 +22,7 @@ from groupvit.segmentation.labels import BACKGROUND
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
 """Shares of a photo that a class covers in it, from and below."""
 RESAMPLES = 1000
-_FORMAT = 1
+_FORMAT = 2
 
 Counts = Int[np.ndarray, "_ 3"]
 """True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
@@ -31,23 +31,25 @@ Counts = Int[np.ndarray, "_ 3"]
 @dataclass(frozen=True)
 class StageScores:
     """One stage's groups against the true classes of a photo: adjusted Rand index (None for a photo without labelled
-    pixels), and groups with their best names."""
+    pixels), groups with their best names, and how many groups have labelled pixels."""
 
     ari: float | None
     oracle: Counts
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)
 class PhotoScores:
     """One photo's counts.
 
-    `boundary` has class, intersection, truth and prediction near boundaries, `stages` is the grouping, `naming` has for
-    each true region its class, what it is called as a whole, and its pixels. `pending` holds what a threshold that is
-    not known yet will be applied to.
+    `pixels` is the photo's size, `boundary` has class, intersection, truth and prediction near boundaries, `stages` is
+    the grouping, `naming` has for each true region its class, what it is called as a whole, and its pixels. `pending`
+    holds what a threshold that is not known yet will be applied to.
     """
 
     name: str
     digest: str
+    pixels: int
     matrix: Counts
     boundary: Int[np.ndarray, "_ 4"]
     stages: tuple[StageScores, ...] = ()
@@ -59,9 +61,10 @@ class PhotoScores:
         values: dict[str, Any] = {
             "name": self.name,
             "digest": self.digest,
+            "pixels": self.pixels,
             "matrix": self.matrix.tolist(),
             "boundary": self.boundary.tolist(),
-            "stages": [{"ari": stage.ari, "oracle": stage.oracle.tolist()} for stage in self.stages],
+            "stages": [{"ari": s.ari, "oracle": s.oracle.tolist(), "groups": s.groups} for s in self.stages],
             "naming": self.naming.tolist(),
         }
         return values if self.pending is None else values | {"pending": dict(self.pending)}
@@ -69,9 +72,9 @@ class PhotoScores:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
         """Inverse of `to_dict`."""
-        stages = tuple(StageScores(stage["ari"], _rows(stage["oracle"], 3)) for stage in values["stages"])
+        stages = tuple(StageScores(s["ari"], _rows(s["oracle"], 3), int(s["groups"])) for s in values["stages"])
         counts = _rows(values["matrix"], 3), _rows(values["boundary"], 4), stages, _rows(values["naming"], 3)
-        return cls(str(values["name"]), str(values["digest"]), *counts, values.get("pending"))
+        return cls(str(values["name"]), str(values["digest"]), int(values["pixels"]), *counts, values.get("pending"))
 
 
 def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
@@ -98,6 +101,7 @@ class Result:
     """An evaluation: which benchmark, model, protocol and versions, and every photo's counts.
 
     `thresholds` are the background's: those of the two halves of the photos where they were found on the other half.
+    `floors` are mean IoUs that know nothing of where things are, and this one's difference to each (`difference`).
     """
 
     benchmark: str
@@ -106,6 +110,7 @@ class Result:
     model: Mapping[str, Any]
     thresholds: tuple[float, ...] = ()
     photos: tuple[PhotoScores, ...] = ()
+    floors: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def identity(self, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class Result:
                 {
                     "benchmark": self.benchmark,
                     "protocol": self.protocol,
-                    "model": {key: self.model.get(key) for key in ("sha256", "precision")},
+                    "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
                     "list of photos": _digest(photos),
                 }
             )
@@ -146,16 +151,14 @@ class Result:
             np.add.at(total, photo.boundary[:, 0], photo.boundary[:, 1:])
         return total
 
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean IoU over photos drawn again (see `resampled_means`)."""
-        low, high = np.percentile(resampled_means(self.photo_areas), [2.5, 97.5])
-        return float(low), float(high)
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean IoU over photos drawn again (see `resampled_means`); None below two photos."""
+        return _middle(resampled_means(self.photo_areas)) if len(self.photos) > 1 else None
 
     def iou_by_size(self) -> dict[str, float]:
         """Mean IoU of classes counted only in photos where they cover a share within `SIZES`, without background."""
         counted = self.photo_areas[:, int(self.classes[0].lower() == BACKGROUND) :]
-        pixels = self.photo_areas[:, :, 1].sum(axis=1).clip(min=1)
-        share = counted[:, :, 1] / pixels[:, None]
+        share = counted[:, :, 1] / np.array([[photo.pixels] for photo in self.photos])
         means = {}
         for size, (low, high) in SIZES.items():
             inside = (share > 0) & (share >= low) & (share < high)
@@ -163,14 +166,14 @@ class Result:
         return means
 
     def grouping(self) -> list[dict[str, float]]:
-        """Stage by stage: adjusted Rand index (mean over photos), purity and mean IoU with the best true names."""
+        """Stage by stage: groups in a photo and adjusted Rand index (means), purity, mean IoU with the best names."""
         stages = []
         for stage in zip(*(photo.stages for photo in self.photos), strict=True):
             oracle = dense([photo.oracle for photo in stage], len(self.classes))
-            known = [photo.ari for photo in stage if photo.ari is not None]
-            ari = sum(known) / len(known) if known else np.nan
+            known = [(photo.ari, photo.groups) for photo in stage if photo.ari is not None]
+            ari, groups = np.mean(known, axis=0).tolist() if known else (np.nan, np.nan)
             purity, miou = metrics.pixel_accuracy(oracle), metrics.mean_iou(oracle)
-            stages.append({"adjusted_rand_index": ari, "purity": purity, "oracle_miou": miou})
+            stages.append({"groups": groups, "adjusted_rand_index": ari, "purity": purity, "oracle_miou": miou})
         return stages
 
     def naming(self) -> dict[str, int | float]:
@@ -220,17 +223,11 @@ class Result:
             "thresholds": list(self.thresholds),
             "versions": self.versions,
             "metrics": self.metrics(),
+            "floors": _plain(self.floors),
         }
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror or error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> "Result":
@@ -246,6 +243,7 @@ class Result:
                 values["model"],
                 tuple(values["thresholds"]),
                 tuple(PhotoScores.from_dict(photo) for photo in values["photos"]),
+                values["floors"],
                 values["versions"],
             )
         except OSError as error:
@@ -256,6 +254,18 @@ class Result:
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in place of one that may be there, once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -285,8 +295,7 @@ def resampled_means(areas: Areas, seed: int = 0, resamples: int = RESAMPLES) -> 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """The mean IoU of two result files on the same photos, and the 95 % interval of their difference.
 
-    Photos are drawn for both at once, so that what makes a photo hard counts in neither's favour. `first_is_better` is
-    the share of draws in which the first one's mean is higher.
+    See `difference`. An `InputError` says what keeps them from being compared.
     """
     ours, theirs = Result.load(first), Result.load(second)
     if ours.classes != theirs.classes or ours.benchmark != theirs.benchmark:
@@ -295,15 +304,29 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         raise InputError(
             f"{second} is of other photos or masks than {first} ({len(theirs.photos)} and {len(ours.photos)} photos)"
         )
+    return difference(ours, theirs)
+
+
+def difference(ours: Result, theirs: Result) -> dict[str, Any]:
+    """The mean IoU of two results on the same photos, and the 95 % interval of their difference (None: one photo).
+
+    Photos are drawn for both at once, so that what makes a photo hard counts in neither's favour. `first_is_better` is
+    the share of draws in which the first one's mean is higher.
+    """
     draws = resampled_means(ours.photo_areas) - resampled_means(theirs.photo_areas)
     means = metrics.mean_iou(ours.matrix), metrics.mean_iou(theirs.matrix)
-    low, high = np.percentile(draws, [2.5, 97.5])
     return {
         "miou": list(means),
         "difference": means[0] - means[1],
-        "interval": [float(low), float(high)],
+        "interval": _middle(draws) if len(ours.photos) > 1 else None,
         "first_is_better": float((draws > 0).mean()),
     }
+
+
+def _middle(draws: Float[np.ndarray, " resamples"]) -> tuple[float, float] | None:
+    """Where 95 % of draws lie; None where they are of nothing."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return None if np.isnan(low) else (float(low), float(high))
 
 
 def _plain(value: Any) -> Any:

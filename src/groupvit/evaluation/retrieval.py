@@ -1,5 +1,6 @@
 """Image-text retrieval: does a caption find its photo among all photos?"""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from groupvit.data.shards import find_shards, read_shard
 from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
+from groupvit.errors import InputError
 from groupvit.models import GroupViT, ModelConfig, normalize
 from groupvit.text.tokenizer import Tokenizer
 
@@ -22,18 +24,22 @@ def recall_at_k(similarity: Float[Tensor, "queries items"], answers: Int[Tensor,
 
 
 class Retrieval:
-    """Photos of shards with all their captions, decoded once."""
+    """Photos of shards with all their captions, decoded once; `digest` is a hash of files and captions."""
 
     def __init__(self, shards: list[Path], config: ModelConfig):
         tokenizer = Tokenizer(config.text.context_length)
         size = config.image.image_size
-        photos, captions, owners = [], [], []
+        photos, captions, owners, digest = [], [], [], hashlib.sha256()
         for shard in find_shards(shards):
             for sample in read_shard(shard):
                 photo = resize_short_side(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size)
                 owners += [len(photos)] * len(sample.captions)
                 captions += sample.captions
+                digest.update(sample.image + "\n".join(sample.captions).encode())
                 photos.append(to_tensor(center_crop(photo, size)))
+        if not photos:
+            raise InputError(f"{', '.join(map(str, shards))} hold no photos")
+        self.digest = digest.hexdigest()
         self.photos = torch.stack(photos)
         self.captions = tokenizer(captions)
         self.owners = torch.tensor(owners)

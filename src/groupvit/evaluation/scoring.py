@@ -4,14 +4,13 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import nn
 
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
@@ -60,14 +59,14 @@ def score(
         chunk = photos[start : start + _CHUNK]
         results = segmenter.segment([photo.image for photo in chunk], labels, **settings)
         for photo, result in zip(chunk, results, strict=True):
-            named += confusion_matrix(photo.mask, _indices(result, classes)[result.label_map], len(labels))
+            named += confusion_matrix(photo.mask, class_indices(result, classes)[result.label_map], len(labels))
             if result.groups:
                 names = oracle_names(result.groups[-1], photo.mask, len(labels))
                 oracle += confusion_matrix(photo.mask, names, len(labels))
     return Scores(named, oracle)
 
 
-def _indices(result: Segmentation, classes: Sequence[str]) -> np.ndarray:
+def class_indices(result: Segmentation, classes: Sequence[str]) -> np.ndarray:
     """For each of a result's names the class index; the segmenter puts background first wherever it stood."""
     order = {name.lower(): index for index, name in enumerate(classes)}
     return np.array([order[name.lower()] for name in result.names], np.uint8)
@@ -84,7 +83,7 @@ def evaluate(
 ) -> Result:
     """A model on a benchmark."""
     photos = score_photos(segmenter, dataset, protocol, dataset.names, precision=precision, batch_size=batch_size)
-    model = {"source": source, **describe(segmenter.model), "precision": precision}
+    model = {"source": source, **describe(segmenter), "precision": precision}
     result = Result(dataset.benchmark, dataset.classes, protocol.record(segmenter.config, dataset), model)
     return conclude(result, list(photos), dataset, protocol)
 
@@ -119,6 +118,7 @@ def score_prediction(
     return PhotoScores(
         photo.name,
         photo.digest,
+        photo.mask.size,
         sparse(confusion_matrix(photo.mask, prediction, classes)),
         np.concatenate([present[:, None], near[present]], axis=1),
         tuple(_stage([contingency(stage, photo.mask, classes)]) for stage in groups),
@@ -159,7 +159,7 @@ def _chunks(photos: Iterable[MaskedPhoto], count: int) -> Iterator[list[MaskedPh
 
 def _count(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, pending: bool) -> PhotoScores:
     classes = len(dataset.classes)
-    indices = _indices(result, dataset.classes)
+    indices = class_indices(result, dataset.classes)
     prediction = indices[result.label_map]
     tables: list[list[np.ndarray]] = []
     regions = np.zeros((classes, result.windows[0].scores.shape[-1]))
@@ -176,21 +176,25 @@ def _count(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, pendin
         return replace(score_prediction(photo, prediction, classes), **split)
     none = np.zeros((0, 3), np.int64), np.zeros((0, 4), np.int64)
     held = _hold(photo, prediction, result.confidence, classes)
-    return PhotoScores(photo.name, photo.digest, *none, **split, pending=held)
+    return PhotoScores(photo.name, photo.digest, photo.mask.size, *none, **split, pending=held)
 
 
 def _stage(tables: Sequence[np.ndarray]) -> StageScores:
-    """Several windows' groups are apart: their matrices are added, their Rand indices averaged by known pixels."""
+    """Several windows' groups are apart: matrices and counts are added, Rand indices averaged by known pixels."""
     pixels = np.array([table.sum() for table in tables])
     agreement = np.array([adjusted_rand_index(table) for table in tables])
     oracle = sparse(np.sum([oracle_matrix(table) for table in tables], axis=0))
-    return StageScores(float(np.average(agreement, weights=pixels)) if pixels.any() else None, oracle)
+    groups = sum(int(table.any(axis=1).sum()) for table in tables)
+    return StageScores(float(np.average(agreement, weights=pixels)) if pixels.any() else None, oracle, groups)
 
 
 def _naming(
     regions: Float[np.ndarray, "classes labels"], indices: np.ndarray, photo: MaskedPhoto, dataset: Dataset
 ) -> Counts:
-    """Each true region called by the best mean score of its pixels; background neither is asked for nor answers."""
+    """Each true region called by the best mean score of its pixels; background neither is asked for nor answers.
+
+    A pixel has the scores of its group, so a group that covers two classes costs here, too.
+    """
     pixels = np.bincount(photo.mask.ravel(), minlength=256)[: len(dataset.classes)]
     columns = indices[len(indices) - regions.shape[1] :]  # a threshold's background has a name, but no scores
     asked = [c for c in np.flatnonzero(pixels) if regions[c].any() and not (dataset.has_background and c == 0)]
@@ -253,14 +257,26 @@ def _below(matrices: Int[np.ndarray, "levels classes classes"], level: int) -> M
 def _settle_photo(photo: PhotoScores, dataset: Dataset, level: int) -> PhotoScores:
     with Image.open(io.BytesIO(base64.b64decode((photo.pending or {})["maps"]))) as file:
         prediction, levels = np.split(np.asarray(file), 2)
-    counted = score_prediction(dataset.read(photo.name), np.where(levels < level, 0, prediction), len(dataset.classes))
+    called = np.where(levels < level, 0, prediction)
+    counted = score_prediction(unchanged(dataset, photo), called, len(dataset.classes))
     return replace(photo, matrix=counted.matrix, boundary=counted.boundary, pending=None)
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """The model's size, and a hash of its tensors that no layout of files changes."""
-    digest = hashlib.sha256()
+def unchanged(dataset: Dataset, counted: PhotoScores) -> MaskedPhoto:
+    """The photo, which must be the one that was counted."""
+    photo = dataset.read(counted.name)
+    if photo.digest != counted.digest:
+        raise InputError(
+            f"{dataset.root}: photo or mask {photo.name} is not the one that was counted: choose another --out"
+        )
+    return photo
+
+
+def describe(segmenter: Segmenter) -> dict[str, Any]:
+    """The model's configuration and size, and a hash of its tensors that no layout of files changes."""
+    digest, model = hashlib.sha256(), segmenter.model
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"sha256": digest.hexdigest(), "parameters": sum(p.numel() for p in model.parameters())}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"sha256": digest.hexdigest(), "parameters": parameters, "config": asdict(segmenter.config)}

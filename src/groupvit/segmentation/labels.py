@@ -38,7 +38,7 @@ def parse_labels(labels: Sequence[str | Label]) -> tuple[Label, ...]:
 
 def _parse(text: str) -> Label:
     name, equals, rest = text.partition("=")
-    name = _clean(name)
+    name = clean(name)
     if name.lower() == BACKGROUND and not equals:
         raise InputError("the label 'background' needs words, background=wall,floor, or use a background threshold")
     if not equals and "," in name:
@@ -46,10 +46,11 @@ def _parse(text: str) -> Label:
             f"label {text!r} has a comma: write labels apart (dog cat), or one label's words as pet=dog,cat"
         )
     words = rest.split(",") if equals else [name]
-    return Label(name, tuple(_clean(word) for word in words))
+    return Label(name, tuple(clean(word) for word in words))
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Without quotes and white space around it, and with spaces for underscores."""
     return " ".join(text.strip(_TRIMMED).replace("_", " ").split())
 
 

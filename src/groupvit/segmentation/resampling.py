@@ -18,7 +18,7 @@ def resampled_argmax(
     top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
     left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
     best, index = np.empty(size, maps.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
-    rows = max(1, _STRIP // (len(maps) * size[1]))
+    rows = max(1, _STRIP // max(1, len(maps) * size[1]))  # a window may cover no pixel of a tiny photo
     for start in range(0, size[0], rows):
         strip = slice(start, start + rows)
         first, last = int(top[start]), int(bottom[strip][-1]) + 1

@@ -138,8 +138,8 @@ class Segmenter:
         follow; without, indices are the labels' own (see `parse_labels` for labels called background).
 
         `scores="gated"` is what the published evaluation does, beyond the paper: a segment's softmax is multiplied with
-        that of its window as a whole over the five best labels, and the threshold acts on the segments of each window,
-        where it is at most the window's best score. The published checkpoints were evaluated with it, at
+        its softmax over the five labels that fit its window as a whole best, and the threshold acts on the segments of
+        each window, where it is at most the window's best score. The published checkpoints were evaluated with it, at
         `short_side=448, window=448, stride=224, antialias=False`.
 
         Raises `InputError` for anything but photos, for labels that cannot be told apart and for impossible settings.
@@ -242,9 +242,10 @@ class Segmenter:
     ) -> Float[Tensor, "batch segments names"]:
         """The published evaluation's scores, where rejected segments have 1 for the background."""
         whole = self._logits(features.pooled[:, None], words, lengths, self.model.logit_scale)
-        let_through = whole.topk(min(_GATE, whole.shape[-1]), dim=-1)
-        gate = torch.zeros_like(whole).scatter_(-1, let_through.indices, let_through.values.softmax(dim=-1))
-        scores = scores * gate
+        best = whole.topk(min(_GATE, whole.shape[-1]), dim=-1).indices
+        kept = scores * torch.zeros_like(whole).scatter_(-1, best, 1)
+        # The softmax over some labels is that over all of them, made to sum to 1 over those.
+        scores = scores * kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
         if settings.background is None:
             return scores
         limit = scores.amax(dim=(1, 2)).clamp(max=settings.background)
