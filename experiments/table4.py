@@ -40,6 +40,7 @@ from groupvit.models import Stage, with_stages
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
 from groupvit.training.runs import Run, get_run
+from groupvit.training.state import folder_of
 
 CONSOLE = Console(stderr=True)
 SCENES = replace(PAPER_2022, name="scenes", short_side=80, thresholds={})
@@ -79,7 +80,8 @@ def train_plain(folder: Path, seed: int) -> dict[str, Path]:
     paths = {title: folder / f"{name}-seed{seed}" for title, name in names.items()}
     for nouns, path in enumerate(paths.values()):
         run = plain_run(get_run("scenes"), nouns=bool(nouns))
-        train(run, folder / f"data-v{scenes.VERSION}", path, seed=seed, resume=latest(path) is not None)
+        if latest(path) != folder_of(path, run.steps):
+            train(run, folder / f"data-v{scenes.VERSION}", path, seed=seed, resume=latest(path) is not None)
     return paths
 
 
