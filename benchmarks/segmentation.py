@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 from benchmarks import straightforward
+from experiments.record import DOCS, commit, record_results, write_table
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -78,7 +79,7 @@ def measure(compared: dict[str, Way], photos: Sequence[Image.Image], turn: int) 
     return measured
 
 
-def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2) -> None:
+def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2, record: bool = False) -> None:
     """Print the table.
 
     Args:
@@ -86,7 +87,9 @@ def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2) -> None
         count: Photos to time.
         turn: Photos a way segments before the next one's turn.
         threads: Of PyTorch.
+        record: Write the table into docs/RESULTS.md and docs/results.json.
     """
+    began = commit()
     torch.set_num_threads(threads)
     files = sorted(photos.glob("*.jpg"))[:count]
     if not files:
@@ -98,13 +101,23 @@ def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2) -> None
     results = measure(compared, images, turn)
     pixels = sum(image.width * image.height for image in images)
     yardstick = results["straightforward"]
-    title = f"{len(images)} photos, {threads} threads"
-    table = Table(title, "s per photo", "% of the time", "% of the CPU time", "% equal pixels")
-    for name, own in results.items():
-        shares = own.seconds / yardstick.seconds, own.cpu_seconds / yardstick.cpu_seconds
-        cells = [f"{100 * share:.1f}" for share in shares]
-        table.add_row(name, f"{own.seconds / len(images):.3f}", *cells, f"{100 * own.equal / pixels:.3f}")
+    rows = [
+        {
+            f"{len(images)} photos, {threads} threads": name,
+            "s per photo": f"{own.seconds / len(images):.3f}",
+            "% of the time": f"{100 * own.seconds / yardstick.seconds:.1f}",
+            "% of the CPU time": f"{100 * own.cpu_seconds / yardstick.cpu_seconds:.1f}",
+            "% equal pixels": f"{100 * own.equal / pixels:.3f}",
+        }
+        for name, own in results.items()
+    ]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
     Console(width=100).print(table)
+    if record:
+        write_table(DOCS / "RESULTS.md", "segmentation", rows)
+        record_results("segmentation", {"rows": rows}, began)
 
 
 if __name__ == "__main__":
