@@ -1,6 +1,7 @@
 """Table 4: is grouping while learning better than clustering what was learnt without?
 
     python -m experiments.table4 scenes --seeds 3
+    python -m experiments.table4 pets --data FOLDER --captions SHARDS
     python -m experiments.table4 pets --data FOLDER --model CHECKPOINT --plain CHECKPOINT
 
 Prints one table: floors, the four groupings of a plain ViT, the model, and what each grouping would give with the best
@@ -47,6 +48,10 @@ SCENES = replace(PAPER_2022, name="scenes", short_side=80, thresholds={})
 """What docs/RESULTS.md scores scenes with: the paper's hard maps, and a size that brings things to that of training."""
 
 
+PHOTOS = replace(get_run("flickr8k"), train="{flickr8k-train,coco-person,catdog}-*.tar", steps=400)
+"""What `--captions` trains on real photographs: too little to segment, enough to run the table."""
+
+
 def plain_run(run: Run, *, nouns: bool) -> Run:
     """The same training without groups: trained as CLIP is, the ViT of Table 4, or with the run's noun losses."""
     depth = sum(stage.depth for stage in run.model.image.stages)
@@ -80,9 +85,14 @@ def train_plain(folder: Path, seed: int) -> dict[str, Path]:
     paths = {title: folder / f"{name}-seed{seed}" for title, name in names.items()}
     for nouns, path in enumerate(paths.values()):
         run = plain_run(get_run("scenes"), nouns=bool(nouns))
-        if latest(path) != folder_of(path, run.steps):
-            train(run, folder / f"data-v{scenes.VERSION}", path, seed=seed, resume=latest(path) is not None)
+        finish(run, folder / f"data-v{scenes.VERSION}", path, seed)
     return paths
+
+
+def finish(run: Run, data: Path, out: Path, seed: int = 0) -> None:
+    """Train, go on with a training, or leave one that is through as it is."""
+    if latest(out) != folder_of(out, run.steps):
+        train(run, data, out, seed=seed, resume=latest(out) is not None)
 
 
 def print_table(results: dict[str, list[Result]], title: str) -> None:
@@ -141,6 +151,7 @@ def main(
     data: Path | None = None,
     model: str | None = None,
     plain: Path | None = None,
+    captions: Path | None = None,
     protocol: str = "calibrated-native",
     limit: int | None = None,
     seeds: int = 1,
@@ -154,6 +165,7 @@ def main(
         data: The benchmark's folder; for scenes the folder of `experiments.scenes`.
         model: Checkpoint of a GroupViT; scenes have their own.
         plain: Checkpoint of a plain ViT trained on the same; scenes have their own. Without one: no baselines.
+        captions: Folder of captioned photos on which to train both instead (OUT/photos-group and OUT/photos-plain).
         protocol: Of `groupvit evaluate`; scenes have their own.
         limit: At most so many photos, spread evenly.
         seeds: Of scenes, so many trainings of each model.
@@ -166,11 +178,15 @@ def main(
         data, settings = data or Path("runs/scenes"), SCENES
         dataset = replace(MaskFolder.open(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").first(limit)
         models = [(str(data / f"scenes-seed{seed}"), train_plain(data, seed)) for seed in range(seeds)]
-    elif data and model:
+    elif data and (model or captions):
+        if captions:
+            model, plain = str(out / "photos-group"), out / "photos-plain"
+            finish(PHOTOS, captions, Path(model))
+            finish(plain_run(PHOTOS, nouns=False), captions, plain)
         settings, dataset = get_protocol(protocol), open_benchmark(benchmark, data).first(limit)
-        models = [(model, {"plain ViT": plain} if plain else {})]
+        models = [(str(model), {"plain ViT": plain} if plain else {})]
     else:
-        raise InputError(f"{benchmark} needs --data and --model")
+        raise InputError(f"{benchmark} needs --data, and --model or --captions")
     for seed, (path, paths) in enumerate(models):
         folder = out / (f"{benchmark}-seed{seed}" if len(models) > 1 else benchmark)
         for name, result in measure(path, paths, dataset, settings, folder).items():
