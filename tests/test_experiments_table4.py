@@ -65,5 +65,5 @@ def test_a_table_has_floors_baselines_and_the_model(folder, tmp_path, capsys):
 
 
 def test_a_benchmark_without_folder_or_model_is_refused():
-    with pytest.raises(InputError, match="needs --data and --model"):
+    with pytest.raises(InputError, match="needs --data, and --model or --captions"):
         table4.main("pets")

@@ -48,15 +48,28 @@ def test_a_block_of_the_readme_runs(block: dict[str, str], tmp_path: Path) -> No
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
+COLUMNS = {"mIoU": "miou", "things": "things", "grounds": "grounds", "groups with the best names": "best_names"}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_figures_in_tables_are_the_measured_ones(document: Path) -> None:
-    """Below `<!-- results: NAME NAME -->` stand rows of docs/results.json: mIoU, things, grounds, means of seeds."""
+    """Below `<!-- results: NAME NAME -->` stand rows of docs/results.json: means of seeds."""
     results = json.loads((REPOSITORY / "docs/results.json").read_text())
     for names, table in re.findall(r"<!-- results: (.+?) -->\n(.*?\n)\n", document.read_text() + "\n", re.S):
         measured = {label: seeds for name in names.split() for label, seeds in results[name]["rows"].items()}
-        rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in table.splitlines()[2:]]
+        header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         assert rows
         for label, *cells in rows:
-            seeds = measured[label]
-            for key, cell in zip(("miou", "things", "grounds"), cells, strict=False):
-                assert cell.split()[0] == f"{statistics.mean(values[key] for values in seeds):.1f}", (label, key)
+            for column, cell in zip(header[1:], cells, strict=False):
+                if cell and column in COLUMNS:
+                    values = [seed[COLUMNS[column]] for seed in measured[label]]
+                    assert cell.split()[0] == f"{statistics.mean(values):.1f}", (label, column)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_that_a_script_writes_are_those_that_it_recorded(document: Path) -> None:
+    results = json.loads((REPOSITORY / "docs/results.json").read_text())
+    for name, table in re.findall(r"<!-- table: (\w+) -->\n((?:\|.*\n)*)", document.read_text()):
+        rows = results[name].get("rows", [results[name]])
+        header, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        assert [[str(row[column]) for column in header] for row in rows] == lines
