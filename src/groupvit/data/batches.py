@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,13 +37,13 @@ class Batch:
     """
 
     images: UInt8[Tensor, "_ 3 height width"]
-    rows: Int[Tensor, "_"]
-    boxes: Float[Tensor, "_ 4"]
-    mirrored: Bool[Tensor, "_"]
-    color: Float[Tensor, "_ 3"]
     captions: Int[Tensor, "batch length"]
     prompts: Int[Tensor, "batch count length"]
     present: Bool[Tensor, "batch vocabulary"]
+    rows: Int[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    boxes: Float[Tensor, "_ 4"] = field(default_factory=lambda: torch.empty(0, 4))
+    mirrored: Bool[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    color: Float[Tensor, "_ 3"] = field(default_factory=lambda: torch.empty(0, 3))
     unreadable: tuple[str, ...] = ()
 
     def pin_memory(self) -> "Batch":
@@ -102,13 +102,13 @@ class Batches(Dataset[Batch]):
         captions, prompts = self.tokenizer(texts).split([len(examples), len(examples) * self.prompts])
         return Batch(
             _stack([example.image for example in examples], (3, size, size), torch.uint8),
+            captions,
+            prompts.unflatten(0, (len(examples), self.prompts)),
+            torch.from_numpy(present),
             torch.tensor([example.row for example in examples if in_memory], dtype=torch.int64),
             torch.tensor([example.box for example in examples if in_memory]).reshape(-1, 4),
             torch.tensor([example.mirrored for example in examples if in_memory], dtype=torch.bool),
             _stack([example.color for example in examples], (3,), torch.float32),
-            captions,
-            prompts.unflatten(0, (len(examples), self.prompts)),
-            torch.from_numpy(present),
             tuple(unreadable),
         )
 
