@@ -14,11 +14,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import tyro
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import DOCS, commit, print_rows, record_results, write_table
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch.utils.data import DataLoader, IterableDataset
 
 from groupvit.data.batches import Augmentation, Batch, Batches
@@ -132,10 +131,7 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
         }
         for name, spent in seconds.items()
     ]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console(width=100).print(table)
+    print_rows(rows)
     if record:
         write_table(DOCS / "RELIABILITY.md", "loader", rows)
         record_results("loader", {"rows": rows}, began)

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 import tyro
 from benchmarks import straightforward
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import DOCS, commit, print_rows, record_results, write_table
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
@@ -111,10 +109,7 @@ def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2, record:
         }
         for name, own in results.items()
     ]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console(width=100).print(table)
+    print_rows(rows)
     if record:
         write_table(DOCS / "RESULTS.md", "segmentation", rows)
         record_results("segmentation", {"rows": rows}, began)

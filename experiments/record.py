@@ -11,6 +11,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results.json"
 
@@ -49,6 +52,14 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
     return f"{processor}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
+
+
+def print_rows(rows: Sequence[dict[str, str]]) -> None:
+    """The rows as a table on the terminal."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=100).print(table)
 
 
 def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:

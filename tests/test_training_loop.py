@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from experiments import kills
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,19 +25,12 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
-from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.training import loop
 from groupvit.training.loop import train
 from groupvit.training.runs import Run
 from groupvit.training.state import locked, save
 
-TINY = ModelConfig(
-    image=ImageEncoderConfig(32, 8, 32, 2, stages=(Stage(1, 4, 4),), drop_path=0.1, stem="conv"),
-    text=TextEncoderConfig(width=32, heads=2, layers=1, context_length=24),
-    embed_dim=16,
-    projector_dim=32,
-    segment_loss=True,
-)
+TINY = kills.RUN.model
 RUN = Run(
     model=TINY,
     train="train/*.tar",

@@ -123,9 +123,9 @@ class Batches(Dataset[Batch]):
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
 
     def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
-        captions = self.photos.captions(shard, row)
         if self.sizes is None:
             sample = self.photos.read(shard, row)
+            captions = sample.captions
             image, number, box, mirrored = self._crop(sample, generator), 0, (0.0, 0.0, 1.0, 1.0), False
         else:
             number = int(self.photos.counts[:shard].sum()) + row
@@ -134,6 +134,7 @@ class Batches(Dataset[Batch]):
                 raise _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
             crop = draw_crop(width, height, self.scale, generator)
             image, box, mirrored = None, crop.relative(width, height), crop.mirrored
+            captions = self.photos.captions(shard, row)
         chosen = int(generator.integers(len(captions)))
         words = self.photos.nouns(shard, row, chosen, self.noun_style) if self.prompts else ()
         prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
