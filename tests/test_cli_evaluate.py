@@ -49,7 +49,7 @@ def test_a_model_is_measured_and_the_numbers_are_kept(run_cli, tmp_path, model, 
     result = Result.load(tmp_path / "pets.calibrated-native.json")
     assert f"mIoU {result.metrics()['miou']:.2f} (95 %" in out
     assert "groups of stage 2" in out
-    assert "regions called right" in out
+    assert "naming with the true regions in stage 1" in out
     floors = json.loads((tmp_path / "pets.calibrated-native.json").read_text())["floors"]
     assert list(floors) == ["all background", "one segment, own label", "centred ellipse, own label"]
     for name, floor in floors.items():

@@ -151,7 +151,7 @@ def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 9}', '{"format": 1, "benchmark": "x"}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 9}', '{"format": 2, "benchmark": "x"}'])
 def test_what_is_no_result_is_named(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a.json is no result of an evaluation"):
@@ -208,7 +208,7 @@ def test_other_predictions_make_results_too(tmp_path):
     assert numbers["miou"] == numbers["boundary_miou"] == numbers["pixel_accuracy"] == 100
     assert perfect.interval() == (100, 100)
     assert numbers["grouping"] == []
-    assert numbers["naming"] == {}
+    assert numbers["naming"] == []
     grouped = evaluate_predictions(dataset, lambda photo: (photo.mask % 21, [photo.mask % 7]), "seven")
     assert len(grouped.metrics()["grouping"]) == 1
 

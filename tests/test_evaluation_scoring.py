@@ -10,11 +10,11 @@ from PIL import Image
 from groupvit.errors import InputError
 from groupvit.evaluation import scoring
 from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
-from groupvit.evaluation.metrics import confusion_matrix, contingency, mean_iou, oracle_names
+from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
-from groupvit.evaluation.results import Result
+from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction, settle
-from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, REAL
 
@@ -263,13 +263,64 @@ def test_grouping_of_one_window_is_that_of_the_whole_photo(tmp_path, segmenter):
         for a, b in zip(own.stages, expected.stages, strict=True):
             assert a.ari == b.ari
             assert np.array_equal(a.oracle, b.oracle)
-        table = contingency(segmented.groups[-1], photo.mask, 11)
-        fit = segmented.windows[0].scores.double().numpy()
-        for true, called, pixels in own.naming:
-            mean = (table[:, true, None] * fit[: len(table)]).sum(axis=0)
-            assert called == mean.argmax()
-            assert pixels == (photo.mask == true).sum()
+
+
+def test_naming_is_that_of_segments_which_the_true_masks_made(tmp_path, segmenter):
+    """By hand for one photo of whole patches in one window, where a region's share of a patch is 0 or 1."""
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "classes.txt").write_text("dog\ncat\ngrass\n")
+    cells = rng.integers(0, 3, (4, 8)).astype(np.uint8)
+    cells[0, 0] = 255
+    mask = cells.repeat(16, axis=0).repeat(16, axis=1)
+    photo = rng.integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(folder / "a.png")
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    dataset = open_benchmark("folder", tmp_path)
+    protocol = replace(PROTOCOLS["calibrated-native"], short_side=2, window=None)
+    (own,) = score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32")
+    with torch.inference_mode():
+        encoder = segmenter.model.image_encoder
+        features = encoder(normalize(torch.from_numpy(photo).permute(2, 0, 1)[None]))
+        words = segmenter.embed_words(["dog", "cat", "grass"], protocol.templates)
+        regions = torch.stack([torch.from_numpy(cells == c).flatten() for c in range(3)]).float()
+        called = [
+            (segmenter.model.embed_image_features(encoder.segments_of(features, 0, regions, stage)) @ words.T).argmax(1)
+            for stage in (0, 1)
+        ]
+    expected = [[c, (mask == c).sum(), called[0][c], called[1][c]] for c in range(3)]
+    assert own.naming.tolist() == expected
+
+
+def test_windows_count_by_the_pixels_that_they_show_of_a_region(tmp_path, segmenter):
+    LAYOUTS["camvid11"](tmp_path)
+    dataset, protocol = open_benchmark("camvid11", tmp_path), PROTOCOLS["calibrated-native"]
+    labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
+    for photo, own in zip(dataset, score_photos(segmenter, dataset, protocol, dataset.names), strict=True):
         assert sorted(own.naming[:, 0]) == sorted(set(photo.mask.ravel().tolist()) - {255})
+        (result,) = segmenter.segment([photo.image], labels, **options, regions=[photo.mask])
+        assert len(result.windows) > 1
+        for window in result.windows:
+            place, _ = result.groups_of(window)
+            assert set(window.regions) == set(photo.mask[place].ravel().tolist()) - {255}
+            for scores in window.region_scores:
+                torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(window.regions)))
+        for true, pixels, *called in own.naming:
+            assert pixels == (photo.mask == true).sum()
+            assert len(called) == 2
+
+
+def test_perfect_names_are_counted_as_such():
+    naming = np.array([[1, 30, 1, 2], [2, 10, 2, 2]])
+    none = np.zeros((0, 2), np.int64)
+    counts = np.zeros((0, 3), np.int64), np.zeros((0, 4), np.int64)
+    photos = [PhotoScores(str(i), "", 40, *counts, naming=rows) for i, rows in enumerate((naming, none))]
+    result = Result("folder", ("a", "b", "c"), {}, {}, photos=tuple(photos))
+    assert result.naming() == [
+        {"regions": 2, "accuracy": 100.0, "pixel_accuracy": 100.0},
+        {"regions": 2, "accuracy": 50.0, "pixel_accuracy": 25.0},
+    ]
 
 
 def test_naming_neither_asks_for_background_nor_answers_with_it(tmp_path, segmenter):
@@ -278,7 +329,7 @@ def test_naming_neither_asks_for_background_nor_answers_with_it(tmp_path, segmen
     for protocol in PROTOCOLS.values():
         for photo in evaluate(segmenter, dataset, protocol).photos:
             assert len(photo.naming)
-            assert (photo.naming[:, :2] > 0).all()
+            assert (photo.naming > 0).all()
 
 
 def test_a_plain_vit_is_scored_without_groups(tmp_path):
@@ -286,7 +337,8 @@ def test_a_plain_vit_is_scored_without_groups(tmp_path):
     for protocol in PROTOCOLS.values():
         numbers = evaluate(random_segmenter(Stage(1)), open_benchmark("voc21", tmp_path), protocol).metrics()
         assert numbers["grouping"] == []
-        assert numbers["naming"] == {}
+        (naming,) = numbers["naming"]
+        assert naming["regions"] > 0
         assert numbers["miou"] is not None
 
 

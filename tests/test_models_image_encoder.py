@@ -146,3 +146,41 @@ def test_patches_alone_need_segments_that_are_made_of_patches_only():
     for module in (encoder((Stage(1, 4, 4),)), encoder((Stage(1, 4, 4), Stage(1)), group_residual=False)):
         with pytest.raises(ValueError, match="segment of its own"):
             module.patches_alone(module(images(16, 16)))
+
+
+@pytest.mark.parametrize("options", [{}, {"group_residual": False}, {"assign_eps": 0.0}])
+@pytest.mark.parametrize("stages", [(Stage(1, 3, 3),), (Stage(1, 4, 4), Stage(1, 3, 3))])
+def test_given_its_own_groups_as_regions_a_stage_makes_the_segments_it_makes_anyway(stages, options):
+    module = encoder(stages, **options, assign_logits="cosine")  # with others, one group would win everything
+    features = module(images(64, 64, batch=16))
+    several = 0
+    for image in range(16):
+        if not features.assignments[0].hard[image].any(dim=1).all():
+            continue  # an empty segment lies in no region
+        occupied = features.occupied()[image]
+        own = features.groups(hard=True)[image].flatten(1)[occupied]
+        again = module.segments_of(features, image, own, stage=len(stages) - 1)
+        torch.testing.assert_close(again, features.segments[image][occupied])
+        several += len(own) > 1
+    assert several
+
+
+def test_regions_that_earlier_stages_are_given_stay_apart():
+    """Two regions that one group would join, given to the first of two stages, end as two segments, whose order is
+    that of the regions; blocks after the last grouping included."""
+    module = encoder((Stage(1, 6, 6), Stage(1, 1, 1), Stage(1)))
+    features = module(images(32, 24))
+    regions = torch.zeros(2, 12)
+    regions[0, :5], regions[1, 5:] = 1, 1
+    segments = module.segments_of(features, 0, regions, stage=0)
+    assert segments.shape == (2, 32)
+    assert (segments[0] - segments[1]).abs().max() > 1e-3
+    torch.testing.assert_close(module.segments_of(features, 0, regions.flip(0), stage=0), segments.flip(0))
+
+
+def test_a_plain_vit_names_a_region_by_the_mean_of_its_patches():
+    module = encoder((Stage(2),))
+    features = module(images(16, 16))
+    shares = torch.tensor([[1.0, 0.5, 0, 0], [0, 0.5, 1, 1]])
+    expected = torch.stack([(features.segments[1] * own[:, None]).sum(dim=0) / own.sum() for own in shares])
+    torch.testing.assert_close(module.segments_of(features, 1, shares), expected)

@@ -117,7 +117,8 @@ def test_of_several_words_for_a_label_the_best_one_counts() -> None:
     features, _ = reference(segmenter, photo(64, 96))
     with torch.inference_mode():
         words = segmenter.embed_words(("man", "woman", "grass", "sky"), ("a photo of a {}.",))
-        one, other = (segmenter._scores(features, words, lengths).log() for lengths in ([1, 1, 1, 1], [2, 1, 1]))
+        scores = (segmenter._scores(features.segments, words, lengths) for lengths in ([1, 1, 1, 1], [2, 1, 1]))
+        one, other = (own.log() for own in scores)
     odds = one[..., :2].amax(-1) - one[..., 2]
     assert torch.allclose(other[..., 0] - other[..., 1], odds)
     # A label that wins apart still wins, since the softmax keeps the order of the logits.
@@ -267,7 +268,7 @@ def test_without_the_group_residual_a_group_without_patches_owns_no_pixel() -> N
     # Between a patch of group 0 and one of group 1 the interpolated map of group 2 is the largest.
     soft = torch.tensor([[[0.5, 0.0], [0.05, 0.55], [0.45, 0.45]]])
     hard = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
-    tokens = torch.zeros(1, 4), torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)
+    tokens = torch.zeros(1, 4), torch.zeros(1, 3, 4), ()
     features = module.ImageFeatures(*tokens, (Assignment(soft, hard),), (1, 2))
     for residual, owners in ((True, {0, 1, 2}), (False, {0, 1})):
         segmenter.config = replace(segmenter.config, image=replace(segmenter.config.image, group_residual=residual))

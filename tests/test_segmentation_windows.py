@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from groupvit.segmentation.windows import Window, mean_scores, plan, resized
+from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -41,3 +42,24 @@ def test_without_groups_the_scores_of_patches_are_interpolated() -> None:
     window = Window(0, 0, 7, 6, (4, 3), (), scores)
     expected = F.interpolate(scores.T.reshape(1, 3, 4, 3), (8, 6), mode="bilinear")[0, :, :7]
     assert torch.allclose(mean_scores([window], (7, 6), 2), expected)
+
+
+@pytest.mark.parametrize("photo", [(37, 50), (9, 70), (200, 160)])
+@pytest.mark.parametrize("window", [16, 32])
+def test_regions_share_out_the_patches_of_every_window(photo: tuple[int, int], window: int) -> None:
+    """Each labelled pixel lies in one region: shares are positive, and add up to that of all labelled pixels."""
+    regions = np.random.default_rng(0).choice([0, 3, 255], photo, p=[0.6, 0.395, 0.005]).astype(np.uint8)
+    size = resized(photo[::-1], 30)
+    step = (size[0] / photo[0], size[1] / photo[1])
+    for _, place in plan([size], window, None):
+        part = regions[covered(place, step)]
+        found, shares = patch_shares(part, place[2:], 8)
+        assert set(found) == set(part.ravel().tolist()) - {255}
+        assert (shares.sum(dim=1) > 0).all()
+        _, known = patch_shares((part != 255).astype(np.uint8), place[2:], 8)
+        everything = known[-1] if (part != 255).any() else torch.zeros(0)
+        torch.testing.assert_close(shares.sum(dim=0), everything)
+
+
+def test_a_part_without_regions_has_none() -> None:
+    assert patch_shares(np.full((4, 4), 255, np.uint8), (16, 16), 8)[0] == ()

@@ -179,8 +179,11 @@ def report(result: "Result") -> str:
             f"groups of stage {stage}: {_number(values['groups'], '.1f')} in a photo, adjusted Rand index {rand}, "
             f"purity {_number(values['purity'])}, mIoU with the best names {_number(values['oracle_miou'])}"
         )
-    if naming := numbers["naming"]:
-        lines.append(f"regions called right: {naming['accuracy']:.2f} of {naming['regions']}")
+    for stage, naming in enumerate(numbers["naming"], start=1):
+        lines.append(
+            f"naming with the true regions in stage {stage}: {naming['accuracy']:.2f} of {naming['regions']} regions, "
+            f"{naming['pixel_accuracy']:.2f} of their pixels"
+        )
     width = max(map(len, numbers["classes"]))
     lines.append(f"{'class':{width}}    IoU  accuracy  boundary IoU")
     for name, values in numbers["classes"].items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import MaskedPhoto
 from groupvit.evaluation.metrics import IndexMap, confusion_matrix, oracle_names
-from groupvit.models import Assignment, ImageFeatures
+from groupvit.models import Assignment, ImageFeatures, Ungrouped
 from groupvit.segmentation.segmenter import Segmenter
 
 Clustering = Literal["pixel-wise", "k-means", "mean-shift", "spectral"]
@@ -70,7 +70,8 @@ def _grouped(features: ImageFeatures, clusters: Sequence[Int[np.ndarray, " patch
     means = hard @ features.segments.float() / hard.sum(dim=2, keepdim=True).clamp(min=1)
     means = torch.where(hard.sum(dim=2, keepdim=True) > 0, means, means[:, :1])  # or an empty one would have scores
     segments = means.to(features.segments.dtype)
-    return replace(features, segments=segments, ungrouped=features.segments, assignments=(Assignment(hard, hard),))
+    before = Ungrouped(features.segments, features.segments[:, :0])
+    return replace(features, segments=segments, ungrouped=(before,), assignments=(Assignment(hard, hard),))
 
 
 _BITS = 4  # per channel: 4,096 colours

@@ -22,7 +22,7 @@ from groupvit.segmentation.labels import BACKGROUND
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
 """Shares of a photo that a class covers in it, from and below."""
 RESAMPLES = 1000
-_FORMAT = 2
+_FORMAT = 3
 
 Counts = Int[np.ndarray, "_ 3"]
 """True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
@@ -43,8 +43,9 @@ class PhotoScores:
     """One photo's counts.
 
     `pixels` is the photo's size, `boundary` has class, intersection, truth and prediction near boundaries, `stages` is
-    the grouping, `naming` has for each true region its class, what it is called as a whole, and its pixels. `pending`
-    holds what a threshold that is not known yet will be applied to.
+    the grouping, `naming` has for each class that is there, background aside, the class, its pixels, and, stage by
+    stage, what its region is called when that grouping is given the true regions. `pending` holds what a threshold that
+    is not known yet will be applied to.
     """
 
     name: str
@@ -53,7 +54,7 @@ class PhotoScores:
     matrix: Counts
     boundary: Int[np.ndarray, "_ 4"]
     stages: tuple[StageScores, ...] = ()
-    naming: Counts = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    naming: Int[np.ndarray, "regions _"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     pending: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +74,8 @@ class PhotoScores:
     def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
         """Inverse of `to_dict`."""
         stages = tuple(StageScores(s["ari"], _rows(s["oracle"], 3), int(s["groups"])) for s in values["stages"])
-        counts = _rows(values["matrix"], 3), _rows(values["boundary"], 4), stages, _rows(values["naming"], 3)
+        naming = np.array(values["naming"] or np.zeros((0, 2)), np.int64)
+        counts = _rows(values["matrix"], 3), _rows(values["boundary"], 4), stages, naming
         return cls(str(values["name"]), str(values["digest"]), int(values["pixels"]), *counts, values.get("pending"))
 
 
@@ -176,14 +178,20 @@ class Result:
             stages.append({"groups": groups, "adjusted_rand_index": ari, "purity": purity, "oracle_miou": miou})
         return stages
 
-    def naming(self) -> dict[str, int | float]:
-        """How many true regions, background aside, are called what they are, in percent of regions and of pixels."""
-        true, called, pixels = np.concatenate([photo.naming for photo in self.photos]).T
-        right = true == called
-        if not len(right):
-            return {}
-        shares = 100 * right.mean(), 100 * pixels[right].sum() / pixels.sum()
-        return {"regions": len(right), "accuracy": float(shares[0]), "pixel_accuracy": float(shares[1])}
+    def naming(self) -> list[dict[str, int | float]]:
+        """Stage by stage, in percent of regions and of pixels, how many of the true regions, background aside, are
+        called what they are when that grouping is given them."""
+        known = [photo.naming for photo in self.photos if photo.naming.shape[1] > 2]
+        true, pixels, *stages = np.concatenate(known).T if known else np.zeros((2, 0), np.int64)
+        return [
+            {
+                "regions": len(true),
+                "accuracy": float(100 * (called == true).mean()),
+                "pixel_accuracy": float(100 * pixels[called == true].sum() / pixels.sum()),
+            }
+            for called in stages
+            if len(true)
+        ]
 
     def metrics(self) -> dict[str, Any]:
         """All numbers, in percent but for the Rand index; None for what there is nothing to count."""

@@ -27,10 +27,11 @@ from groupvit.evaluation.metrics import (
     oracle_names,
 )
 from groupvit.evaluation.protocols import Protocol
-from groupvit.evaluation.results import Counts, PhotoScores, Result, StageScores, sparse
+from groupvit.evaluation.results import PhotoScores, Result, StageScores, sparse
 from groupvit.segmentation import Segmentation
 from groupvit.segmentation.labels import parse_labels
 from groupvit.segmentation.segmenter import Options, Segmenter
+from groupvit.segmentation.windows import covered
 
 THRESHOLDS: Float[np.ndarray, " levels"] = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6, 6, 61)))])
 """What a background threshold is chosen from: none, and steps of 0.2 in logits."""
@@ -140,6 +141,7 @@ def score_photos(
     kind = segmenter.device.type
     for photos in _chunks(map(dataset.read, names), batch_size):
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+            options["regions"] = [photo.mask for photo in photos]
             results = segmenter.segment([photo.image for photo in photos], labels, **options)
         for photo, result in zip(photos, results, strict=True):
             yield _count(photo, result, dataset, pending=protocol.calibrated(dataset))
@@ -162,15 +164,12 @@ def _count(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, pendin
     indices = class_indices(result, dataset.classes)
     prediction = indices[result.label_map]
     tables: list[list[np.ndarray]] = []
-    regions = np.zeros((classes, result.windows[0].scores.shape[-1]))
     for window in result.windows:
         place, groups = result.groups_of(window)
         tables.append([contingency(stage, photo.mask[place], classes) for stage in groups])
-        if groups:
-            regions += tables[-1][-1].T @ window.scores[: len(tables[-1][-1])].double().cpu().numpy()
     split = {
         "stages": tuple(_stage(stage) for stage in zip(*tables, strict=True)),
-        "naming": _naming(regions, indices, photo, dataset),
+        "naming": _naming(result, indices, photo, dataset),
     }
     if not pending:
         return replace(score_prediction(photo, prediction, classes), **split)
@@ -189,17 +188,28 @@ def _stage(tables: Sequence[np.ndarray]) -> StageScores:
 
 
 def _naming(
-    regions: Float[np.ndarray, "classes labels"], indices: np.ndarray, photo: MaskedPhoto, dataset: Dataset
-) -> Counts:
-    """Each true region called by the best mean score of its pixels; background neither is asked for nor answers.
+    result: Segmentation, indices: np.ndarray, photo: MaskedPhoto, dataset: Dataset
+) -> Int[np.ndarray, "regions _"]:
+    """The rows of `PhotoScores.naming`: a window's scores count by the region's pixels in it.
 
-    A pixel has the scores of its group, so a group that covers two classes costs here, too.
+    Background neither is asked for nor answers.
     """
+    windows = [window for window in result.windows if window.regions]
+    if not windows:
+        return np.zeros((0, 2), np.int64)
+    labels = windows[0].region_scores[0].shape[1]
+    scores = np.zeros((len(windows[0].region_scores), len(dataset.classes), labels))
+    for window in windows:
+        place = covered((window.top, window.left, window.height, window.width), result.step)
+        own = np.bincount(photo.mask[place].ravel(), minlength=256)[[*window.regions]]
+        for total, fit in zip(scores, window.region_scores, strict=True):
+            total[[*window.regions]] += own[:, None] * fit.double().cpu().numpy()
     pixels = np.bincount(photo.mask.ravel(), minlength=256)[: len(dataset.classes)]
-    columns = indices[len(indices) - regions.shape[1] :]  # a threshold's background has a name, but no scores
-    asked = [c for c in np.flatnonzero(pixels) if regions[c].any() and not (dataset.has_background and c == 0)]
-    scores = np.where(dataset.has_background & (columns == 0), -1, regions)
-    return np.array([(c, columns[scores[c].argmax()], pixels[c]) for c in asked], np.int64).reshape(-1, 3)
+    columns = indices[len(indices) - labels :]  # a threshold's background has a name, but no scores
+    scores[:, :, dataset.has_background & (columns == 0)] = -1
+    asked = [c for c in np.flatnonzero(pixels) if not (dataset.has_background and c == 0)]
+    called = columns[scores[:, asked].argmax(axis=2)].T
+    return np.column_stack([asked, pixels[asked], called]).astype(np.int64)
 
 
 def _hold(photo: MaskedPhoto, prediction: IndexMap, confidence: np.ndarray, classes: int) -> dict[str, Any]:

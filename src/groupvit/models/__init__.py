@@ -12,7 +12,7 @@ from groupvit.models.config import (
 )
 from groupvit.models.dual_encoder import GroupViT, build_model, temperature
 from groupvit.models.grouping import Assignment
-from groupvit.models.image_encoder import ImageFeatures
+from groupvit.models.image_encoder import ImageFeatures, Ungrouped
 from groupvit.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "Stage",
     "TextEncoderConfig",
+    "Ungrouped",
     "build_model",
     "normalize",
     "temperature",

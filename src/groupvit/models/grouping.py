@@ -93,11 +93,17 @@ class AssignAttention(nn.Module):
         keys: Int[Tensor, " batch"] | None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
         weights, assignment = self.assign(self.similarity(groups, segments), keys)
+        return self.merge(weights, segments), assignment
+
+    def merge(
+        self, weights: Float[Tensor, "batch groups segments"], segments: Float[Tensor, "batch segments dim"]
+    ) -> Float[Tensor, "batch groups dim"]:
+        """What each group makes of its share of the segments (Eq. 5)."""
         size = weights.sum(dim=-1, keepdim=True) + self.eps
         # Without eps an empty group would divide by zero; it keeps a zero update instead.
         weights = weights / torch.where(size > 0, size, 1.0)
         values = self.v_proj(segments)
-        return self.proj(weights.to(values.dtype) @ values), assignment
+        return self.proj(weights.to(values.dtype) @ values)
 
 
 class GroupingBlock(nn.Module):
@@ -137,21 +143,46 @@ class GroupingBlock(nn.Module):
         segments: Float[Tensor, "batch segments dim"],
         keys: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        groups, segments = self._queries_and_keys(group_tokens, segments)
+        merged, assignment = self.assign(groups, segments, keys)
+        if self.group_residual:
+            merged = merged + groups
+        return self._mix_channels(merged), assignment
+
+    def merge_regions(
+        self,
+        group_tokens: Float[Tensor, "batch tokens dim"],
+        segments: Float[Tensor, "batch segments dim"],
+        regions: Float[Tensor, "batch regions segments"],
+    ) -> Float[Tensor, "batch regions dim"]:
+        """What given regions would become in place of the groups; each has some share, 0 to 1, of every segment.
+
+        The residual is that of the groups which the region's segments join, in proportion.
+        """
+        groups, segments = self._queries_and_keys(group_tokens, segments)
+        merged = self.assign.merge(regions, segments)
+        if self.group_residual:
+            _, assignment = self.assign(groups, segments, None)
+            joined = regions @ assignment.hard.mT
+            joined = joined / joined.sum(dim=-1, keepdim=True)
+            merged = merged + joined.to(groups.dtype) @ groups
+        return self._mix_channels(merged)
+
+    def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
+        """What each segment would become in a group that it has to itself, the group token aside."""
+        values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
+        return self._mix_channels(self.assign.proj(values))
+
+    def _queries_and_keys(
+        self, group_tokens: Float[Tensor, "batch tokens dim"], segments: Float[Tensor, "batch segments dim"]
+    ) -> tuple[Float[Tensor, "batch groups dim"], Float[Tensor, "batch segments dim"]]:
         groups = self.norm_tokens(group_tokens)
         segments = self.norm_segments(segments)
         if self.token_mixer is not None and self.norm_post_tokens is not None:
             groups = self.norm_post_tokens(self.token_mixer(groups))
         if self.pre_assign_attn is not None:
             groups = self.pre_assign_attn(groups, segments)
-        merged, assignment = self.assign(groups, segments, keys)
-        if self.group_residual:
-            merged = merged + groups
-        return self._mix_channels(merged), assignment
-
-    def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
-        """What each segment would become in a group that it has to itself, the group token aside."""
-        values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
-        return self._mix_channels(self.assign.proj(values))
+        return groups, segments
 
     def _mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
         if self.channel_mlp is None or self.norm_new is None:

@@ -18,16 +18,24 @@ from groupvit.models.layers import Block, TokenMixer
 
 
 @dataclass(frozen=True)
+class Ungrouped:
+    """What a grouping block is given: the stage's segments and group tokens after its transformer blocks."""
+
+    segments: Float[Tensor, "batch segments dim"]
+    group_tokens: Float[Tensor, "batch tokens dim"]
+
+
+@dataclass(frozen=True)
 class ImageFeatures:
     """What the image encoder makes of a batch, before the projection to the joint space.
 
-    `pooled` is the mean of the segments (Eq. 2), `ungrouped` what the last grouping merged into them, `assignments` has
-    one entry per grouping stage (none for a plain ViT), `grid` is the height and width of the patch grid.
+    `pooled` is the mean of the segments (Eq. 2). `ungrouped` and `assignments` have one entry per grouping stage (none
+    for a plain ViT), `grid` is the height and width of the patch grid.
     """
 
     pooled: Float[Tensor, "batch dim"]
     segments: Float[Tensor, "batch segments dim"]
-    ungrouped: Float[Tensor, "batch ungrouped dim"]
+    ungrouped: tuple[Ungrouped, ...]
     assignments: tuple[Assignment, ...]
     grid: tuple[int, int]
 
@@ -107,13 +115,8 @@ class GroupingStage(nn.Module):
         segments: Float[Tensor, "batch segments dim"],
         previous: Float[Tensor, "batch previous dim"] | None,
         keys: Int[Tensor, " batch"] | None,
-    ) -> tuple[
-        Float[Tensor, "batch out dim"],
-        Float[Tensor, "batch segments dim"],
-        Float[Tensor, "batch tokens dim"] | None,
-        Assignment | None,
-    ]:
-        """Segments after and before grouping, group tokens after the blocks, and the assignment when it groups."""
+    ) -> tuple[Float[Tensor, "batch segments dim"], Float[Tensor, "batch tokens dim"] | None]:
+        """Segments and group tokens after the blocks; `grouping`, where there is one, merges the ones by the others."""
         count = segments.shape[1]
         x = segments
         if self.group_tokens is not None:
@@ -123,11 +126,7 @@ class GroupingStage(nn.Module):
             x = torch.cat([segments, tokens.to(segments.dtype)], dim=1)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keys is None else noise.fold(keys, i))
-        if self.grouping is None:
-            return x, x, None, None
-        segments, tokens = x[:, :count], x[:, count:]
-        merged, assignment = self.grouping(tokens, segments, None if keys is None else noise.fold(keys, -2))
-        return merged, segments, tokens, assignment
+        return x[:, :count], x[:, count:] if self.group_tokens is not None else None
 
 
 class ImageEncoder(nn.Module):
@@ -191,28 +190,60 @@ class ImageEncoder(nn.Module):
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn."""
         segments, grid = self.embed(images)
-        ungrouped, tokens, assignments = segments, None, []
-        for i, stage in enumerate(self.stages):
+        tokens, ungrouped, assignments = None, [], []
+        for i, stage in enumerate(self._stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
-            segments, before, tokens, assignment = stage(segments, tokens, stage_keys)
-            if assignment is not None:
-                ungrouped = before
+            segments, tokens = stage(segments, tokens, stage_keys)
+            if stage.grouping is not None and tokens is not None:
+                ungrouped.append(Ungrouped(segments, tokens))
+                group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
+                segments, assignment = stage.grouping(tokens, segments, group_keys)
                 assignments.append(assignment)
         segments = self.norm(segments)
-        return ImageFeatures(self.pool(segments, assignments), segments, ungrouped, tuple(assignments), grid)
+        return ImageFeatures(self.pool(segments, assignments), segments, tuple(ungrouped), tuple(assignments), grid)
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
         """What each input of the last grouping would be as a final segment of its own.
 
         Needs a model whose last stage groups and keeps no group residual: then a segment is a function of its inputs.
         """
-        last = self.stages[-1]
-        assert isinstance(last, GroupingStage)
+        last = self._stages()[-1]
         if last.grouping is None or last.grouping.group_residual:
             raise ValueError(
                 "a patch is a segment of its own only where nothing but its group's patches makes a segment"
             )
-        return self.norm(last.grouping.alone(features.ungrouped))
+        return self.norm(last.grouping.alone(features.ungrouped[-1].segments))
+
+    def segments_of(
+        self, features: ImageFeatures, image: int, regions: Float[Tensor, "regions patches"], stage: int = 0
+    ) -> Float[Tensor, "regions dim"]:
+        """The final segments of one image of the batch if, from a grouping stage on, its groups were given regions.
+
+        `regions` is the share of each patch, 0 to 1, that lies in each region; none may be empty. Grouping `stage`
+        merges them instead of what its groups claim, and later ones leave them as they are, so what they are named
+        then tells how well the network names, all grouping from there on being right. Segments without patches lie in
+        no region. Without groups (a plain ViT, or one clustered afterwards) a region is the mean of its patches.
+        """
+        grouping = [module for module in self._stages() if module.grouping is not None]
+        if not grouping:
+            patches = features.ungrouped[-1].segments if features.ungrouped else features.segments
+            return (regions / regions.sum(dim=1, keepdim=True)).to(patches.dtype) @ patches[image]
+        regions = regions.to(features.assignments[0].hard.dtype)
+        if stage:
+            owned = _compose([assignment.hard[image : image + 1] for assignment in features.assignments[:stage]])[0]
+            regions = regions @ owned.T / owned.sum(dim=1).clamp(min=1)
+        given, one = features.ungrouped[stage], slice(image, image + 1)
+        segments, tokens = given.segments[one], given.group_tokens[one]
+        for module in self._stages()[self._stages().index(grouping[stage]) :]:
+            if module is not grouping[stage]:
+                segments, tokens = module(segments, tokens, None)
+                regions = torch.eye(len(regions), dtype=regions.dtype, device=regions.device)
+            if module.grouping is not None and tokens is not None:
+                segments = module.grouping.merge_regions(tokens, segments, regions[None])
+        return self.norm(segments)[0]
+
+    def _stages(self) -> list[GroupingStage]:
+        return [stage for stage in self.stages if isinstance(stage, GroupingStage)]  # nn.ModuleList forgets the type
 
     def pool(
         self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]

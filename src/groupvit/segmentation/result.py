@@ -10,7 +10,7 @@ from PIL import Image
 
 from groupvit.segmentation import drawing
 from groupvit.segmentation.resampling import resampled_argmax
-from groupvit.segmentation.windows import Window
+from groupvit.segmentation.windows import Window, covered
 
 IndexMap = UInt[np.ndarray, "height width"]
 
@@ -45,8 +45,7 @@ class Segmentation:
 
     def groups_of(self, window: Window) -> tuple[tuple[slice, slice], tuple[IndexMap, ...]]:
         """The part of the photo that a window covers, and the group that owns each of its pixels, stage by stage."""
-        ends = ((window.top, window.height, self.step[0]), (window.left, window.width, self.step[1]))
-        rows, columns = (slice(round(start / step), round((start + size) / step)) for start, size, step in ends)
+        rows, columns = covered((window.top, window.left, window.height, window.width), self.step)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         patches = (self.step[0] / self.patch_size, self.step[1] / self.patch_size)
         return (rows, columns), tuple(

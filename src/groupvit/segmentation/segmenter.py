@@ -1,17 +1,17 @@
 """From photos and words to label maps (§3.3)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt
 from PIL import Image
 from torch import Tensor
 
@@ -20,9 +20,12 @@ from groupvit.models import GroupViT, ImageFeatures, ModelConfig, normalize, tem
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
 from groupvit.segmentation.resampling import resampled_argmax
 from groupvit.segmentation.result import Segmentation
-from groupvit.segmentation.windows import Window, mean_scores, plan, resized
+from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
+
+Regions = UInt[np.ndarray, "_ _"]
+"""An index map; photos of several sizes come in one list."""
 
 _TEXTS_AT_ONCE = 256
 _GATE = 5  # labels of a window that the published evaluation lets through
@@ -40,6 +43,7 @@ class Options(TypedDict, total=False):
     short_side: int | None
     antialias: bool
     batch_size: int
+    regions: Sequence[Regions]
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class Segmenter:
         short_side: int | None = None,
         antialias: bool = True,
         batch_size: int = 8,
+        regions: Sequence[Regions] = (),
     ) -> Segmentation | list[Segmentation]:
         """Names every pixel of a photo, or of each photo of a list (uint8 RGB arrays or PIL images).
 
@@ -142,6 +147,9 @@ class Segmenter:
         each window, where it is at most the window's best score. The published checkpoints were evaluated with it, at
         `short_side=448, window=448, stride=224, antialias=False`.
 
+        `regions`, an index map for each photo (255: no region), changes no map: each region is named besides, as if the
+        model had found it (`ImageEncoder.segments_of`), and the result's windows hold the softmax of its scores.
+
         Raises `InputError` for anything but photos, for labels that cannot be told apart and for impossible settings.
         """
         single = isinstance(images, Image.Image | np.ndarray | str | Path)  # a path is refused as an image
@@ -159,10 +167,12 @@ class Segmenter:
             antialias,
             batch_size,
         )
+        if regions and [region.shape for region in regions] != [photo.size[::-1] for photo in photos]:
+            raise InputError("regions must be one map for each photo, of the photo's height and width")
         sizes = [resized(photo.size, side) for photo in photos]
         results: dict[int, Segmentation] = {}
         with torch.inference_mode():
-            for i, own in groupby(self._encode(photos, sizes, settings), key=lambda pair: pair[0]):
+            for i, own in groupby(self._encode(photos, sizes, settings, regions), key=lambda pair: pair[0]):
                 results[i] = self._name(photos[i], sizes[i], tuple(window for _, window in own), settings)
         return results[0] if single else [results[i] for i in range(len(photos))]
 
@@ -180,7 +190,11 @@ class Segmenter:
             return F.normalize(rearrange(embedded, "(w t) d -> w t d", w=len(words)).mean(dim=1), dim=-1)
 
     def _encode(
-        self, photos: Sequence[Image.Image], sizes: Sequence[tuple[int, int]], settings: _Settings
+        self,
+        photos: Sequence[Image.Image],
+        sizes: Sequence[tuple[int, int]],
+        settings: _Settings,
+        regions: Sequence[Regions],
     ) -> Iterator[tuple[int, Window]]:
         """Photos' indices with their windows, encoded in batches of one size."""
         words = self.embed_words([word for label in settings.labels for word in label.words], settings.templates)
@@ -193,12 +207,36 @@ class Segmenter:
                     pixels(i)[:, top : top + height, left : left + width] for i, (top, left, height, width) in batch
                 ]
                 features = self.model.image_encoder(torch.stack(crops))
-                scores = self._scores(features, words, lengths)
+                scores = self._scores(features.segments, words, lengths)
                 if settings.scores == "gated":
                     scores = self._gate(scores, features, words, lengths, settings)
                 stages = self._groups(features, hard=settings.maps == "hard")
                 for j, (i, place) in enumerate(batch):
-                    yield i, Window(*place, features.grid, tuple(stage[j] for stage in stages), scores[j])
+                    window = Window(*place, features.grid, tuple(stage[j] for stage in stages), scores[j])
+                    if regions:
+                        step = (sizes[i][0] / photos[i].height, sizes[i][1] / photos[i].width)
+                        part = regions[i][covered(place, step)]
+                        window = replace(window, **self._name_regions(features, j, part, place[2:], words, lengths))
+                    yield i, window
+
+    def _name_regions(
+        self,
+        features: ImageFeatures,
+        image: int,
+        regions: Regions,
+        size: tuple[int, int],
+        words: Float[Tensor, "words embed"],
+        lengths: list[int],
+    ) -> dict[str, Any]:
+        """The fields of `Window` that hold a window's regions."""
+        found, shares = patch_shares(regions, size, self.config.image.patch_size)
+        if not found:
+            return {}
+        segments = [
+            self.model.image_encoder.segments_of(features, image, shares.to(self.device), stage)
+            for stage in range(max(1, sum(stage.group_tokens > 0 for stage in self.config.image.stages)))
+        ]
+        return {"regions": found, "region_scores": tuple(self._scores(torch.stack(segments), words, lengths))}
 
     def _pixels(
         self, photo: Image.Image, size: tuple[int, int], antialias: bool = True
@@ -213,11 +251,11 @@ class Segmenter:
         return normalize(pixels, dtype)[0]
 
     def _scores(
-        self, features: ImageFeatures, words: Float[Tensor, "words embed"], lengths: list[int]
+        self, segments: Float[Tensor, "batch segments dim"], words: Float[Tensor, "words embed"], lengths: list[int]
     ) -> Float[Tensor, "batch segments labels"]:
         """Softmax over labels for each final segment, in at least float32."""
         scale = self.model.segment_logit_scale if self.config.segment_loss else self.model.logit_scale
-        return self._logits(features.segments, words, lengths, scale).softmax(dim=-1)
+        return self._logits(segments, words, lengths, scale).softmax(dim=-1)
 
     def _logits(
         self,
