@@ -140,8 +140,17 @@ def folder(root: Path) -> list[np.ndarray]:
     return [truth(i, 3) for i in range(len(SIZES))]
 
 
+def only(masks: list[np.ndarray], classes: list[int], rest: int) -> list[np.ndarray]:
+    """The masks with these classes alone, numbered from 0."""
+    return [
+        np.select([mask == 255, *(mask == c for c in classes)], [255, *range(len(classes))], rest).astype(np.uint8)
+        for mask in masks
+    ]
+
+
 LAYOUTS: dict[str, Callable[[Path], list[np.ndarray]]] = {
     "voc21": voc,
+    "voc4": lambda root: only(voc(root), [0, 15, 12, 8], rest=0),
     "voc20": lambda root: without_background(voc(root)),
     "context60": context,
     "context59": lambda root: without_background(context(root)),
@@ -149,6 +158,7 @@ LAYOUTS: dict[str, Callable[[Path], list[np.ndarray]]] = {
     "coco-object-stuff": coco_stuff,
     "pets": pets,
     "camvid11": camvid,
+    "camvid5": lambda root: only(camvid(root), [0, 3, 5, 1, 8], rest=255),
     "camvid11-test": lambda root: camvid(root, "test"),
     "folder": folder,
 }
@@ -157,8 +167,10 @@ LAYOUTS: dict[str, Callable[[Path], list[np.ndarray]]] = {
 REAL = {
     "voc21": "eval/voc/VOCdevkit/VOC2012",
     "voc20": "eval/voc/VOCdevkit/VOC2012",
+    "voc4": "eval/voc/VOCdevkit/VOC2012",
     "coco-object-instances": "eval/coco",
     "pets": "eval/pets",
     "camvid11": "eval/camvid",
+    "camvid5": "eval/camvid",
 }
 """Where benchmarks lie in the folder of real photos."""

@@ -15,6 +15,7 @@ from test_evaluation_scoring import random_segmenter
 
 CLASSES = {
     "voc21": 21,
+    "voc4": 4,
     "voc20": 20,
     "context60": 60,
     "context59": 59,
@@ -22,6 +23,7 @@ CLASSES = {
     "coco-object-stuff": 81,
     "pets": 3,
     "camvid11": 11,
+    "camvid5": 5,
     "camvid11-test": 11,
     "folder": 3,
 }
@@ -37,7 +39,7 @@ def test_a_published_layout_is_read_photo_by_photo(name, tmp_path):
     dataset = open_benchmark(name, tmp_path)
     assert dataset.benchmark == name
     assert len(dataset.classes) == CLASSES[name]
-    assert dataset.has_background == (name in {"voc21", "context60", "pets"} or name.startswith("coco"))
+    assert dataset.has_background == (name in {"voc21", "voc4", "context60", "pets"} or name.startswith("coco"))
     assert len(dataset) == len(list(dataset)) == len(SIZES)
     for i, photo in enumerate(dataset):
         assert photo.image.size == SIZES[i]
@@ -216,7 +218,7 @@ def test_a_list_of_instances_that_is_none_is_named(text, tmp_path):
 
 
 def test_an_unknown_benchmark_lists_those_there_are():
-    with pytest.raises(InputError, match="no benchmark 'voc': there are voc21, voc20"):
+    with pytest.raises(InputError, match="no benchmark 'voc': there are voc21, voc4, voc20"):
         open_benchmark("voc", Path())
 
 

@@ -154,6 +154,21 @@ def _open_pairs(
     return Dataset(f"{name}{len(labels)}", root, labels, tuple(names), read)
 
 
+def _only(benchmark: str, dataset: Dataset, *classes: str) -> Dataset:
+    """The same photos with some of the classes: the others are background, or not labelled where there is none."""
+    labels = dataset.labels[:1] * dataset.has_background + classes
+    table = np.full(256, 0 if dataset.has_background else IGNORE, np.uint8)
+    table[IGNORE] = IGNORE
+    for index, label in enumerate(labels):
+        table[dataset.labels.index(label)] = index
+
+    def read(name: str) -> MaskedPhoto:
+        photo = dataset.read(name)
+        return replace(photo, mask=table[photo.mask])
+
+    return replace(dataset, benchmark=benchmark, labels=labels, read=read)
+
+
 def _open_pets(root: Path) -> Dataset:
     _require(root, "images", "annotations/trimaps", holds="give the folder with images/ and annotations/")
     listing = root / "annotations/list.txt"
@@ -235,6 +250,7 @@ def _decode(segmentation: Any, height: int, width: int) -> Mask:
 
 BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
     "voc21": lambda root: _open_voc(root, background=True),
+    "voc4": lambda root: _only("voc4", _open_voc(root, background=True), "person", "dog", "cat"),
     "voc20": lambda root: _open_voc(root, background=False),
     "context60": lambda root: _open_context(root, background=True),
     "context59": lambda root: _open_context(root, background=False),
@@ -242,6 +258,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
     "coco-object-stuff": _open_coco_stuff,
     "pets": _open_pets,
     "camvid11": lambda root: _open_camvid(root, "val"),
+    "camvid5": lambda root: _only("camvid5", _open_camvid(root, "val"), "sky", "road", "tree", "building", "car"),
     "camvid11-test": lambda root: replace(_open_camvid(root, "test"), benchmark="camvid11-test"),
     "folder": MaskFolder.open,
 }
