@@ -98,7 +98,7 @@ def test_a_deviating_tensor_is_named(folder: Path, name: str, tensor: Tensor | N
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
-        ({"format_version": 2}, "format_version 2, newer than .* upgrade groupvit"),
+        ({"format_version": 3}, "format_version 3, newer than .* upgrade groupvit"),
         ({"format_version": "1"}, "no format_version"),
         ({"surprise": 1}, "field surprise of its configuration is unknown"),
         ({"metadata": ...}, "field metadata of its configuration is unknown or missing"),
@@ -204,3 +204,30 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         native.save(tmp_path / "file/model", build_model(SMALL), SMALL)
+
+
+def test_a_compact_checkpoint_holds_the_rows_that_training_saw_in_half_precision(tmp_path: Path) -> None:
+    model = build_model(SMALL)
+    native.forget_unseen(model, torch.tensor([3, 59, 4]))
+    native.save(tmp_path / "whole", model, SMALL)
+    native.save(tmp_path / "compact", model, SMALL, compact=True)
+    state, _ = native.read_safetensors(tmp_path / "compact" / native.WEIGHTS)
+    assert state["text_encoder.token_embedding.weight"].shape == (3, 32)
+    assert state["text_encoder.token_embedding.rows"].tolist() == [3, 4, 59]
+    whole, compact = (native.load(tmp_path / name)[0].state_dict() for name in ("whole", "compact"))
+    for name, tensor in whole.items():
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(compact[name], expected)
+        assert compact[name].dtype == tensor.dtype
+    embedding = compact["text_encoder.token_embedding.weight"]
+    assert embedding.any(dim=1).nonzero()[:, 0].tolist() == [3, 4, 59]
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [0, 1, 60], [0, -1, 2]], ids=["too few", "beyond the end", "negative"])
+def test_rows_that_fit_no_vocabulary_are_refused(rows: list[int], tmp_path: Path) -> None:
+    model = build_model(SMALL)
+    native.forget_unseen(model, torch.tensor([1, 2, 3]))
+    native.save(tmp_path, model, SMALL, compact=True)
+    rewrite(tmp_path, {"text_encoder.token_embedding.rows": torch.tensor(rows, dtype=torch.int32)})
+    with pytest.raises(InputError, match=r"token_embedding.rows does not number the rows"):
+        native.load(tmp_path)

@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from groupvit.checkpoints import native
 from groupvit.errors import InputError
 from groupvit.models import (
     Assignment,
@@ -483,3 +485,14 @@ def test_impossible_settings_are_refused(options: Any, said: str) -> None:
 def test_a_threshold_needs_a_rival_label() -> None:
     with pytest.raises(InputError, match="rivals for 'dog'"):
         tiny().segment(photo(20, 20), ["dog"], background=0.5)
+
+
+def test_words_that_training_never_saw_are_named_once() -> None:
+    segmenter = tiny()
+    seen = Tokenizer()(["a photo of a dog.", "zeppelin-like grass"]).unique()
+    native.forget_unseen(segmenter.model, seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter.segment(photo(32, 32), ["dog", "grass"])
+    with pytest.warns(UserWarning, match="training never saw: zebra, dogfish"):
+        segmenter.segment(photo(32, 32), ["dog", "animal=zebra,dogfish", "grass"])

@@ -18,7 +18,7 @@ from experiments import kills
 from PIL import Image
 from safetensors.torch import load_file
 
-from groupvit.checkpoints import latest
+from groupvit.checkpoints import latest, load
 from groupvit.data import scenes, storage
 from groupvit.data.batches import Batches, decode
 from groupvit.data.index import CaptionedPhotos
@@ -452,3 +452,31 @@ def test_sigterm_to_the_whole_process_group_saves_and_says_how_to_go_on(data, tm
     folder = latest(tmp_path / "runs" / "debug")
     assert folder
     assert (folder / "training.pt").is_file()
+
+
+def test_a_training_starts_with_the_weights_of_another(data, tmp_path):
+    train(RUN, data, tmp_path / "first", workers=0)
+    longer = replace(RUN, steps=7, lr=0.0, lr_start=0.0, lr_end=0.0)
+    train(longer, data, tmp_path / "second", workers=0, init=tmp_path / "first")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    same = {name for name in first if first[name] == second[name]}
+    assert {name for name in first if "projector.norm" not in name} <= same  # BatchNorm saw other photos
+
+
+def test_positions_are_resampled_for_images_of_another_size(data, tmp_path):
+    train(RUN, data, tmp_path / "first", workers=0)
+    larger = replace(TINY, image=replace(TINY.image, image_size=TINY.image.image_size + TINY.image.patch_size))
+    run = replace(RUN, model=larger, steps=1, lr=0.0, lr_start=0.0, lr_end=0.0)
+    second = train(run, data, tmp_path / "second", workers=0, init=tmp_path / "first")
+    model, _ = load(tmp_path / "first")
+    side = larger.image.image_size // larger.image.patch_size
+    expected = model.image_encoder.position_embedding(side, side)
+    torch.testing.assert_close(second.model.image_encoder.pos_embed, expected)
+
+
+def test_weights_of_another_architecture_are_refused_before_anything_is_written(data, tmp_path):
+    train(RUN, data, tmp_path / "first", workers=0)
+    wider = replace(RUN, model=replace(TINY, embed_dim=TINY.embed_dim + 1))
+    with pytest.raises(InputError, match=r"first: tensor .* has shape"):
+        train(wider, data, tmp_path / "second", workers=0, init=tmp_path / "first")
+    assert latest(tmp_path / "second") is None

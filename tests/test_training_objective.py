@@ -28,7 +28,7 @@ CONFIG = ModelConfig(
 )
 RUN = Run(CONFIG, "", 1, 4, prompts=2, segment_weight=0.5, patch_weight=0.25, caption_weight=2.0)
 TOKENIZER = Tokenizer(24)
-WORDS = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, TOKENIZER)
+WORDS = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER, "weights")
 KEYS = noise.sample_keys(0, 0, torch.arange(4))
 
 
@@ -53,7 +53,8 @@ def test_terms_carry_their_weights_and_zero_weight_means_no_term():
     torch.testing.assert_close(doubled["patch_nouns"], terms["patch_nouns"])
     few = replace(RUN, prompts=0, segment_weight=0.0, patch_weight=0.0)
     nothing = replace(batch, prompts=batch.prompts[:, :0])
-    assert list(loss_terms(model, nothing, few, Vocabulary.from_counts({}, TOKENIZER), KEYS)) == ["caption"]
+    no_words = Vocabulary.from_counts({}, 10, TOKENIZER, "weights")
+    assert list(loss_terms(model, nothing, few, no_words, KEYS)) == ["caption"]
 
 
 def test_terms_are_the_losses_of_the_embeddings():
@@ -106,3 +107,18 @@ def test_weights_of_nouns_fall_with_the_root_of_their_frequency():
     assert WORDS.nouns == ("dog", "cat", "hat")
     assert WORDS.weights.mean().item() == pytest.approx(1)
     assert (WORDS.weights[2] / WORDS.weights[0]).item() == pytest.approx(3)
+
+
+def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
+    """Where no segment is nearer to one noun than to another, each has the probability of its frequency."""
+    words = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER, "prior")
+    assert words.weights.tolist() == [1, 1, 1]
+    torch.testing.assert_close(words.log_odds.sigmoid(), torch.tensor([0.9, 0.4, 0.1]))
+    run = replace(RUN, balance="prior", segment_weight=1.0, patch_weight=1.0)
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    with torch.no_grad():
+        model.segment_logit_scale.fill_(-torch.inf)  # a factor of 0
+    terms = loss_terms(model, batch, run, words, KEYS)
+    probability = torch.where(batch.present, words.log_odds.sigmoid(), 1 - words.log_odds.sigmoid())
+    for name in ("segment_nouns", "patch_nouns"):
+        torch.testing.assert_close(terms[name], -probability.log().sum(dim=1).mean())

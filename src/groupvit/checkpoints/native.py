@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -21,7 +22,8 @@ CONFIG = "config.json"
 IMAGE_NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 """ImageNet's, on RGB in [0, 1]: what every model is trained with."""
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # what this reads; 1 is written where every tensor is there whole
+_EMBEDDING, _ROWS = "text_encoder.token_embedding.weight", "text_encoder.token_embedding.rows"
 _HEADER = "groupvit"  # the key of our document in the metadata of the safetensors file
 _FIELDS = {"format_version", "groupvit_version", "model", "image", "metadata"}
 
@@ -133,16 +135,27 @@ def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
         raise InputError(f"{source}: no model can be built from its configuration: {error}") from error
 
 
-def save(folder: Path, model: GroupViT, config: ModelConfig, *, metadata: dict[str, str] | None = None) -> None:
+def save(
+    folder: Path,
+    model: GroupViT,
+    config: ModelConfig,
+    *,
+    metadata: dict[str, str] | None = None,
+    compact: bool = False,
+) -> None:
     """Writes `model` into `folder`, over the checkpoint that may be there.
+
+    `compact` halves it: numbers are float16, and rows of the vocabulary that are zero (see `forget_unseen`) are left
+    out.
 
     The configuration stands inside the weights file, so that one replaced file is the whole commit: after a crash or on
     a full disk the folder holds the old or the new checkpoint. `config.json` is a copy for readers.
     """
     state = model.state_dict()
     check(state, _skeleton(config, folder).state_dict(), folder)
+    state = _compacted(state) if compact else state
     document = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION if compact else 1,
         "groupvit_version": _version(),
         "model": config.to_dict(),
         "image": IMAGE_NORMALISATION,
@@ -171,7 +184,37 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     if _HEADER not in metadata:
         raise InputError(f"{source} carries no groupvit configuration: it was written by another program")
     config = _parse(metadata[_HEADER], source)
-    return assemble(state, config, source), config
+    return assemble(_whole(state, config.text.vocab_size, source), config, source), config
+
+
+def forget_unseen(model: GroupViT, seen: Int[Tensor, " tokens"]) -> None:
+    """Sets the embedding of every token to zero that is not among those that training has `seen`.
+
+    They were never learnt; zeros say so (`Segmenter.segment` warns of such words) and need no room in a file.
+    """
+    with torch.no_grad():
+        unseen = torch.ones(len(model.text_encoder.token_embedding.weight), dtype=torch.bool)
+        unseen[seen] = False
+        model.text_encoder.token_embedding.weight[unseen] = 0
+
+
+def _compacted(state: StateDict) -> StateDict:
+    """Half precision, and of the vocabulary the rows that are not zero with their numbers."""
+    rows = state[_EMBEDDING].any(dim=1).nonzero()[:, 0]
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return half | {_EMBEDDING: half[_EMBEDDING][rows], _ROWS: rows.int()}
+
+
+def _whole(state: StateDict, vocabulary: int, source: Path) -> StateDict:
+    """What `_compacted` made, in single precision again; other tensors as they are."""
+    if _ROWS not in state:
+        return state
+    state = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
+    rows, known = state.pop(_ROWS).long(), state.get(_EMBEDDING, torch.empty(0, 0))
+    if rows.shape != known.shape[:1] or (len(rows) and not 0 <= rows.min() <= rows.max() < vocabulary):
+        raise InputError(f"{source}: tensor {_ROWS} does not number the rows of {_EMBEDDING}")
+    state[_EMBEDDING] = known.new_zeros(vocabulary, *known.shape[1:]).index_copy(0, rows, known)
+    return state
 
 
 def _parse(text: str, source: Path) -> ModelConfig:

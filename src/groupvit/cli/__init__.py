@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command. Exit codes: 0 done, 1 done in part, 2 wrong usage or input (on stderr), 130 interrupted."""
     try:
         try:
+            warnings.showwarning = _warn
             sys.exit(_run(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()  # now, while a reader that has gone can still be noticed
@@ -48,6 +50,10 @@ def _run(argv: Sequence[str]) -> int | None:
     return tyro.cli(
         _COMMANDS, prog="groupvit", description=str(groupvit.__doc__).partition("\n")[0], args=argv, config=_STYLE
     )
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("groupvit: warning:", " ".join(str(message).splitlines()), file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> NoReturn:

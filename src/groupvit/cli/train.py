@@ -16,6 +16,7 @@ def train(
     held_out: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    init: Path | None = None,
     resume: bool = False,
     workers: int = 1,
     keep: int = 2,
@@ -34,6 +35,7 @@ def train(
         held_out: Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
         steps: Optimiser steps, instead of the run's own number.
         batch_size: Photos a step, instead of the run's own number.
+        init: Checkpoint whose weights to start with, instead of random ones; images may be of another size there.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
         keep: Checkpoints to keep besides the best: the newest so many.
@@ -55,6 +57,8 @@ def train(
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
     if min(settings.steps, settings.batch_size, keep) < 1 or workers < 0 or not 0 <= seed < 2**63:
         raise InputError("steps, batch size and keep are at least 1, workers at least 0, the seed 0 to 2**63 - 1")
+    if init and resume:
+        raise InputError("--resume goes on with a training's own weights: leave out --init")
     if settings.held_out and is_url(data):
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
     find_shards(settings.train, below=data)
@@ -64,6 +68,7 @@ def train(
         data,
         out,
         seed=seed,
+        init=init,
         resume=resume,
         workers=workers,
         processes=os.cpu_count() or 1,

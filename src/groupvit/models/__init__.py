@@ -10,7 +10,7 @@ from groupvit.models.config import (
     TextEncoderConfig,
     with_stages,
 )
-from groupvit.models.dual_encoder import GroupViT, build_model, temperature
+from groupvit.models.dual_encoder import SEGMENT_LOGIT_BIAS, GroupViT, build_model, temperature
 from groupvit.models.grouping import Assignment
 from groupvit.models.image_encoder import ImageFeatures, Ungrouped
 from groupvit.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -21,6 +21,7 @@ __all__ = [
     "PAPER",
     "PRESETS",
     "RELEASE",
+    "SEGMENT_LOGIT_BIAS",
     "Assignment",
     "GroupViT",
     "ImageEncoderConfig",

@@ -13,6 +13,9 @@ from groupvit.models.config import ModelConfig
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.text_encoder import TextEncoder
 
+SEGMENT_LOGIT_BIAS = -5.0
+"""Where the bias of the segment-level noun loss starts: a segment is most nouns with a probability near 0."""
+
 
 class Projector(nn.Module):
     """Two-layer perceptron into the joint space (§4.1); rows of any leading shape."""
@@ -55,7 +58,7 @@ class GroupViT(nn.Module):
             self.multi_label_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if segment_loss:
             self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-            self.segment_logit_bias = nn.Parameter(torch.tensor(-5.0))
+            self.segment_logit_bias = nn.Parameter(torch.tensor(SEGMENT_LOGIT_BIAS))
 
     def embed_image_features(self, features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows embed"]:
         """Unit vectors of pooled features (Eq. 2) or of single segments (§3.3): one projector serves both."""

@@ -1,5 +1,6 @@
 """From photos and words to label maps (§3.3)."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -182,12 +183,20 @@ class Segmenter:
         return self._embed(tuple(words), tuple(templates))
 
     def _embed_uncached(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "words embed"]:
+        if unseen := [word for word in words if self._unseen(word)]:
+            warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
         prompts = [template.replace("{}", word) for word in words for template in templates]
         chunks = [prompts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(prompts), _TEXTS_AT_ONCE)]
         with torch.autocast(self.device.type, enabled=False):
             embedded = torch.cat([self.model.encode_text(self._tokenizer(chunk).to(self.device)) for chunk in chunks])
             embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
             return F.normalize(rearrange(embedded, "(w t) d -> w t d", w=len(words)).mean(dim=1), dim=-1)
+
+    def _unseen(self, word: str) -> bool:
+        """Whether a part of the word is known to be in no caption of training (`native.forget_unseen`)."""
+        tokens = self._tokenizer(word)[0]
+        inner = tokens[1 : int(tokens.argmax())].to(self.device)
+        return not self.model.text_encoder.token_embedding.weight[inner].any(dim=1).all()
 
     def _encode(
         self,

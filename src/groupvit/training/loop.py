@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from groupvit.checkpoints import latest
+from groupvit.checkpoints import latest, load
+from groupvit.checkpoints.native import check
 from groupvit.data.batches import Batch, Batches, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
@@ -82,16 +83,34 @@ def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
 def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
     """The nouns of the training captions that are frequent enough to learn."""
     if not (run.segment_weight or run.patch_weight):
-        return Vocabulary.from_counts({}, tokenizer)
+        return Vocabulary.from_counts({}, len(photos), tokenizer, run.balance)
     counts = vocabulary(photos.noun_counts(), run.min_count)
     if not counts:
         raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
-    return Vocabulary.from_counts(counts, tokenizer)
+    return Vocabulary.from_counts(counts, len(photos), tokenizer, run.balance)
 
 
-def _start(run: Run, seed: int, nouns: tuple[str, ...], photos: CaptionedPhotos, device: torch.device) -> TrainingState:
+def initialise(model: GroupViT, source: Path) -> None:
+    """Gives `model` the weights of a checkpoint, whose positions are resampled if it saw images of another size.
+
+    Raises `InputError` for a checkpoint of another architecture.
+    """
+    trained, _ = load(source)
+    side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
+    with torch.no_grad():
+        trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
+    check(trained.state_dict(), model.state_dict(), source)
+    model.load_state_dict(trained.state_dict())
+
+
+def _start(
+    run: Run, seed: int, nouns: tuple[str, ...], photos: CaptionedPhotos, device: torch.device, init: Path | None
+) -> TrainingState:
     torch.manual_seed(seed)
-    model = build_model(run.model).to(device).train()
+    model = build_model(run.model)
+    if init:
+        initialise(model, init)
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
     return TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.ema))
 
@@ -152,6 +171,7 @@ def train(
     keep: int = 2,
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
+    init: Path | None = None,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
@@ -160,7 +180,7 @@ def train(
     current step with a checkpoint, and so does data that cannot be read. With `resume` it goes on from the newest
     checkpoint, to the bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step,
     sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
-    main module that can be imported.
+    main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
     """
     shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,7 +193,7 @@ def train(
     with locked(out):
         if not resume:  # another training may have come and gone while the data were indexed
             _must_be_new(out)
-        state = _start(run, seed, words.nouns, photos, device)
+        state = _start(run, seed, words.nouns, photos, device, None if resume else init)
         if resume:
             state = restore(out, state)
         return _train(state, out, words.to(device), device, workers, keep, evaluate)

@@ -54,14 +54,15 @@ def segment_noun_loss(
     nouns: Float[Tensor, "vocabulary dim"],
     present: Bool[Tensor, "batch vocabulary"],
     scale: Float[Tensor, ""],
-    bias: Float[Tensor, ""],
+    bias: Float[Tensor, "*_"],
     weights: Float[Tensor, " vocabulary"],
 ) -> Float[Tensor, ""]:
     """Some segment must be each noun of the photo's captions, and none the other nouns of the vocabulary.
 
     A noun's logit for the photo is the log-sum-exp over the segments that own a patch; a sigmoid per noun makes the
-    loss independent of the batch. `weights` balance frequent and rare nouns. Not in the paper: its multi-label loss
-    asks the same of the pooled image, and then segments learn the words of their neighbours.
+    loss independent of the batch. `weights`, or a `bias` for each noun, balance frequent and rare ones. Not in the
+    paper: its multi-label loss asks the same of the pooled image, and then segments learn the words of their
+    neighbours.
     """
     logits = scale * torch.einsum("b s d, v d -> b s v", segments, nouns) + bias
     logits = logits.masked_fill(~occupied[:, :, None], -torch.inf).logsumexp(dim=1)

@@ -7,30 +7,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groupvit.data.batches import Batch
-from groupvit.models import GroupViT, normalize, temperature
+from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, normalize, temperature
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.runs import Run
+from groupvit.training.runs import Balance, Run
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The nouns of the segment-level loss: their prompts, and weights that fall with the root of their frequency."""
+    """The nouns of the segment-level loss: their prompts, and the log odds that a photo's captions name them."""
 
     nouns: tuple[str, ...]
     tokens: Int[Tensor, "vocabulary length"]
     weights: Float[Tensor, " vocabulary"]
+    log_odds: Float[Tensor, " vocabulary"]
 
     @classmethod
-    def from_counts(cls, counts: dict[str, int], tokenizer: Tokenizer) -> "Vocabulary":
-        """`counts`: in how many photos' captions each noun stands."""
-        weights = torch.tensor(list(counts.values()), dtype=torch.float32).rsqrt()
+    def from_counts(cls, counts: dict[str, int], photos: int, tokenizer: Tokenizer, balance: Balance) -> "Vocabulary":
+        """`counts`: in how many of the `photos` each noun stands in a caption."""
+        frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
+        weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
         tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
-        return cls(tuple(counts), tokens, weights / weights.mean())
+        log_odds = torch.logit(frequency / photos, eps=1e-3)
+        return cls(tuple(counts), tokens, weights / weights.mean(), log_odds)
 
     def to(self, device: torch.device) -> "Vocabulary":
-        return Vocabulary(self.nouns, self.tokens.to(device), self.weights.to(device))
+        return Vocabulary(self.nouns, *(part.to(device) for part in (self.tokens, self.weights, self.log_odds)))
 
 
 def _embed_texts(model: GroupViT, *kinds: Int[Tensor, "_ length"]) -> tuple[Float[Tensor, "_ embed"], ...]:
@@ -65,6 +68,8 @@ def loss_terms(
 
     def noun_loss(parts: Float[Tensor, "batch _ embed"], exist: Bool[Tensor, "batch _"]) -> Float[Tensor, ""]:
         scale, bias = temperature(model.segment_logit_scale), model.segment_logit_bias
+        if run.balance == "prior":
+            bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - exist.sum(dim=1).log()[:, None, None]
         return losses.segment_noun_loss(parts, exist, nouns, batch.present, scale, bias, words.weights)
 
     terms = {}

@@ -16,6 +16,11 @@ from groupvit.models import (
 from groupvit.text.nouns import Style
 from groupvit.training.losses import Form
 
+Balance = Literal["weights", "prior"]
+"""How the noun losses let rare nouns stand up to frequent ones: "weights" that fall with the root of the frequency, or
+each noun's log odds among the photos added to its logit ("prior"), so that what is learnt is by how much a segment
+makes the noun likelier than it is anyway (logit adjustment, Menon et al., 2021); words are compared without it."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -53,6 +58,7 @@ class Run:
     noun_style: Style = "paper"
     segment_weight: float = 0.0
     patch_weight: float = 0.0
+    balance: Balance = "weights"
     min_count: int = 10
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     evaluate_every: int = 500
