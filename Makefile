@@ -5,10 +5,13 @@ PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: demo test test-slow test-gpu test-hub check clean
+.PHONY: demo train-demo test test-slow test-gpu test-hub check clean
 
 demo: .venv/.demo
-	.venv/bin/python -m experiments.scenes --seeds 1 --out runs/demo
+	.venv/bin/python -m experiments.demo --out runs/demo
+
+train-demo: .venv/.demo
+	.venv/bin/python -m experiments.scenes --seeds 1 --out runs/train-demo
 
 test: .venv/.dev
 	$(PYTEST) -m "not slow and not gpu and not hub"
@@ -25,10 +28,10 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache build dist
 
 .venv/.demo: pyproject.toml constraints.txt
-	$(call install,train$(comma)eval,.demo)
+	$(call install,train$(comma)eval$(comma)demo,.demo)
 
 .venv/.dev: pyproject.toml constraints.txt
-	$(call install,train$(comma)eval$(comma)dev,.demo .dev)
+	$(call install,train$(comma)eval$(comma)demo$(comma)dev,.demo .dev)
 
 comma := ,
 # install,EXTRAS,STAMPS. The mark .installing outlives an installation that was cut off: the next run starts afresh.

@@ -186,14 +186,29 @@ class ImageEncoder(nn.Module):
         return x + self.position_embedding(*grid).to(x.dtype), grid
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], keys: Int[Tensor, " batch"] | None = None
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        keys: Int[Tensor, " batch"] | None = None,
+        *,
+        mixed: int = 1,
     ) -> ImageFeatures:
-        """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn."""
+        """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
+
+        `mixed` images at a time share the blocks and group tokens of the first stage, as if they were one, and are
+        grouped apart: what a patch has from its surroundings may then come from another image, so that it must be known
+        by itself (as in MixReorg, Cai et al., ICCV 2023, which groups the mixture). The batch is a multiple of it.
+        """
         segments, grid = self.embed(images)
         tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self._stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
-            segments, tokens = stage(segments, tokens, stage_keys)
+            if i == 0 and mixed > 1:
+                joined = rearrange(segments, "(b m) n d -> b (m n) d", m=mixed)
+                segments, tokens = stage(joined, None, None if stage_keys is None else stage_keys[::mixed])
+                segments = rearrange(segments, "b (m n) d -> (b m) n d", m=mixed)
+                tokens = None if tokens is None else tokens.repeat_interleave(mixed, dim=0)
+            else:
+                segments, tokens = stage(segments, tokens, stage_keys)
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)

@@ -242,7 +242,7 @@ def _train(
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
             with _attention(device), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-                terms = loss_terms(model, batch, run, words, keys)
+                terms = loss_terms(model, batch, run, words, keys, mixed=run.mixed(state.step))
                 loss = torch.stack(list(terms.values())).sum()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)

@@ -53,10 +53,13 @@ def _embed_images(model: GroupViT, *parts: Float[Tensor, "batch _ dim"]) -> tupl
 
 
 def loss_terms(
-    model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: Int[Tensor, " batch"]
+    model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: Int[Tensor, " batch"], *, mixed: int = 1
 ) -> dict[str, Float[Tensor, ""]]:
-    """Every weighted term: captions and noun prompts (Eq. 8), nouns of segments, nouns of patches."""
-    features = model.image_encoder(normalize(batch.images), keys)
+    """Every weighted term: captions and noun prompts (Eq. 8), nouns of segments, nouns of patches.
+
+    `mixed` photos share their attention (`ImageEncoder.forward`).
+    """
+    features = model.image_encoder(normalize(batch.images), keys, mixed=mixed)
     nothing = features.segments[:, :0]
     images, segments, patches = _embed_images(
         model,

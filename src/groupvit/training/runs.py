@@ -35,6 +35,7 @@ class Run:
     `crop` is the share of a photo's area. `augment` adds to crop and mirror: `color` changes brightness, contrast and
     saturation, `randaugment` is the release's RandAugment and erasing. `in_memory` keeps every photo on the device,
     squashed to that many pixels a side (0 reads from disk). `ema` is the decay of the average of the weights (0: none).
+    `mix` is the share of the steps in which photos share their attention in fours (see `ImageEncoder.forward`).
 
     `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
     the table of docs/TRAINING.md.
@@ -66,10 +67,15 @@ class Run:
     augment: Literal["crop", "color", "randaugment"] = "crop"
     ema: float = 0.0
     in_memory: int = 0
+    mix: float = 0.0
     warmup_prefix: bool = True
     paper: str = ""
     cost: str = ""
     expected: str = ""
+
+    def mixed(self, step: int) -> int:
+        """How many photos share their attention in a step: 4 in a share `mix` of them, evenly spread, or 1."""
+        return 4 if int((step + 1) * self.mix) > int(step * self.mix) else 1
 
 
 def _small(
@@ -188,6 +194,24 @@ PHOTOS = Run(
     expected="not measured",
 )
 
+# 36 patches a photo, or two cores would see too few photos in an evening; docs/LOG.md has what was compared.
+PHOTOS_SMALL = replace(
+    PHOTOS,
+    model=_small(96, 16, 192, (Stage(4, 16, 16),), text_layers=2, drop_path=0.1),
+    steps=2000,
+    warmup=100,
+    crop=(0.3, 1.0),
+    balance="prior",
+    min_count=20,
+    mix=0.5,
+    ema=0.995,
+    in_memory=112,
+    evaluate_every=200,
+    save_every=200,
+    cost="not measured",
+    expected="not measured",
+)
+
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""
 
@@ -266,6 +290,18 @@ RUNS: dict[str, Run] = {
     ),
     "flickr8k": FLICKR8K,
     "photos": PHOTOS,
+    "photos-small": PHOTOS_SMALL,
+    "photos-plain": replace(
+        PHOTOS_SMALL,
+        model=replace(with_stages(PHOTOS_SMALL.model, Stage(4)), segment_loss=False),
+        caption_weight=1.0,
+        segment_weight=0.0,
+        patch_weight=0.0,
+        mix=0.0,
+        paper="Table 4 rows 1 to 4: ViT, in miniature",
+        cost="not measured",
+        expected="not measured",
+    ),
     "debug": replace(
         SCENES,
         steps=10,
