@@ -188,7 +188,7 @@ def test_a_plain_vit_names_a_region_by_the_mean_of_its_patches():
 
 @pytest.mark.parametrize("stages", [TWO_STAGES, NO_BLOCK_AFTER, PLAIN])
 def test_mixed_images_share_attention_and_nothing_else(stages):
-    """What another image shows reaches the segments through the first stage's blocks alone; patches stay with theirs."""
+    """What another image shows reaches segments through the first stage's blocks alone; patches stay with theirs."""
     module, batch = encoder(stages), images(32, 32, batch=4)
     other = batch.clone()
     other[1] += 1
