@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from groupvit.training.runs import RUNS, Run, get_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
-SMALL = ("scenes", "scenes-release", "scenes-long", "flickr8k", "photos", "debug")
+SMALL = ("scenes", "scenes-release", "scenes-long", "flickr8k", "photos", "photos-small", "photos-plain", "debug")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def test_small_runs_build_and_end_after_their_warm_up(name: str) -> None:
     assert 0 <= RUNS[name].warmup < RUNS[name].steps
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "photos"])
+@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith("photos")])
 def test_measured_runs_are_what_they_were_when_measured(name: str) -> None:
     run = RUNS[name]
     assert (run.augment, run.ema, run.in_memory, run.warmup_prefix) == ("crop", 0.0, 0, True)
@@ -319,3 +319,10 @@ def test_the_subset_of_yfcc_becomes_a_table_as_documented(tmp_path: Path, monkey
     Path("yfcc100m_subset_data.tsv").write_text("".join("\t".join(fields) + "\n" for fields in subset))
     exec(compile(snippet("yfcc100m"), "DATA.md", "exec"), {})
     assert columns("yfcc14m.parquet") == [("http://a/0.jpg", "Our dog runs"), ("http://a/4.jpg", "a cat")]
+
+
+def test_photos_share_their_attention_in_an_even_share_of_the_steps() -> None:
+    run = replace(RUNS["debug"], mix=0.25)
+    assert [run.mixed(step) for step in range(8)] == [1, 1, 1, 4, 1, 1, 1, 4]
+    assert {replace(run, mix=0.0).mixed(step) for step in range(8)} == {1}
+    assert {replace(run, mix=1.0).mixed(step) for step in range(8)} == {4}

@@ -188,6 +188,8 @@ def train(
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
         raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
+    if run.mix and run.batch_size % 4:
+        raise InputError(f"{run.batch_size} photos a step cannot share their attention in fours: take a multiple of 4")
     photos = open_photos(shards, processes)
     words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
     with locked(out):
