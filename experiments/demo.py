@@ -1,6 +1,6 @@
 """What `make demo` runs: photographs that come with scikit-image fall apart into named segments.
 
-    python -m experiments.demo --out runs/demo
+    python -m experiments.demo --out runs/demo [--record]
 
 Writes for each photograph one picture: photo, groups, segments named with the words below; offline, with the model
 that is in the package. The words are what one sees in each photograph, chosen once and not by what comes out.
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import skimage
 import tyro
+from experiments.record import DOCS, commit, record_results, write_table
 from PIL import Image
 
 from groupvit import api
-from groupvit.segmentation import drawing
+from groupvit.segmentation import Segmentation, Segmenter, drawing
 
 PHOTOS = {
     "astronaut": ("person=person,woman", "flag", "wall"),
@@ -31,27 +32,34 @@ def photograph(name: str) -> Image.Image:
     )
 
 
-def main(out: Path = Path("runs/demo"), model: str = "photos") -> None:
+def named(segmenter: Segmenter, name: str) -> Segmentation:
+    """The photograph as `calibrated-native` asks: windows of the training size over twice that."""
+    size = segmenter.config.image.image_size
+    return segmenter.segment(photograph(name), PHOTOS[name], short_side=2 * size, window=size)
+
+
+def main(out: Path = Path("runs/demo"), model: str = "photos", record: bool = False) -> None:
     """Segment the photographs and write the pictures.
 
     Args:
         out: Folder for the pictures.
         model: Name of the model, or a checkpoint.
+        record: Write what was found to docs/results.json and docs/MODEL_CARD.md.
     """
-    segmenter = api.load(model)
-    size = segmenter.config.image.image_size
+    began_at, segmenter, rows = commit() if record else "", api.load(model), []
     out.mkdir(parents=True, exist_ok=True)
     for name, labels in PHOTOS.items():
-        photo = photograph(name)
-        whole = segmenter.segment(photo, labels)
-        result = segmenter.segment(photo, labels, short_side=2 * size, window=size)
-        groups = [drawing.groups(photo, stage) for stage in whole.groups]
-        pictures = [photo, *groups, result.overlay()]
+        result = named(segmenter, name)
+        photo = result.image
+        groups = [drawing.groups(photo, stage) for stage in segmenter.segment(photo, labels).groups]
         titles = ["photo", *(f"groups of the whole, stage {i}" for i in range(1, len(groups) + 1)), "named, by windows"]
-        path = out / f"{name}.png"
-        drawing.panel(pictures, titles).save(path)
-        shares = ", ".join(f"{n} {100 * share:.0f} %" for n, share in zip(result.names, result.shares, strict=True))
-        print(f"{path}: {shares}")
+        drawing.panel([photo, *groups, result.overlay()], titles).save(out / f"{name}.png")
+        shares = zip(result.names, result.shares, strict=True)
+        rows.append({"photo": name, "found, % of the photo": ", ".join(f"{n} {100 * s:.1f}" for n, s in shares)})
+        print(f"{out / name}.png: {rows[-1]['found, % of the photo']} % of the photo")
+    if record:
+        record_results("demo", {"rows": rows}, began_at)
+        write_table(DOCS / "MODEL_CARD.md", "demo", rows)
 
 
 if __name__ == "__main__":

@@ -484,6 +484,6 @@ def test_weights_of_another_architecture_are_refused_before_anything_is_written(
 
 def test_mixed_photos_come_in_fours(data, tmp_path):
     run = replace(RUN, mix=0.5, steps=2)
-    with pytest.raises(InputError, match=r"6 photos a step .* multiple of 4"):
+    with pytest.raises(InputError, match=r"batch \(6\) and chunk \(0\) are multiples of 4"):
         train(replace(run, batch_size=6), data, tmp_path / "six", workers=0)
     assert train(run, data, tmp_path / "eight", workers=0).step == 2

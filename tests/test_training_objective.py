@@ -5,6 +5,7 @@ import torch
 
 from groupvit.data.batches import Batch
 from groupvit.models import (
+    GroupViT,
     ImageEncoderConfig,
     ModelConfig,
     Stage,
@@ -16,7 +17,7 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.objective import Vocabulary, loss_terms
+from groupvit.training.objective import Vocabulary, encode_images, encode_texts, loss_terms, texts_of
 from groupvit.training.runs import Run
 
 CONFIG = ModelConfig(
@@ -43,18 +44,23 @@ def make_batch() -> Batch:
     )
 
 
+def terms_of(model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: torch.Tensor) -> dict[str, torch.Tensor]:
+    texts = [encode_texts(model, tokens) for tokens in texts_of(batch, words)]
+    return loss_terms(model, run, encode_images(model, batch.images, run, keys), texts, batch.present, words)
+
+
 def test_terms_carry_their_weights_and_zero_weight_means_no_term():
     model, batch = build_model(CONFIG).eval(), make_batch()
-    terms = loss_terms(model, batch, RUN, WORDS, KEYS)
+    terms = terms_of(model, batch, RUN, WORDS, KEYS)
     assert list(terms) == ["caption", "multi_label", "segment_nouns", "patch_nouns"]
-    doubled = loss_terms(model, batch, replace(RUN, segment_weight=1.0, caption_weight=4.0), WORDS, KEYS)
+    doubled = terms_of(model, batch, replace(RUN, segment_weight=1.0, caption_weight=4.0), WORDS, KEYS)
     torch.testing.assert_close(doubled["segment_nouns"], 2 * terms["segment_nouns"])
     torch.testing.assert_close(doubled["caption"], 2 * terms["caption"])
     torch.testing.assert_close(doubled["patch_nouns"], terms["patch_nouns"])
     few = replace(RUN, prompts=0, segment_weight=0.0, patch_weight=0.0)
     nothing = replace(batch, prompts=batch.prompts[:, :0])
     no_words = Vocabulary.from_counts({}, 10, TOKENIZER, "weights")
-    assert list(loss_terms(model, nothing, few, no_words, KEYS)) == ["caption"]
+    assert list(terms_of(model, nothing, few, no_words, KEYS)) == ["caption"]
 
 
 def test_terms_are_the_losses_of_the_embeddings():
@@ -62,7 +68,7 @@ def test_terms_are_the_losses_of_the_embeddings():
     features = model.image_encoder(normalize(batch.images), KEYS)
     captions = model.encode_text(batch.captions)
     images = model.embed_image_features(features.pooled)
-    terms = loss_terms(model, batch, RUN, WORDS, KEYS)
+    terms = terms_of(model, batch, RUN, WORDS, KEYS)
     caption = losses.contrastive_loss(images, captions, temperature(model.logit_scale))
     torch.testing.assert_close(terms["caption"], 2 * caption)
     segments = losses.segment_noun_loss(
@@ -82,7 +88,7 @@ def test_losses_are_in_float32_under_autocast(monkeypatch):
     loss = losses.contrastive_loss
     monkeypatch.setattr(losses, "contrastive_loss", lambda *given: seen.append(loss(*given).dtype) or loss(*given))
     with torch.autocast("cpu", torch.bfloat16):
-        terms = loss_terms(build_model(CONFIG).eval(), make_batch(), RUN, WORDS, KEYS)
+        terms = terms_of(build_model(CONFIG).eval(), make_batch(), RUN, WORDS, KEYS)
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == torch.bfloat16
     assert {term.dtype for term in terms.values()} == set(seen) == {torch.float32}
@@ -92,13 +98,13 @@ def test_batch_norm_sees_every_text_of_the_step_at_once():
     model, batch = build_model(CONFIG).train(), make_batch()
     seen = []
     model.text_projector.norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    loss_terms(model, batch, RUN, WORDS, KEYS)
+    terms_of(model, batch, RUN, WORDS, KEYS)
     assert seen == [4 + 8 + 3]
 
 
 def test_every_parameter_that_the_run_uses_gets_a_gradient():
     model = build_model(CONFIG).train()
-    torch.stack(list(loss_terms(model, make_batch(), RUN, WORDS, KEYS).values())).sum().backward()
+    torch.stack(list(terms_of(model, make_batch(), RUN, WORDS, KEYS).values())).sum().backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
 
@@ -118,7 +124,7 @@ def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
     model, batch = build_model(CONFIG).eval(), make_batch()
     with torch.no_grad():
         model.segment_logit_scale.fill_(-torch.inf)  # a factor of 0
-    terms = loss_terms(model, batch, run, words, KEYS)
+    terms = terms_of(model, batch, run, words, KEYS)
     probability = torch.where(batch.present, words.log_odds.sigmoid(), 1 - words.log_odds.sigmoid())
     for name in ("segment_nouns", "patch_nouns"):
         torch.testing.assert_close(terms[name], -probability.log().sum(dim=1).mean())

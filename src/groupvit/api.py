@@ -7,8 +7,8 @@ from groupvit.checkpoints import hub
 from groupvit.errors import InputError
 from groupvit.segmentation.segmenter import Segmenter
 
-BUNDLED: tuple[str, ...] = ()
-"""Names of the models inside the package, each a folder `bundled/NAME`."""
+BUNDLED = ("photos",)
+"""Names of the models inside the package, each a folder `bundled/NAME` (docs/MODEL_CARD.md)."""
 
 
 def load(source: str | Path, *, revision: str | None = None) -> Segmenter:
@@ -33,7 +33,7 @@ def locate(source: str | Path, *, revision: str | None = None, allow_pickle: boo
             raise InputError(f"{source} is on this machine and has no revision {revision}")
         return Path(source)
     places = [
-        f"bundled models ({', '.join(BUNDLED) or 'there are none'})",
+        f"bundled models ({', '.join(BUNDLED)})",
         f"files and folders ({Path(source).absolute()})",
     ]
     if isinstance(source, str) and hub.is_hub_id(source):

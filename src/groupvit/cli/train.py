@@ -16,6 +16,7 @@ def train(
     held_out: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    chunk: int | None = None,
     init: Path | None = None,
     resume: bool = False,
     workers: int = 1,
@@ -35,6 +36,7 @@ def train(
         held_out: Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
         steps: Optimiser steps, instead of the run's own number.
         batch_size: Photos a step, instead of the run's own number.
+        chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
         init: Checkpoint whose weights to start with, instead of random ones; images may be of another size there.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
@@ -53,10 +55,12 @@ def train(
     from groupvit.training.runs import get_run
 
     settings = get_run(run)
-    changes = {"train": train, "held_out": held_out, "steps": steps, "batch_size": batch_size}
+    changes = {"train": train, "held_out": held_out, "steps": steps, "batch_size": batch_size, "chunk": chunk}
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
-    if min(settings.steps, settings.batch_size, keep) < 1 or workers < 0 or not 0 <= seed < 2**63:
-        raise InputError("steps, batch size and keep are at least 1, workers at least 0, the seed 0 to 2**63 - 1")
+    if min(settings.steps, settings.batch_size, keep) < 1 or min(workers, settings.chunk) < 0 or not 0 <= seed < 2**63:
+        raise InputError(
+            "steps, batch size and keep are at least 1, workers and chunk at least 0, the seed 0 to 2**63 - 1"
+        )
     if init and resume:
         raise InputError("--resume goes on with a training's own weights: leave out --init")
     if settings.held_out and is_url(data):

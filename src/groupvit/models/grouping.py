@@ -23,6 +23,11 @@ class Assignment:
     soft: Float[Tensor, "batch groups segments"]
     hard: Float[Tensor, "batch groups segments"]
 
+    @property
+    def joined(self) -> Int[Tensor, "batch segments"]:
+        """The group that each segment joins."""
+        return self.hard.argmax(dim=1)
+
 
 class CrossAttentionBlock(nn.Module):
     """Group tokens look at the segments before they claim them: in the published model, not in the paper."""
@@ -75,14 +80,22 @@ class AssignAttention(nn.Module):
         return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits
 
     def assign(
-        self, logits: Float[Tensor, "batch groups segments"], keys: Int[Tensor, " batch"] | None
+        self,
+        logits: Float[Tensor, "batch groups segments"],
+        keys: Int[Tensor, " batch"] | None,
+        joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups segments"], Assignment]:
-        """The weights that merge segments, and what they were made of; `keys` turn Gumbel noise on (Eq. 3, 4)."""
+        """The weights that merge segments, and what they were made of; `keys` turn Gumbel noise on (Eq. 3, 4).
+
+        `joined` says which group each segment joins, instead of the one that fits best: rounding may tell a pass
+        without gradients from one with.
+        """
         soft = logits.softmax(dim=1)
         noisy = soft
         if self.hard and keys is not None:
             noisy = (logits + noise.gumbel(keys, *logits.shape[1:])).softmax(dim=1)
-        hard = torch.zeros_like(logits).scatter_(1, noisy.argmax(dim=1, keepdim=True), 1.0)
+        chosen = noisy.argmax(dim=1) if joined is None else joined
+        hard = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1.0)
         weights = hard + (noisy - noisy.detach()) if self.hard else soft
         return weights, Assignment(soft, hard)
 
@@ -91,8 +104,9 @@ class AssignAttention(nn.Module):
         groups: Float[Tensor, "batch groups dim"],
         segments: Float[Tensor, "batch segments dim"],
         keys: Int[Tensor, " batch"] | None,
+        joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        weights, assignment = self.assign(self.similarity(groups, segments), keys)
+        weights, assignment = self.assign(self.similarity(groups, segments), keys, joined)
         return self.merge(weights, segments), assignment
 
     def merge(
@@ -142,9 +156,10 @@ class GroupingBlock(nn.Module):
         group_tokens: Float[Tensor, "batch tokens dim"],
         segments: Float[Tensor, "batch segments dim"],
         keys: Int[Tensor, " batch"] | None = None,
+        joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
         groups, segments = self._queries_and_keys(group_tokens, segments)
-        merged, assignment = self.assign(groups, segments, keys)
+        merged, assignment = self.assign(groups, segments, keys, joined)
         if self.group_residual:
             merged = merged + groups
         return self._mix_channels(merged), assignment

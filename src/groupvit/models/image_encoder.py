@@ -191,20 +191,23 @@ class ImageEncoder(nn.Module):
         keys: Int[Tensor, " batch"] | None = None,
         *,
         mixed: int = 1,
+        joined: Sequence[Int[Tensor, "batch _"]] = (),
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
 
         `mixed` images at a time share the blocks and group tokens of the first stage, as if they were one, and are
         grouped apart: what a patch has from its surroundings may then come from another image, so that it must be known
         by itself (as in MixReorg, Cai et al., ICCV 2023, which groups the mixture). The batch is a multiple of it.
+
+        `joined` repeats an earlier pass: `Assignment.joined` of each grouping stage, which the stages then keep to.
         """
         segments, grid = self.embed(images)
         tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self._stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
             if i == 0 and mixed > 1:
-                joined = rearrange(segments, "(b m) n d -> b (m n) d", m=mixed)
-                segments, tokens = stage(joined, None, None if stage_keys is None else stage_keys[::mixed])
+                together = rearrange(segments, "(b m) n d -> b (m n) d", m=mixed)
+                segments, tokens = stage(together, None, None if stage_keys is None else stage_keys[::mixed])
                 segments = rearrange(segments, "b (m n) d -> (b m) n d", m=mixed)
                 tokens = None if tokens is None else tokens.repeat_interleave(mixed, dim=0)
             else:
@@ -212,7 +215,8 @@ class ImageEncoder(nn.Module):
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
-                segments, assignment = stage.grouping(tokens, segments, group_keys)
+                given = joined[len(assignments)] if joined else None
+                segments, assignment = stage.grouping(tokens, segments, group_keys, given)
                 assignments.append(assignment)
         segments = self.norm(segments)
         return ImageFeatures(self.pool(segments, assignments), segments, tuple(ungrouped), tuple(assignments), grid)

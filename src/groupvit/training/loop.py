@@ -30,7 +30,8 @@ from groupvit.errors import InputError
 from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.objective import Vocabulary, loss_terms
+from groupvit.training.cached_batch import backward
+from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, parameter_groups
 from groupvit.training.progress import Progress, tracked
 from groupvit.training.runs import Run
@@ -188,8 +189,10 @@ def train(
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
         raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
-    if run.mix and run.batch_size % 4:
-        raise InputError(f"{run.batch_size} photos a step cannot share their attention in fours: take a multiple of 4")
+    if run.mix and (run.batch_size % 4 or run.chunk % 4):
+        raise InputError(
+            f"photos share attention in fours, so batch ({run.batch_size}) and chunk ({run.chunk}) are multiples of 4"
+        )
     photos = open_photos(shards, processes)
     words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
     with locked(out):
@@ -243,10 +246,8 @@ def _train(
             buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
-            with _attention(device), torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
-                terms = loss_terms(model, batch, run, words, keys, mixed=run.mixed(state.step))
-                loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
+            with _attention(device):
+                terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step))
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
                 optimizer.step()
@@ -262,6 +263,7 @@ def _train(
                     f"no finite gradient in {_SKIPS} steps up to {state.step}; the last checkpoint is {saved}"
                 )
             state = state.advance()
+            loss = torch.stack(list(terms.values())).sum()
             values = {"loss": loss, **terms, "grad_norm": norm, "logit_scale": temperature(model.logit_scale)}
             progress.step(state.step, rate, values)
             last = state.step == run.steps

@@ -29,8 +29,9 @@ class Run:
     `train` and `held_out` are patterns of shards inside the data folder (`held_out` may be a folder with masks).
     `prompts` is K of the multi-label loss (Eq. 7; 0 turns it off). `segment_weight` and `patch_weight` weigh the noun
     loss over segments, and over patches as segments of their own, for the nouns that at least `min_count` photos have.
-    Rates are per step; `warmup` and `steps` count optimiser steps. With `warmup_prefix` (timm's name) the cosine starts
-    where the warm-up ends; without, its clock starts at step 0 and the rate jumps a little.
+    `chunk` photos are encoded at a time (0: the whole batch; see `cached_batch`). Rates are per step; `warmup` and
+    `steps` count optimiser steps. With `warmup_prefix` (timm's name) the cosine starts where the warm-up ends; without,
+    its clock starts at step 0 and the rate jumps a little.
 
     `crop` is the share of a photo's area. `augment` adds to crop and mirror: `color` changes brightness, contrast and
     saturation, `randaugment` is the release's RandAugment and erasing. `in_memory` keeps every photo on the device,
@@ -45,6 +46,7 @@ class Run:
     train: str
     steps: int
     batch_size: int
+    chunk: int = 0
     held_out: str = ""
     lr: float = 1e-3
     lr_start: float = 4e-6

@@ -1,0 +1,123 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from groupvit.data.batches import Batch
+from groupvit.models import GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training.cached_batch import backward
+from groupvit.training.objective import Vocabulary
+from groupvit.training.runs import Run
+
+IMAGE = ImageEncoderConfig(16, 4, 32, 2, stages=(Stage(2, 6, 6), Stage(1, 3, 3)), drop_path=0.3)
+RELEASE = ModelConfig(IMAGE, TextEncoderConfig(32, 2, 1, context_length=24), embed_dim=16, projector_dim=32)
+OURS = replace(
+    RELEASE,
+    image=replace(IMAGE, stages=(Stage(2, 6, 6),), stem="conv", assign_logits="cosine", group_residual=False),
+    multi_label_scale=False,
+    segment_loss=True,
+)
+SOFT = replace(RELEASE, image=replace(IMAGE, hard_assignment=False))
+PLAIN = replace(RELEASE, image=replace(IMAGE, stages=(Stage(2),)), multi_label_scale=False)
+RUNS = {
+    "release": Run(RELEASE, "", 1, 12, prompts=3, precision="float32"),
+    "paper": Run(RELEASE, "", 1, 12, prompts=3, loss_form="paper", precision="float32"),
+    "soft": Run(SOFT, "", 1, 12, prompts=3, precision="float32"),
+    "plain ViT, captions only": Run(PLAIN, "", 1, 12, precision="float32"),
+    "nouns": Run(OURS, "", 1, 12, segment_weight=0.5, patch_weight=0.25, precision="float32"),
+    "nouns, prior, mixed": Run(
+        OURS, "", 1, 12, segment_weight=0.5, patch_weight=0.25, balance="prior", mix=1.0, precision="float32"
+    ),
+    "nouns alone": Run(OURS, "", 1, 12, caption_weight=0.0, segment_weight=1.0, precision="float32"),
+}
+TOKENIZER = Tokenizer(24)
+KEYS = noise.sample_keys(0, 7, torch.arange(12))
+
+
+def batch_of(run: Run) -> tuple[Batch, Vocabulary]:
+    """Twelve photos with captions of many lengths, three prompts each where the run has prompts, and a few nouns."""
+    generator = torch.Generator().manual_seed(0)
+    nouns = ["dog", "cat", "hat", "tree"]
+    captions = ["a " + " and a ".join(nouns[: 1 + i % 4]) + " again" * i for i in range(12)]
+    prompts = TOKENIZER([f"a photo of a {nouns[(i * i) % 4]}." for i in range(12 * run.prompts)])
+    present = torch.rand(12, 4, generator=generator) < 0.4
+    words = {noun: 3 + i for i, noun in enumerate(nouns)} if run.segment_weight or run.patch_weight else {}
+    return Batch(
+        torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        TOKENIZER(captions),
+        prompts.unflatten(0, (12, run.prompts)),
+        present if words else present[:, :0],
+    ), Vocabulary.from_counts(words, 12, TOKENIZER, run.balance)
+
+
+def model_of(run: Run, dtype: torch.dtype) -> GroupViT:
+    torch.manual_seed(0)
+    return build_model(run.model).to(dtype).train()
+
+
+def gradients(run: Run, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], GroupViT]:
+    """Terms, every parameter's gradient, and the model with what its BatchNorm has seen."""
+    model, (batch, words) = model_of(run, dtype), batch_of(run)
+    terms = backward(model, batch, run, words, KEYS, mixed=run.mixed(0))
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return terms, {name: gradient for name, gradient in found.items() if gradient is not None}, model
+
+
+@pytest.mark.parametrize("chunk", [4, 8])
+@pytest.mark.parametrize("name", RUNS)
+def test_in_chunks_loss_and_gradients_are_those_of_the_whole_batch(name: str, chunk: int) -> None:
+    run = RUNS[name]
+    terms, whole, model = gradients(run, torch.float64)
+    again, chunked, other = gradients(replace(run, chunk=chunk), torch.float64)
+    assert terms.keys() == again.keys()
+    for key, value in terms.items():
+        torch.testing.assert_close(again[key], value, atol=1e-10, rtol=0)
+    assert chunked.keys() == whole.keys()
+    for key, gradient in whole.items():
+        torch.testing.assert_close(chunked[key], gradient, atol=1e-10, rtol=0, msg=key)
+    for one, two in zip(model.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["release", "nouns, prior, mixed"])
+def test_in_float32_chunks_agree_within_rounding(name: str) -> None:
+    """Of these photos no assignment is flipped by rounding; the largest gradients are in the hundreds."""
+    _, whole, _ = gradients(RUNS[name], torch.float32)
+    _, chunked, _ = gradients(replace(RUNS[name], chunk=4), torch.float32)
+    largest = max(gradient.abs().max().item() for gradient in whole.values())
+    for key, gradient in whole.items():
+        torch.testing.assert_close(chunked[key] / largest, gradient / largest, atol=1e-4, rtol=0, msg=key)
+
+
+def test_in_bfloat16_chunks_agree_roughly() -> None:
+    run = replace(RUNS["release"], precision="bfloat16")
+    terms, whole, _ = gradients(run, torch.float32)
+    again, chunked, _ = gradients(replace(run, chunk=4), torch.float32)
+    for key, value in terms.items():
+        torch.testing.assert_close(again[key], value, atol=0.02, rtol=0.02)
+    one, two = (torch.cat([g.flatten() for g in grads.values()]) for grads in (whole, chunked))
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.98
+
+
+def test_a_pass_keeps_to_the_groups_of_an_earlier_one() -> None:
+    model, (batch, _) = model_of(RUNS["release"], torch.float64), batch_of(RUNS["release"])
+    images = batch.images.double()
+    quiet = model.image_encoder(images)
+    joined = [assignment.joined for assignment in quiet.assignments]
+    noisy = model.image_encoder(images, KEYS)
+    forced = model.image_encoder(images, KEYS, joined=joined)
+    assert any(not torch.equal(a.hard, b.hard) for a, b in zip(noisy.assignments, quiet.assignments, strict=True))
+    for own, expected in zip(forced.assignments, quiet.assignments, strict=True):
+        assert torch.equal(own.hard, expected.hard)
+
+
+def test_no_graph_is_kept_for_more_than_a_chunk() -> None:
+    run = replace(RUNS["release"], chunk=4)
+    model, (batch, words) = model_of(run, torch.float32), batch_of(run)
+    sizes: list[tuple[int, bool]] = []
+    model.image_encoder.register_forward_hook(
+        lambda module, given, features: sizes.append((len(features.pooled), features.pooled.requires_grad))
+    )
+    backward(model, batch, run, words, KEYS)
+    assert sizes == [(4, False)] * 3 + [(4, True)] * 3
