@@ -38,6 +38,14 @@ def test_every_word_before_the_end_counts():
         assert not torch.allclose(model(changed), before)
 
 
+def test_the_words_of_a_text_end_with_its_feature_and_beyond_the_longest_there_is_nothing():
+    model, rows = encoder(), tokens(5, 9)
+    words = model.words(rows)
+    torch.testing.assert_close(words[[0, 1], [5, 9]], model(rows))
+    assert words.shape == (2, 20, 32)
+    assert not words[:, 10:].any()
+
+
 def test_work_is_spent_only_up_to_the_longest_text():
     model, seen = encoder(), []
     model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))

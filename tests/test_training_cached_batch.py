@@ -29,6 +29,10 @@ RUNS = {
     "nouns, prior, mixed": Run(
         OURS, "", 1, 12, segment_weight=0.5, patch_weight=0.25, balance="prior", mix=1.0, precision="float32"
     ),
+    "distinct prompts": Run(RELEASE, "", 1, 12, prompts=3, distinct_prompts=True, precision="float32"),
+    "sigmoid": Run(replace(PLAIN, logit_bias=True), "", 1, 12, caption_loss="sigmoid", precision="float32"),
+    "local": Run(RELEASE, "", 1, 12, local_weight=0.5, precision="float32"),
+    "local, mixed": Run(OURS, "", 1, 12, local_weight=0.5, segment_weight=0.5, mix=1.0, precision="float32"),
     "nouns alone": Run(OURS, "", 1, 12, caption_weight=0.0, segment_weight=1.0, precision="float32"),
 }
 TOKENIZER = Tokenizer(24)

@@ -17,7 +17,7 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.objective import Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Vocabulary, encode_images, encode_kinds, loss_terms, texts_of
 from groupvit.training.runs import Run
 
 CONFIG = ModelConfig(
@@ -45,8 +45,8 @@ def make_batch() -> Batch:
 
 
 def terms_of(model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: torch.Tensor) -> dict[str, torch.Tensor]:
-    texts = [encode_texts(model, tokens) for tokens in texts_of(batch, words)]
-    return loss_terms(model, run, encode_images(model, batch.images, run, keys), texts, batch.present, words)
+    texts = encode_kinds(model, texts_of(batch, run, words), run)
+    return loss_terms(model, run, encode_images(model, batch.images, run, keys), texts, batch, words)
 
 
 def test_terms_carry_their_weights_and_zero_weight_means_no_term():
@@ -128,3 +128,45 @@ def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
     probability = torch.where(batch.present, words.log_odds.sigmoid(), 1 - words.log_odds.sigmoid())
     for name in ("segment_nouns", "patch_nouns"):
         torch.testing.assert_close(terms[name], -probability.log().sum(dim=1).mean())
+
+
+def test_distinct_prompts_are_encoded_once_and_are_positives_of_all_who_drew_them():
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    run = replace(RUN, distinct_prompts=True)
+    prompts, counts = texts_of(batch, run, WORDS)[1], torch.tensor([[1, 0, 1], [0, 2, 0], [2, 0, 0], [0, 1, 1]])
+    assert torch.equal(prompts, TOKENIZER([f"a photo of a {noun}." for noun in ("dog", "cat", "hat")]))
+    images = model.embed_image_features(model.image_encoder(normalize(batch.images), KEYS).pooled)
+    scale = temperature(model.multi_label_logit_scale)
+    expected = losses.multi_positive_multi_label_loss(images, model.encode_text(prompts), counts, scale)
+    torch.testing.assert_close(terms_of(model, batch, run, WORDS, KEYS)["multi_label"], expected)
+
+
+def test_equal_captions_are_positives_of_the_sigmoid_loss():
+    config = replace(CONFIG, logit_bias=True)
+    model, batch = build_model(config).eval(), make_batch()
+    batch = replace(batch, captions=batch.captions[[0, 1, 0, 2]])
+    run = Run(config, "", 1, 4, caption_loss="sigmoid")
+    no_words = Vocabulary.from_counts({}, 10, TOKENIZER, "weights")
+    images = model.embed_image_features(model.image_encoder(normalize(batch.images), KEYS).pooled)
+    positives = torch.eye(4, dtype=torch.bool)
+    positives[0, 2] = positives[2, 0] = True
+    scale = temperature(model.logit_scale)
+    expected = losses.sigmoid_loss(images, model.encode_text(batch.captions), scale, model.logit_bias, positives)
+    found = terms_of(model, replace(batch, prompts=batch.prompts[:, :0]), run, no_words, KEYS)
+    torch.testing.assert_close(found["caption"], expected)
+
+
+def test_segments_are_aligned_with_the_words_between_start_and_end():
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    run = replace(RUN, local_weight=3.0)
+    features = model.image_encoder(normalize(batch.images), KEYS)
+    ends = batch.captions.argmax(dim=1)
+    grid = model.embed_text_features(model.text_encoder.words(batch.captions).flatten(0, 1)).unflatten(0, (4, -1))
+    place = torch.arange(24)
+    exist = (place > 0) & (place < ends[:, None])
+    segments = model.embed_image_features(features.segments)
+    scale = temperature(model.logit_scale)
+    expected = losses.local_alignment_loss(segments, features.occupied(), grid, exist, scale)
+    terms = terms_of(model, batch, run, WORDS, KEYS)
+    torch.testing.assert_close(terms["local"], 3 * expected)
+    torch.testing.assert_close(terms["caption"], terms_of(model, batch, RUN, WORDS, KEYS)["caption"])

@@ -56,7 +56,8 @@ class TextEncoderConfig:
 class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 
-    `segment_loss` adds the scale and bias that the segment-level noun loss learns.
+    `segment_loss` adds the scale and bias that the segment-level noun loss learns, `logit_bias` the sigmoid caption
+    loss's bias.
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -66,6 +67,7 @@ class ModelConfig:
     projector_norm: Literal["batch", "layer"] = "batch"
     multi_label_scale: bool = True
     segment_loss: bool = False
+    logit_bias: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

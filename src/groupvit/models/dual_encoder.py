@@ -35,7 +35,8 @@ class GroupViT(nn.Module):
     """The two encoders, their projectors and the learned temperatures.
 
     `multi_label_logit_scale` is the multi-label loss's own temperature; `segment_logit_scale` and `segment_logit_bias`
-    belong to the segment-level noun loss. All scales are logarithms, used through `temperature`.
+    belong to the segment-level noun loss, `logit_bias` to the sigmoid caption loss. All scales are logarithms, used
+    through `temperature`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class GroupViT(nn.Module):
         *,
         multi_label_scale: bool = True,
         segment_loss: bool = False,
+        logit_bias: bool = False,
     ):
         super().__init__()
         self.image_encoder = image_encoder
@@ -59,6 +61,8 @@ class GroupViT(nn.Module):
         if segment_loss:
             self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
             self.segment_logit_bias = nn.Parameter(torch.tensor(SEGMENT_LOGIT_BIAS))
+        if logit_bias:
+            self.logit_bias = nn.Parameter(torch.tensor(-10.0))  # Zhai et al., 2023: nearly all pairs are negative
 
     def embed_image_features(self, features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows embed"]:
         """Unit vectors of pooled features (Eq. 2) or of single segments (§3.3): one projector serves both."""
@@ -95,6 +99,7 @@ def build_model(config: ModelConfig) -> GroupViT:
         Projector(config.text.width, *projector),
         multi_label_scale=config.multi_label_scale,
         segment_loss=config.segment_loss,
+        logit_bias=config.logit_bias,
     )
 
 

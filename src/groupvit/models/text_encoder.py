@@ -1,6 +1,7 @@
 """CLIP's causal text transformer, without the padding."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -33,10 +34,19 @@ class TextEncoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts width"]:
-        """Cutting the batch to its longest text is exact: attention is causal and only end-of-text is read."""
+        """The feature at end-of-text."""
         ends = tokens.argmax(dim=-1)
-        tokens = tokens[:, : int(ends.max()) + 1]
+        return self.norm(self._encode(tokens)[torch.arange(len(tokens), device=tokens.device), ends])
+
+    def words(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts length width"]:
+        """The features at all places, each of the text up to there; zeros beyond the longest text."""
+        x = self.norm(self._encode(tokens))
+        return F.pad(x, (0, 0, 0, tokens.shape[1] - x.shape[1]))
+
+    def _encode(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts longest width"]:
+        """Cutting the batch to its longest text is exact: attention is causal and nothing beyond is read."""
+        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
         x = self.token_embedding(tokens) + self.pos_embed[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.norm(x[torch.arange(len(x), device=x.device), ends])
+        return x

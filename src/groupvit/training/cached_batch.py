@@ -19,7 +19,16 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
-from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import (
+    Images,
+    Vocabulary,
+    encode_images,
+    encode_kinds,
+    encode_texts,
+    is_words,
+    loss_terms,
+    texts_of,
+)
 from groupvit.training.runs import Run
 
 Terms = dict[str, Float[Tensor, ""]]
@@ -42,8 +51,7 @@ def backward(
         return _in_chunks(model, batch, run, words, keys, mixed, autocast)
     with autocast():
         images = encode_images(model, batch.images, run, keys, mixed=mixed)
-        texts = [encode_texts(model, tokens) for tokens in texts_of(batch, words)]
-        terms = loss_terms(model, run, images, texts, batch.present, words)
+        terms = loss_terms(model, run, images, encode_kinds(model, texts_of(batch, run, words), run), batch, words)
     _total(terms).backward()
     return {name: term.detach() for name, term in terms.items()}
 
@@ -62,26 +70,24 @@ def _in_chunks(
     autocast: _Autocast,
 ) -> Terms:
     photos = [slice(start, start + run.chunk) for start in range(0, len(batch.images), run.chunk)]
-    tokens = [kind.split(run.chunk) for kind in texts_of(batch, words)]
+    kinds = [kind.split(run.chunk) for kind in texts_of(batch, run, words)]
     with torch.no_grad(), autocast():
         chunks = [encode_images(model, batch.images[own], run, keys[own], mixed=mixed) for own in photos]
-        texts = [_leaf([encode_texts(model, chunk) for chunk in kind]) for kind in tokens]
+        encode = [partial(encode_texts, model, words=is_words(run, i)) for i in range(len(kinds))]
+        texts = [_leaf([way(chunk) for chunk in kind]) for way, kind in zip(encode, kinds, strict=True)]
     images = _joined(chunks)
     with autocast():
-        terms = loss_terms(model, run, images, texts, batch.present, words)
+        terms = loss_terms(model, run, images, texts, batch, words)
     _total(terms).backward()
     for own, first in zip(photos, chunks, strict=True):
         with autocast():
             again = encode_images(model, batch.images[own], run, keys[own], mixed=mixed, joined=first.joined)
         _hand_back([getattr(again, name) for name in _FEATURES], [getattr(images, name) for name in _FEATURES], own)
-    for kind, leaf in zip(tokens, texts, strict=True):
-        start = 0
-        for chunk in kind:
-            if len(chunk):
-                with autocast():
-                    again = encode_texts(model, chunk)
-                _hand_back([again], [leaf], slice(start, start + len(chunk)))
-            start += len(chunk)
+    for way, kind, leaf in zip(encode, kinds, texts, strict=True):
+        for chunk, start in zip(kind, range(0, len(leaf), run.chunk), strict=False):  # none where there are no texts
+            with autocast():
+                again = way(chunk)
+            _hand_back([again], [leaf], slice(start, start + len(chunk)))
     return {name: term.detach() for name, term in terms.items()}
 
 

@@ -1,4 +1,4 @@
-"""The objectives (§3.2): captions, noun prompts, and nouns of single segments.
+"""The objectives (§3.2): captions, noun prompts, and nouns of single segments; forms of them for small batches.
 
 All take unit vectors of the whole batch and a temperature factor (see `groupvit.models.temperature`).
 """
@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Form = Literal["release", "paper"]
+
+_IMAGES_AT_ONCE = 16
 
 
 def contrastive_loss(
@@ -46,6 +48,84 @@ def multi_label_loss(
     if form == "paper":
         return to_images - own.logsumexp(dim=1).mean()
     return (to_images - own.mean()) / 2
+
+
+def multi_positive_multi_label_loss(
+    images: Float[Tensor, "batch dim"],
+    prompts: Float[Tensor, "prompts dim"],
+    counts: Int[Tensor, "batch prompts"],
+    scale: Float[Tensor, ""],
+    form: Form = "release",
+) -> Float[Tensor, ""]:
+    """Multi-label contrastive loss (Eq. 7) over distinct prompts: equal prompts of other photos are positives too.
+
+    `counts` says how often each photo drew each prompt; no row or column of it may be empty. If no prompt was drawn
+    twice, this is `multi_label_loss`.
+
+    Image to text: a prompt's probability is that of all its copies in the batch, and the form combines a photo's own
+    prompts. Text to image: each photo that drew a prompt stands against those that did not, with a term of its own.
+    So photos of one prompt never compete (false negative elimination, Huynh et al., WACV 2022). In the supervised
+    contrastive loss (Khosla et al., 2020) they do: its mean over all targets of their log-probabilities among all
+    photos is what `multi_label_loss` already comes to when prompts repeat.
+    """
+    logits, drawn = scale * images @ prompts.T, counts > 0
+    log_p = (logits + counts.sum(dim=0).to(logits.dtype).log()).log_softmax(dim=1)
+    rivals = logits.masked_fill(drawn, -torch.inf).logsumexp(dim=0)
+    to_images = -(counts * F.logsigmoid(logits - rivals)).sum() / counts.sum()
+    if form == "paper":
+        return to_images - log_p.masked_fill(~drawn, -torch.inf).logsumexp(dim=1).mean()
+    return (to_images - ((counts * log_p).sum(dim=1) / counts.sum(dim=1)).mean()) / 2
+
+
+def sigmoid_loss(
+    images: Float[Tensor, "batch dim"],
+    texts: Float[Tensor, "texts dim"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    positives: Bool[Tensor, "batch texts"] | None = None,
+) -> Float[Tensor, ""]:
+    """Sigmoid loss of all pairs (SigLIP, Zhai et al., ICCV 2023): summed over texts, mean over images.
+
+    Without `positives` image i belongs to text i alone. Pairs do not compete, so another photo only adds terms of its
+    own. SigLIP's scale starts at 10 and its bias at -10: most pairs are negative.
+    """
+    logits = scale * images @ texts.T + bias
+    targets = torch.eye(*logits.shape, device=logits.device) if positives is None else positives
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / len(images)
+
+
+def _masked_mean(
+    values: Float[Tensor, "*batch count"], exist: Bool[Tensor, "*#batch count"]
+) -> Float[Tensor, "*batch"]:
+    return values.masked_fill(~exist, 0).sum(dim=-1) / exist.sum(dim=-1)
+
+
+def local_alignment_loss(
+    segments: Float[Tensor, "batch segments dim"],
+    occupied: Bool[Tensor, "batch segments"],
+    words: Float[Tensor, "batch words dim"],
+    exist: Bool[Tensor, "batch words"],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Late interaction of segments and words (FILIP, Yao et al., ICLR 2022), contrasted over the batch.
+
+    A photo looks for its caption by the mean over its segments of their best word's similarity, a caption for its
+    photo by the mean over its words of their best segment's. Every photo needs an `occupied` segment, every caption a
+    word that exists. Not in the paper: a summary of it that circulates describes a loss of this kind, with code whose
+    dimensions do not fit, for it multiplies whole batches of segments and of tokens as if they were matrices.
+
+    All pairs have batch² x segments x words similarities: 134 MB for 256 photos, 16 segments and 32 words. A few photos
+    are compared at a time; what the backward pass keeps, masks and places of maxima, is half of that.
+    """
+    to_texts, to_images = [], []
+    for some, own in zip(segments.split(_IMAGES_AT_ONCE), occupied.split(_IMAGES_AT_ONCE), strict=True):
+        both = own[:, None, :, None] & exist[None, :, None, :]
+        similarity = torch.einsum("b s d, c w d -> b c s w", some, words).masked_fill(~both, -torch.inf)
+        to_texts.append(_masked_mean(similarity.max(dim=3).values, own[:, None]))
+        to_images.append(_masked_mean(similarity.max(dim=2).values, exist[None]))
+    targets = torch.arange(len(segments), device=segments.device)
+    by_image, by_text = scale * torch.cat(to_texts), scale * torch.cat(to_images).T
+    return (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
 
 
 def segment_noun_loss(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -64,26 +65,47 @@ def encode_images(
     nothing = features.segments[:, :0]
     return Images(
         features.pooled,
-        features.segments if run.segment_weight else nothing,
+        features.segments if run.segment_weight or run.local_weight else nothing,
         encoder.patches_alone(features) if run.patch_weight else nothing,
         features.occupied(),
         tuple(assignment.joined for assignment in features.assignments),
     )
 
 
-def texts_of(batch: Batch, words: Vocabulary) -> tuple[Int[Tensor, "_ length"], ...]:
-    """Captions, noun prompts photo by photo, and the vocabulary: sentences of one kind have about one length, so
-    encoding the kinds apart spares padding."""
-    return batch.captions, batch.prompts.flatten(0, 1), words.tokens
+def texts_of(batch: Batch, run: Run, words: Vocabulary) -> tuple[Int[Tensor, "_ _"], ...]:
+    """Captions, noun prompts (photo by photo, or each distinct one once), and the vocabulary.
+
+    Sentences of one kind have about one length, so encoding the kinds apart spares padding.
+    """
+    longest = int(batch.captions.argmax(dim=1).max()) + 1
+    prompts = _distinct(batch)[0] if run.distinct_prompts else batch.prompts.flatten(0, 1)
+    return batch.captions[:, :longest], prompts, words.tokens
 
 
-def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"]) -> Float[Tensor, "texts width"]:
-    """The text encoder's part of a step."""
-    width = model.text_encoder.norm.weight
-    return model.text_encoder(texts) if len(texts) else width.new_empty(0, len(width))
+def _distinct(batch: Batch) -> tuple[Int[Tensor, "prompts length"], Int[Tensor, "batch prompts"]]:
+    """The prompts without repetitions, and how often each photo drew each."""
+    prompts, place = batch.prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
+    return prompts, F.one_hot(place.unflatten(0, batch.prompts.shape[:2]), len(prompts)).sum(dim=1)
 
 
-def _embed_texts(model: GroupViT, kinds: Sequence[Float[Tensor, "_ width"]]) -> tuple[Float[Tensor, "_ embed"], ...]:
+def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: bool = False) -> Tensor:
+    """The text encoder's part of a step: each text's feature, or with `words` that of each of its places."""
+    if not len(texts):
+        return model.text_encoder.norm.weight.new_empty(0, len(model.text_encoder.norm.weight))
+    return model.text_encoder.words(texts) if words else model.text_encoder(texts)
+
+
+def encode_kinds(model: GroupViT, kinds: Sequence[Int[Tensor, "_ _"]], run: Run) -> tuple[Tensor, ...]:
+    """`encode_texts` of `texts_of`: of captions all words, where the run aligns segments with them."""
+    return tuple(encode_texts(model, texts, words=is_words(run, i)) for i, texts in enumerate(kinds))
+
+
+def is_words(run: Run, kind: int) -> bool:
+    """Whether that kind of text is encoded word by word."""
+    return kind == 0 and run.local_weight > 0
+
+
+def _embed_texts(model: GroupViT, kinds: Sequence[Float[Tensor, "_ _"]]) -> tuple[Float[Tensor, "_ embed"], ...]:
     """The projector is called once: its BatchNorm sees every text. Without that, nouns that the images do not tell
     apart yet are drawn into one point, and stay there."""
     embedded = model.embed_text_features(torch.cat(list(kinds)))
@@ -101,40 +123,64 @@ def _at_least_float32(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def loss_terms(
-    model: GroupViT,
-    run: Run,
-    images: Images,
-    texts: Sequence[Float[Tensor, "_ width"]],
-    present: Bool[Tensor, "batch vocabulary"],
-    words: Vocabulary,
+    model: GroupViT, run: Run, images: Images, texts: Sequence[Tensor], batch: Batch, words: Vocabulary
 ) -> dict[str, Float[Tensor, ""]]:
-    """Every weighted term: captions and noun prompts (Eq. 8), nouns of segments, nouns of patches.
+    """Every weighted term: captions and noun prompts (Eq. 8), segments with words, nouns of segments and of patches.
 
-    `texts` are the encoded `texts_of` the batch, `present` says which words stand in each photo's captions.
+    `texts` are the encoded `texts_of` the batch.
     """
     pooled, segments, patches = _embed_images(model, images.pooled[:, None], images.segments, images.patches)
-    captions, prompts, nouns = _embed_texts(model, texts)
+    pooled = pooled[:, 0]
+    captions, in_captions = texts[0], torch.zeros(0, dtype=torch.bool)
+    ends = batch.captions.argmax(dim=1)
+    if run.local_weight:
+        place = torch.arange(captions.shape[1], device=captions.device)
+        in_captions = (place > 0) & (place < ends[:, None])
+        captions, of_words = captions[torch.arange(len(ends), device=ends.device), ends], captions[in_captions]
+    else:
+        of_words = captions[:0]
+    captions, prompts, nouns, of_words = _embed_texts(model, [captions, *texts[1:], of_words])
 
     def noun_loss(parts: Float[Tensor, "batch _ embed"], exist: Bool[Tensor, "batch _"]) -> Float[Tensor, ""]:
         scale, bias = temperature(model.segment_logit_scale), model.segment_logit_bias
         if run.balance == "prior":
             bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - exist.sum(dim=1).log()[:, None, None]
-        return losses.segment_noun_loss(parts, exist, nouns, present, scale, bias, words.weights)
+        return losses.segment_noun_loss(parts, exist, nouns, batch.present, scale, bias, words.weights)
 
     terms = {}
     with torch.autocast(pooled.device.type, enabled=False):  # the embeddings are float32, their products must be too
-        if run.caption_weight:
-            scale = temperature(model.logit_scale)
-            terms["caption"] = run.caption_weight * losses.contrastive_loss(
-                pooled[:, 0], captions, scale, run.loss_form
-            )
+        scale = temperature(model.logit_scale)
+        if run.caption_weight and run.caption_loss == "sigmoid":
+            same = batch.captions.unique(dim=0, return_inverse=True)[1]
+            positives = same[:, None] == same
+            terms["caption"] = losses.sigmoid_loss(pooled, captions, scale, model.logit_bias, positives)
+        elif run.caption_weight:
+            terms["caption"] = losses.contrastive_loss(pooled, captions, scale, run.loss_form)
+        if run.local_weight:
+            grid = of_words.new_zeros(*in_captions.shape, of_words.shape[-1])
+            grid[in_captions] = of_words
+            terms["local"] = losses.local_alignment_loss(segments, images.occupied, grid, in_captions, scale)
         if run.prompts:
             scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
-            prompts = prompts.unflatten(0, (-1, run.prompts))
-            terms["multi_label"] = losses.multi_label_loss(pooled[:, 0], prompts, scale, run.loss_form)
+            if run.distinct_prompts:
+                counts = _distinct(batch)[1]
+                own = losses.multi_positive_multi_label_loss(pooled, prompts, counts, scale, run.loss_form)
+            else:
+                own = losses.multi_label_loss(pooled, prompts.unflatten(0, (-1, run.prompts)), scale, run.loss_form)
+            terms["multi_label"] = own
         if run.segment_weight:
-            terms["segment_nouns"] = run.segment_weight * noun_loss(segments, images.occupied)
+            terms["segment_nouns"] = noun_loss(segments, images.occupied)
         if run.patch_weight:
-            exist = torch.ones_like(patches[..., 0], dtype=torch.bool)
-            terms["patch_nouns"] = run.patch_weight * noun_loss(patches, exist)
-    return terms
+            terms["patch_nouns"] = noun_loss(patches, torch.ones_like(patches[..., 0], dtype=torch.bool))
+    return {name: weights_of(run)[name] * term for name, term in terms.items()}
+
+
+def weights_of(run: Run) -> dict[str, float]:
+    """The weight of each term."""
+    return {
+        "caption": run.caption_weight,
+        "local": run.local_weight,
+        "multi_label": 1.0,
+        "segment_nouns": run.segment_weight,
+        "patch_nouns": run.patch_weight,
+    }

@@ -27,11 +27,15 @@ class Run:
     """What a training is made of besides its data folder and its seed.
 
     `train` and `held_out` are patterns of shards inside the data folder (`held_out` may be a folder with masks).
-    `prompts` is K of the multi-label loss (Eq. 7; 0 turns it off). `segment_weight` and `patch_weight` weigh the noun
-    loss over segments, and over patches as segments of their own, for the nouns that at least `min_count` photos have.
     `chunk` photos are encoded at a time (0: the whole batch; see `cached_batch`). Rates are per step; `warmup` and
     `steps` count optimiser steps. With `warmup_prefix` (timm's name) the cosine starts where the warm-up ends; without,
     its clock starts at step 0 and the rate jumps a little.
+
+    `caption_loss` is that of Eq. 6, or a sigmoid of each pair with a model that has a `logit_bias`. `prompts` is K of
+    the multi-label loss (Eq. 7; 0 turns it off); with `distinct_prompts` each is encoded once, and is a positive of all
+    photos that drew it. `local_weight` weighs the alignment of segments with words of the caption. `segment_weight` and
+    `patch_weight` weigh the noun loss over segments, and over patches as segments of their own, for the nouns that at
+    least `min_count` photos have.
 
     `crop` is the share of a photo's area. `augment` adds to crop and mirror: `color` changes brightness, contrast and
     saturation, `randaugment` is the release's RandAugment and erasing. `in_memory` keeps every photo on the device,
@@ -56,8 +60,11 @@ class Run:
     clip_grad: float = 5.0
     crop: tuple[float, float] = (0.08, 1.0)
     caption_weight: float = 1.0
+    caption_loss: Literal["softmax", "sigmoid"] = "softmax"
     loss_form: Form = "release"
     prompts: int = 0
+    distinct_prompts: bool = False
+    local_weight: float = 0.0
     noun_style: Style = "paper"
     segment_weight: float = 0.0
     patch_weight: float = 0.0

@@ -1,0 +1,119 @@
+"""Whether the groups are alive: numbers for each log step, and a warning when a training collapses."""
+
+import math
+from collections import defaultdict, deque
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from groupvit.models.image_encoder import ImageFeatures, occupied
+from groupvit.training.runs import Run
+
+
+@torch.no_grad()
+def group_health(features: ImageFeatures) -> dict[str, Float[Tensor, ""]]:
+    """Four numbers for each grouping stage, under hard assignment; a plain ViT has none.
+
+    `usage_entropy` is that of the share of segments each group owns on average over the batch, over the logarithm of
+    the groups: 1 when all are used equally, 0 when one takes all. `dead_groups` counts those that own nothing in any
+    image. `largest_share` is how much the largest group of an image owns. `similarity` is the mean cosine between two
+    groups of an image that own patches, less what the groups of the batch share: 1 when an image's groups are alike.
+
+    The groups of the last stage are compared as final segments, those of earlier ones as the next stage groups them.
+    """
+    outputs = [given.segments for given in features.ungrouped[1:]] + [features.segments]
+    health = {}
+    for i, assignment in enumerate(features.assignments):
+        shares = assignment.hard.mean(dim=2, dtype=torch.float32)
+        usage = shares.mean(dim=0)
+        values = {
+            "usage_entropy": torch.special.entr(usage).sum() / math.log(max(2, len(usage))),
+            "dead_groups": (usage == 0).float().sum(),
+            "largest_share": shares.amax(dim=1).mean(),
+            "similarity": _similarity(outputs[i].float(), occupied(features.assignments[: i + 1])),
+        }
+        health |= {f"stage{i + 1}/{name}": value for name, value in values.items()}
+    return health
+
+
+def _similarity(groups: Float[Tensor, "batch groups dim"], owning: Bool[Tensor, "batch groups"]) -> Float[Tensor, ""]:
+    """The mean cosine over pairs, from the length of the sum of unit vectors: |sum|^2 = count + every pair twice.
+
+    Groups of good models have cosines up to 0.99, nearly all of it from what all of them share. A hundredth of that
+    stays in, so that groups which differ by less are alike. An image with a single group counts as 1.
+    """
+    weights = owning[:, :, None].to(groups.dtype)
+    shared = (groups * weights).sum(dim=(0, 1)) / weights.sum()
+    units = F.normalize(groups - 0.99 * shared, dim=-1) * weights
+    count = weights.sum(dim=(1, 2))
+    pairs = units.sum(dim=1).square().sum(dim=-1) - count
+    return torch.where(count > 1, pairs / (count * (count - 1)).clamp(min=1), 1.0).mean()
+
+
+_WINDOW = 5  # log steps in which a sign must hold, or be absent, on end
+_JUMP = "the loss has jumped to more than three times its median"
+
+
+def caption_chance(run: Run) -> float:
+    """The weighted caption loss (Eq. 6) of a model that tells no photo of a batch from another."""
+    directions = 2 if run.loss_form == "paper" else 1
+    return directions * run.caption_weight * math.log(run.batch_size)
+
+
+class Alarm:
+    """Tells in one line that a training collapses, from its log steps after the warm-up.
+
+    A sign must hold for five log steps on end (a jump of the loss for one), and is told once until it has been absent
+    for five. Users of the release report such trainings after days, from their scores. The bounds lie far from what
+    healthy small trainings show, which is noted beside each. `warmup` counts steps; `chance` is `caption_chance`.
+    """
+
+    def __init__(self, warmup: int, chance: float):
+        self.warmup = warmup
+        self.chance = chance
+        self.losses: deque[float] = deque(maxlen=4 * _WINDOW)
+        self.history: defaultdict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=_WINDOW))
+        self.told: set[str] = set()
+
+    def check(self, step: int, values: dict[str, float]) -> str | None:
+        """The warning that a log step gives rise to; `values` are named as in the metrics file."""
+        if step <= self.warmup:
+            return None
+        signs = {_JUMP: self._jumped(values["loss"])} | self._signs(step, values)
+        return "; ".join([text for text, ill in signs.items() if self._is_news(text, ill)]) or None
+
+    def _jumped(self, loss: float) -> bool:
+        # at most 1.7 times the median in healthy trainings
+        jumped = len(self.losses) >= _WINDOW and not loss <= 3 * median(self.losses)  # a loss that is no number, too
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        return jumped
+
+    def _signs(self, step: int, values: dict[str, float]) -> dict[str, bool]:
+        # Healthy, after twice the warm-up: 0.98 of chance at most, 0.89 in most trainings on photos. Collapsed: 1.
+        stuck = step > 2 * self.warmup and values.get("caption", 0.0) > 0.99 * self.chance
+        signs = {
+            "captions and photos are not told apart, the caption loss is that of chance": stuck,
+            "the gradient explodes, its norm is above 1000": not values.get("grad_norm", 0.0) <= 1000,  # healthy: 105
+            "the temperature stands at its bound of 100": values.get("logit_scale", 0.0) > 99.5,  # healthy: 23
+        }
+        for stage in [name.removesuffix("/similarity") for name in values if name.endswith("/similarity")]:
+            # healthy: an entropy of 0.81 and more, a share of 0.52 and less
+            few = values[f"{stage}/usage_entropy"] < 0.4 or values[f"{stage}/largest_share"] > 0.9
+            signs[f"{stage}: nearly all segments join very few groups"] = few
+            signs[f"{stage}: the groups of an image are alike"] = values[f"{stage}/similarity"] > 0.98  # healthy: 0.90
+        return signs
+
+    def _is_news(self, text: str, ill: bool) -> bool:
+        history = self.history[text]
+        history.append(ill)
+        if not any(history) and len(history) == _WINDOW:
+            self.told.discard(text)
+        needed = 1 if text == _JUMP else _WINDOW
+        news = text not in self.told and list(history)[-needed:] == [True] * needed
+        if news:
+            self.told.add(text)
+        return news
