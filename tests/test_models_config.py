@@ -3,7 +3,7 @@ import json
 import pytest
 
 from groupvit.errors import InputError
-from groupvit.models import PRESETS, ModelConfig
+from groupvit.models import PRESETS, RELEASE, ModelConfig
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
@@ -27,3 +27,9 @@ def test_a_wrong_field_is_named(change, named):
     change(values)
     with pytest.raises(InputError, match=named):
         ModelConfig.from_dict(values)
+
+
+def test_a_configuration_from_before_a_field_was_added_means_its_default():
+    values = RELEASE.to_dict()
+    del values["logit_bias"]
+    assert ModelConfig.from_dict(values) == RELEASE

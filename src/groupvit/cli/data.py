@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ def index(shards: _Shards, *, processes: int = _CORES) -> int:
     from groupvit.data.shards import FAULTS
 
     files = _find(shards, processes)
-    progress = _Progress("indexing", lambda done: getattr(done[1], "samples", 0))
-    results = index_shards(files, where=beside, processes=processes, progress=progress)
+    counted = _Counted("indexing", lambda done: getattr(done[1], "samples", 0))
+    results = index_shards(files, where=beside, processes=processes, progress=counted)
     indexes = [result for result in results if isinstance(result, Index)]
     for error in results:
         if isinstance(error, InputError):
             print("groupvit: error:", _printable(str(error)), file=sys.stderr)
     photos, captions = sum(each.samples for each in indexes), sum(_captions(each.path) for each in indexes)
     print(
-        f"{len(indexes):,} of {len(files):,} shards indexed ({max(0, len(files) - progress.total):,} were up to date):"
+        f"{len(indexes):,} of {len(files):,} shards indexed ({max(0, len(files) - counted.total):,} were up to date):"
         f" {photos:,} photos, {captions:,} captions"
     )
     kinds = Counter(fault.kind for each in indexes for fault in each.faults)
@@ -118,8 +118,8 @@ def doctor(
     files = _find(shards, processes)
     from groupvit.data.doctor import examine
 
-    progress = _Progress("examining", lambda done: getattr(done, "photos", 0) or len(done))
-    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=progress)
+    counted = _Counted("examining", lambda done: getattr(done, "photos", 0) or len(done))
+    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=counted)
     print(_json(report) if json else _text(report))
     return int(not report.ready)
 
@@ -146,8 +146,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-class _Progress:
-    """A bar on stderr, when that is a terminal, with photos a second and the time left; `total` counts the items."""
+class _Counted:
+    """Items with a bar; `total` counts them, `photos` says how many photos an item stands for."""
 
     def __init__(self, description: str, photos: Callable[[Any], int]):
         self.description = description
@@ -155,19 +155,10 @@ class _Progress:
         self.total = 0
 
     def __call__(self, items: Iterable[Any], total: int) -> Iterator[Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.total += total
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-        began, photos = time.monotonic(), 0
-        with Progress(
-            TextColumn(self.description), *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
-        ) as bar:
-            task = bar.add_task("", total=total, rate="")
+        with progress(self.description, total) as advance:
             for item in items:
-                photos += self.photos(item)
-                bar.update(task, advance=1, rate=f"{photos / (time.monotonic() - began):,.0f} photos/s")
+                advance(1, self.photos(item))
                 yield item
 
 

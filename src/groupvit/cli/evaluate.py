@@ -1,16 +1,14 @@
 """`groupvit evaluate`: a model on a benchmark, under a named protocol."""
 
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def evaluate(
             for name in parts.scores.keys() & set(own):
                 unchanged(dataset, parts.scores[name])
             left = [name for name in own if name not in parts.scores]
-            with _progress("evaluating", len(left), disable=rank > 0) as advance:
+            with progress("evaluating", len(left), shown=rank == 0) as advance:
                 scored = score_photos(segmenter, dataset, chosen, left, precision=precision, batch_size=batch_size)
                 for photo in scored:
                     parts.add(photo)
@@ -112,7 +110,7 @@ def evaluate(
             if rank == 0:
                 parts.wait_for(dataset.names)
                 result = conclude(result, [parts.scores[name] for name in dataset.names], dataset, chosen)
-                with _progress("floors", len(dataset)) as advance:
+                with progress("floors", len(dataset)) as advance:
                     floors = score_floors(result, segmenter, dataset, chosen, advance)
                 replace(result, floors=floors).save(out)
                 parts.remove()
@@ -204,22 +202,3 @@ def _interval(ends: Sequence[float] | None, form: str = ".2f") -> str:
 
 def _difference(values: Mapping[str, Any]) -> str:
     return f"{_number(values['difference'], '+.2f')} ({_interval(values['interval'], '+.2f')})"
-
-
-@contextmanager
-def _progress(title: str, count: int, *, disable: bool = False) -> Iterator[Callable[[], None]]:
-    """A bar on stderr with rate and time left, when there is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    console, began = Console(stderr=True), time.monotonic()
-    with Progress(TextColumn(title), *columns, console=console, disable=disable or not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=count, rate="")
-
-        def advance() -> None:
-            progress.advance(task)
-            rate = progress.tasks[0].completed / (time.monotonic() - began)
-            progress.update(task, rate=f"{rate:.2f} photos/s")
-
-        yield advance

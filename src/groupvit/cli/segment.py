@@ -4,14 +4,13 @@ import glob
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,14 +81,14 @@ def segment(
     record = {"model": model, "settings": {"templates": templates, **options}}
 
     names, lines = _output_names(files), []
-    with _progress(len(files)) as advance:
+    with progress("segmenting", len(files), shown=len(files) > 1) as advance:
         for start in range(0, len(files), batch_size):
             chunk = range(start, min(start + batch_size, len(files)))
             images = {i: image for i in chunk if (image := _load(files[i], alone=len(files) == 1))}
             results = segmenter.segment(list(images.values()), parsed, templates=chosen, **options)
             for i, result in zip(images, results, strict=True):
                 lines.append(_write(out / names[i], result, parsed, {"photo": str(files[i]), **record}))
-            advance(len(chunk))
+            advance(len(chunk), len(chunk))
     print("\n".join(lines))
     return int(len(lines) < len(files))
 
@@ -174,24 +173,3 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"cannot write {path} ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with rate and time left, when there is a terminal and more than one photo."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    began = time.monotonic()
-    with Progress(
-        TextColumn("segmenting"), *columns, console=Console(stderr=True), disable=count < 2 or not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task("", total=count, rate="")
-
-        def advance(photos: int) -> None:
-            progress.advance(task, photos)
-            rate = progress.tasks[0].completed / (time.monotonic() - began)
-            progress.update(task, rate=f"{rate:.1f} photos/s")
-
-        yield advance

@@ -17,7 +17,7 @@ def train(
     steps: int | None = None,
     batch_size: int | None = None,
     chunk: int | None = None,
-    init: Path | None = None,
+    init: str | None = None,
     resume: bool = False,
     workers: int = 1,
     keep: int = 2,
@@ -37,7 +37,8 @@ def train(
         steps: Optimiser steps, instead of the run's own number.
         batch_size: Photos a step, instead of the run's own number.
         chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
-        init: Checkpoint whose weights to start with, instead of random ones; images may be of another size there.
+        init: Checkpoint or model whose weights to start with ("photos" is in the package), instead of random ones;
+            images may be of another size there.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
         keep: Checkpoints to keep besides the best: the newest so many.
@@ -46,6 +47,7 @@ def train(
     import shlex
     from dataclasses import replace
 
+    from groupvit import api
     from groupvit.checkpoints import latest
     from groupvit.data.shards import find_shards
     from groupvit.data.storage import is_url
@@ -72,7 +74,7 @@ def train(
         data,
         out,
         seed=seed,
-        init=init,
+        init=api.locate(init) if init else None,
         resume=resume,
         workers=workers,
         processes=os.cpu_count() or 1,

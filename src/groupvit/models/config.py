@@ -75,8 +75,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; an unknown, missing or mistyped field is an `InputError` that names it."""
+        """Inverse of `to_dict`, also of earlier versions; an unknown, missing or mistyped field is an `InputError`."""
         return _parse(cls, values, "model")
+
+
+_ADDED = ("logit_bias",)
+"""Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 
 def _parse(kind: Any, value: Any, name: str) -> Any:
@@ -95,7 +99,7 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
             hints = get_type_hints(kind)
             if unknown := sorted(set(value) - set(hints)):
                 raise InputError(f"unknown field {name}.{unknown[0]} in the configuration")
-            if missing := [f.name for f in fields(kind) if f.name not in value]:
+            if missing := [f.name for f in fields(kind) if f.name not in {*value, *_ADDED}]:
                 raise InputError(f"field {name}.{missing[0]} is missing in the configuration")
             return kind(**{key: _parse(hints[key], item, f"{name}.{key}") for key, item in value.items()})
     elif kind is float and type(value) in (int, float):

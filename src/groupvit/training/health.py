@@ -104,7 +104,7 @@ class Alarm:
             # healthy: an entropy of 0.81 and more, a share of 0.52 and less
             few = values[f"{stage}/usage_entropy"] < 0.4 or values[f"{stage}/largest_share"] > 0.9
             signs[f"{stage}: nearly all segments join very few groups"] = few
-            signs[f"{stage}: the groups of an image are alike"] = values[f"{stage}/similarity"] > 0.98  # healthy: 0.90
+            signs[f"{stage}: the groups of an image are alike"] = values[f"{stage}/similarity"] > 0.99  # healthy: 0.90
         return signs
 
     def _is_news(self, text: str, ill: bool) -> bool:

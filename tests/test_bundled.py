@@ -1,0 +1,72 @@
+"""The model in the package does what its card says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from experiments import demo
+from experiments.photos import BENCHMARKS
+from PIL import Image
+
+import groupvit
+from groupvit import api
+from groupvit.evaluation.datasets import open_benchmark
+from groupvit.evaluation.metrics import mean_iou
+from groupvit.evaluation.protocols import CALIBRATED_NATIVE
+from groupvit.evaluation.retrieval import Retrieval
+from groupvit.evaluation.scoring import evaluate
+from groupvit.segmentation import Segmenter
+
+RESULTS = json.loads((Path(__file__).parents[1] / "docs/results.json").read_text())
+CLOSE = 0.2
+"""Points: what another processor's rounding may change."""
+
+
+@pytest.fixture(scope="module")
+def photos() -> Segmenter:
+    return groupvit.load("photos")
+
+
+def test_the_weights_are_small_enough_for_a_package() -> None:
+    weights = [path for name in api.BUNDLED for path in (Path(api.__file__).parent / "bundled" / name).iterdir()]
+    assert weights
+    assert sum(path.stat().st_size for path in weights) < 16e6
+
+
+@pytest.mark.parametrize("row", RESULTS["demo"]["rows"], ids=lambda row: row["photo"])
+def test_photographs_are_named_as_the_card_says(row: dict[str, str], photos: Segmenter) -> None:
+    result = demo.named(photos, row["photo"])
+    found = dict(entry.rsplit(" ", 1) for entry in row["found, % of the photo"].split(", "))
+    assert list(found) == list(result.names)
+    for share, value in zip(result.shares, found.values(), strict=True):
+        assert 100 * share == pytest.approx(float(value), abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["pets", "voc4"])
+def test_benchmarks_score_as_the_card_says(name: str, photos: Segmenter, data_dir: Path) -> None:
+    (row,) = (row for row in RESULTS["photos"]["rows"] if row["benchmark"] == name and row[""] == "the model")
+    dataset = open_benchmark(name, data_dir / "eval" / BENCHMARKS[name])
+    found = evaluate(photos, dataset, CALIBRATED_NATIVE)
+    assert mean_iou(found.matrix) == pytest.approx(float(row["mIoU"]), abs=CLOSE)
+
+
+def test_captions_find_their_photos_as_the_card_says(photos: Segmenter, data_dir: Path) -> None:
+    found = Retrieval([data_dir / "captions/flickr8k-test-*.tar"], photos.config)(photos.model)
+    row = RESULTS["photos_retrieval"]["rows"][0]
+    assert row["from"] == "text to image"
+    assert found["text_to_image_r10"] == pytest.approx(float(row["R@10"]), abs=CLOSE)
+
+
+def test_words_that_it_never_saw_are_named(photos: Segmenter) -> None:
+    photo = np.zeros((40, 50, 3), np.uint8)
+    with pytest.warns(UserWarning, match="never saw: theodolite"):
+        photos.segment(photo, ["dog", "theodolite"])
+
+
+def test_segment_needs_no_model_and_no_network(run_cli, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "my.jpg")
+    code, out, err = run_cli("segment", "my.jpg", "--labels", "person", "dog", "grass")
+    assert code == 0, err
+    assert "my.jpg.overlay.png" in out
