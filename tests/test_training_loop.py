@@ -487,3 +487,21 @@ def test_mixed_photos_come_in_fours(data, tmp_path):
     with pytest.raises(InputError, match=r"batch \(6\) and chunk \(0\) are multiples of 4"):
         train(replace(run, batch_size=6), data, tmp_path / "six", workers=0)
     assert train(run, data, tmp_path / "eight", workers=0).step == 2
+
+
+def test_each_tenth_step_says_how_the_groups_are(data, tmp_path):
+    train(replace(RUN, steps=11), data, tmp_path / "run", workers=0)
+    tenth, last = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert (tenth["step"], last["step"]) == (10, 11)
+    for name in ("usage_entropy", "dead_groups", "largest_share", "similarity"):
+        assert f"stage1/{name}" in tenth
+    assert 0 < tenth["stage1/usage_entropy"] <= 1
+    assert tenth["memory_gb"] > 0.05
+    assert {"logit_scale", "multi_label_logit_scale", "segment_logit_scale"} & set(tenth)
+
+
+def test_a_collapse_is_said_on_the_terminal_and_in_the_metrics(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop.Alarm, "check", lambda self, step, values: f"ill at {values['loss'] > 0}")
+    train(replace(RUN, steps=10), data, tmp_path / "run", workers=0)
+    assert "step 10: warning: ill at True" in capsys.readouterr().err
+    assert next(line for line in metrics(tmp_path / "run") if "loss" in line)["warning"] == "ill at True"

@@ -31,9 +31,10 @@ from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.health import Alarm, caption_chance, watched
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, parameter_groups
-from groupvit.training.progress import Progress, tracked
+from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
 from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
 
@@ -221,7 +222,9 @@ def _train(
         memory = decoded.to(device)
     positions = torch.arange(run.batch_size, device=device)
     skipped = 0
-    with _stop_requests() as stop, Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size) as progress:
+    alarm = Alarm(run.warmup, caption_chance(run))
+    log = Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size, alarm)
+    with _stop_requests() as stop, log as progress:
         batches = _load(state, sizes, workers, pin=device.type == "cuda")
         while state.step < run.steps and not stop:
             try:
@@ -246,7 +249,8 @@ def _train(
             buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
-            with _attention(device):
+            reported = (state.step + 1) % EVERY == 0
+            with _attention(device), watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step))
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
@@ -264,7 +268,8 @@ def _train(
                 )
             state = state.advance()
             loss = torch.stack(list(terms.values())).sum()
-            values = {"loss": loss, **terms, "grad_norm": norm, "logit_scale": temperature(model.logit_scale)}
+            scales = {name: temperature(p) for name, p in model.named_parameters() if name.endswith("logit_scale")}
+            values = {"loss": loss, **terms, "grad_norm": norm, **scales, **health}
             progress.step(state.step, rate, values)
             last = state.step == run.steps
             if evaluate and (last or state.step % run.evaluate_every == 0):

@@ -1,6 +1,8 @@
 """What a training shows: a bar on a terminal, lines in a log, JSON lines in a file."""
 
+import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from groupvit.checkpoints.native import write_atomically
 from groupvit.errors import InputError
+from groupvit.training.health import Alarm
 
 EVERY = 10
 
@@ -28,12 +32,13 @@ def tracked(description: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
 
 
 class Progress:
-    """Reports each tenth step: photos per second, the share of the time spent waiting for data, photos left out.
+    """Reports each tenth step: losses, health of the groups, photos per second, the share of the time spent waiting for
+    data, photos left out, peak memory; and says it when the `alarm` sees a collapse.
 
     The file keeps only the steps before the one resumed at.
     """
 
-    def __init__(self, file: Path, step: int, steps: int, batch_size: int):
+    def __init__(self, file: Path, step: int, steps: int, batch_size: int, alarm: Alarm):
         try:
             write_atomically(file, "".join(_lines_until(file, step)).encode())
             self.file = file.open("a")
@@ -41,6 +46,7 @@ class Progress:
             raise InputError(f"cannot write {file}: {error.strerror}") from error
         self.steps = steps
         self.batch_size = batch_size
+        self.alarm = alarm
         self.restart_clock(step)
         self.printed = 0.0
         self.unreadable = 0
@@ -65,7 +71,7 @@ class Progress:
         self._append({"step": step, **values})
         self.bar.console.print(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), soft_wrap=True)
 
-    def _append(self, values: dict[str, int | float]) -> None:
+    def _append(self, values: dict[str, Any]) -> None:
         try:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
@@ -104,13 +110,27 @@ class Progress:
         speed = (step - self.mark[0]) * self.batch_size / (now - self.mark[1])
         data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable, "skipped": self.skips}
         self.restart_clock(step)
-        self._append({"step": step, **numbers, "lr": rate, "photos_per_second": speed, **data, "time": time.time()})
+        rates = {"lr": rate, "photos_per_second": speed, "memory_gb": _peak_memory() / 1e9, "time": time.time()}
+        warning = self.alarm.check(step, numbers)
+        self._append({"step": step, **numbers, **data, **rates, **({"warning": warning} if warning else {})})
+        if warning:
+            self.bar.console.print(f"step {step}: warning: {warning}", soft_wrap=True, markup=False)
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"
         self.bar.update(self.task, completed=step, description=description)
         if self.bar.disable and now - self.printed > 30:
             left = (self.steps - step) * self.batch_size / max(speed, 1e-9)
             print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
             self.printed = now
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if os.name != "posix":
+        return 0
+    resource = importlib.import_module("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _lines_until(file: Path, step: int) -> Iterator[str]:
