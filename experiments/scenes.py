@@ -1,6 +1,6 @@
 """Do segments emerge, and do words find them? Synthetic scenes with exact masks, in minutes.
 
-    python -m experiments.scenes --seeds 1 --out runs/demo      # what `make demo` runs
+    python -m experiments.scenes --seeds 1 --out runs/train-demo    # what `make train-demo` runs
     python -m experiments.scenes --seeds 3 --record             # a table of docs/RESULTS.md
 
 Draws the scenes, trains each run from captions alone with each seed, scores held-out scenes, prints the table beside
