@@ -21,38 +21,38 @@ OURS = replace(
 SOFT = replace(RELEASE, image=replace(IMAGE, hard_assignment=False))
 PLAIN = replace(RELEASE, image=replace(IMAGE, stages=(Stage(2),)), multi_label_scale=False)
 RUNS = {
-    "release": Run(RELEASE, "", 1, 12, prompts=3, precision="float32"),
-    "paper": Run(RELEASE, "", 1, 12, prompts=3, loss_form="paper", precision="float32"),
-    "soft": Run(SOFT, "", 1, 12, prompts=3, precision="float32"),
-    "plain ViT, captions only": Run(PLAIN, "", 1, 12, precision="float32"),
-    "nouns": Run(OURS, "", 1, 12, segment_weight=0.5, patch_weight=0.25, precision="float32"),
+    "release": Run(RELEASE, "", 1, 16, prompts=3, precision="float32"),
+    "paper": Run(RELEASE, "", 1, 16, prompts=3, loss_form="paper", precision="float32"),
+    "soft": Run(SOFT, "", 1, 16, prompts=3, precision="float32"),
+    "plain ViT, captions only": Run(PLAIN, "", 1, 16, precision="float32"),
+    "nouns": Run(OURS, "", 1, 16, segment_weight=0.5, patch_weight=0.25, precision="float32"),
     "nouns, prior, mixed": Run(
-        OURS, "", 1, 12, segment_weight=0.5, patch_weight=0.25, balance="prior", mix=1.0, precision="float32"
+        OURS, "", 1, 16, segment_weight=0.5, patch_weight=0.25, balance="prior", mix=1.0, precision="float32"
     ),
-    "distinct prompts": Run(RELEASE, "", 1, 12, prompts=3, distinct_prompts=True, precision="float32"),
-    "sigmoid": Run(replace(PLAIN, logit_bias=True), "", 1, 12, caption_loss="sigmoid", precision="float32"),
-    "local": Run(RELEASE, "", 1, 12, local_weight=0.5, precision="float32"),
-    "local, mixed": Run(OURS, "", 1, 12, local_weight=0.5, segment_weight=0.5, mix=1.0, precision="float32"),
-    "nouns alone": Run(OURS, "", 1, 12, caption_weight=0.0, segment_weight=1.0, precision="float32"),
+    "distinct prompts": Run(RELEASE, "", 1, 16, prompts=3, distinct_prompts=True, precision="float32"),
+    "sigmoid": Run(replace(PLAIN, logit_bias=True), "", 1, 16, caption_loss="sigmoid", precision="float32"),
+    "local": Run(RELEASE, "", 1, 16, local_weight=0.5, precision="float32"),
+    "local, mixed": Run(OURS, "", 1, 16, local_weight=0.5, segment_weight=0.5, mix=1.0, precision="float32"),
+    "nouns alone": Run(OURS, "", 1, 16, caption_weight=0.0, segment_weight=1.0, precision="float32"),
 }
 TOKENIZER = Tokenizer(24)
-KEYS = noise.sample_keys(0, 7, torch.arange(12))
+KEYS = noise.sample_keys(0, 7, torch.arange(16))
 
 
 def batch_of(run: Run) -> tuple[Batch, Vocabulary]:
-    """Twelve photos with captions of many lengths, three prompts each where the run has prompts, and a few nouns."""
+    """Sixteen photos with captions of many lengths, three prompts each where the run has prompts, and a few nouns."""
     generator = torch.Generator().manual_seed(0)
     nouns = ["dog", "cat", "hat", "tree"]
-    captions = ["a " + " and a ".join(nouns[: 1 + i % 4]) + " again" * i for i in range(12)]
-    prompts = TOKENIZER([f"a photo of a {nouns[(i * i) % 4]}." for i in range(12 * run.prompts)])
-    present = torch.rand(12, 4, generator=generator) < 0.4
+    captions = ["a " + " and a ".join(nouns[: 1 + i % 4]) + " again" * i for i in range(16)]
+    prompts = TOKENIZER([f"a photo of a {nouns[(i * i) % 4]}." for i in range(16 * run.prompts)])
+    present = torch.rand(16, 4, generator=generator) < 0.4
     words = {noun: 3 + i for i, noun in enumerate(nouns)} if run.segment_weight or run.patch_weight else {}
     return Batch(
-        torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=generator),
         TOKENIZER(captions),
-        prompts.unflatten(0, (12, run.prompts)),
+        prompts.unflatten(0, (16, run.prompts)),
         present if words else present[:, :0],
-    ), Vocabulary.from_counts(words, 12, TOKENIZER, run.balance)
+    ), Vocabulary.from_counts(words, 16, TOKENIZER, run.balance)
 
 
 def model_of(run: Run, dtype: torch.dtype) -> GroupViT:
@@ -124,4 +124,4 @@ def test_no_graph_is_kept_for_more_than_a_chunk() -> None:
         lambda module, given, features: sizes.append((len(features.pooled), features.pooled.requires_grad))
     )
     backward(model, batch, run, words, KEYS)
-    assert sizes == [(4, False)] * 3 + [(4, True)] * 3
+    assert sizes == [(4, False)] * 4 + [(4, True)] * 4

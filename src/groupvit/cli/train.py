@@ -53,6 +53,7 @@ def train(
     from groupvit.data.storage import is_url
     from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
+    from groupvit.training.distributed import joined
     from groupvit.training.loop import train as train_run
     from groupvit.training.runs import get_run
 
@@ -69,18 +70,26 @@ def train(
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
     find_shards(settings.train, below=data)
     out = out or Path("runs") / run
-    state = train_run(
-        settings,
-        data,
-        out,
-        seed=seed,
-        init=api.locate(init) if init else None,
-        resume=resume,
-        workers=workers,
-        processes=os.cpu_count() or 1,
-        keep=keep,
-        evaluate=evaluation_of(settings.model, Path(data) / settings.held_out) if settings.held_out else None,
-    )
+    with joined() as (ranks, device):
+        # torchrun starts all processes again when one has died: they go on from the last checkpoint.
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and latest(out) is not None
+        measured = bool(settings.held_out) and not ranks.rank
+        state = train_run(
+            settings,
+            data,
+            out,
+            seed=seed,
+            init=api.locate(init) if init and not again else None,
+            resume=resume or again,
+            workers=workers,
+            processes=os.cpu_count() or 1,
+            keep=keep,
+            device=device,
+            evaluate=evaluation_of(settings.model, Path(data) / settings.held_out) if measured else None,
+            ranks=ranks,
+        )
+    if ranks.rank:
+        return
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
         options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep, **changes}

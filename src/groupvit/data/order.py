@@ -109,12 +109,12 @@ class BatchSampler:
             raise InputError(f"a batch of {batch_size} cannot be shared equally by {world} processes")
         self.order = order
         self.batch_size = batch_size
+        self.share = batch_size // world
         self.start = start
         self.rank = rank
-        self.world = world
 
     def __iter__(self) -> Iterator[Int64[np.ndarray, "batch 3"]]:
-        share = self.batch_size // self.world
+        share = self.share
         batches = -(-min(_BLOCK, self.order.samples) // share)
         own = np.arange(share) + self.rank * share
         for first in range(self.start, 2**62, batches * self.batch_size):

@@ -1,4 +1,4 @@
-"""The gradient of a batch of any size on a machine of any size.
+"""The gradient of a batch of any size on machines of any size.
 
 A contrastive loss compares all photos of a batch with each other, so a batch cannot be cut into pieces that are
 learnt from one by one. But all that the loss sees of a photo is a feature of a few numbers: the encoders make these
@@ -6,9 +6,12 @@ in chunks without a graph, the loss and its gradient are taken of all of them at
 encoders run once more, now with a graph, to which the features' gradients are handed back (GradCache, Gao et al.,
 2021). Noise is keyed by sample and assignments are repeated, so both passes are the same function, and the result is
 that of the whole batch but for rounding. The projectors and their BatchNorm belong to the loss and see everything.
+
+Several processes encode a share each and exchange the features. All take the same loss of all of them, and each hands
+back the gradients of its own share: their sum is the encoders' gradient of the whole batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -19,93 +22,113 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
-from groupvit.training.objective import (
-    Images,
-    Vocabulary,
-    encode_images,
-    encode_kinds,
-    encode_texts,
-    is_words,
-    loss_terms,
-    texts_of,
-)
+from groupvit.training.distributed import Processes
+from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, is_words, loss_terms, texts_of
 from groupvit.training.runs import Run
 
 Terms = dict[str, Float[Tensor, ""]]
-_Autocast = Callable[[], AbstractContextManager[object]]
-_FEATURES = ("pooled", "segments", "patches")
+Features = tuple[Tensor, ...]
+_ALONE = Processes()
 
 
 def backward(
-    model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: Int[Tensor, " batch"], *, mixed: int = 1
-) -> Terms:
-    """Leaves the gradient of the loss in the parameters, and gives the loss's weighted terms (`objective.loss_terms`).
-
-    `run.chunk` photos and as many texts are encoded at a time (0: all at once, with one graph). `mixed` photos share
-    their attention.
-    """
-    autocast: _Autocast = partial(
-        torch.autocast, batch.captions.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"
-    )
-    if run.chunk:
-        return _in_chunks(model, batch, run, words, keys, mixed, autocast)
-    with autocast():
-        images = encode_images(model, batch.images, run, keys, mixed=mixed)
-        terms = loss_terms(model, run, images, encode_kinds(model, texts_of(batch, run, words), run), batch, words)
-    _total(terms).backward()
-    return {name: term.detach() for name, term in terms.items()}
-
-
-def _total(terms: Terms) -> Float[Tensor, ""]:
-    return torch.stack(list(terms.values())).sum()
-
-
-def _in_chunks(
     model: GroupViT,
     batch: Batch,
     run: Run,
     words: Vocabulary,
     keys: Int[Tensor, " batch"],
-    mixed: int,
-    autocast: _Autocast,
+    *,
+    mixed: int = 1,
+    processes: Processes = _ALONE,
 ) -> Terms:
-    photos = [slice(start, start + run.chunk) for start in range(0, len(batch.images), run.chunk)]
-    kinds = [kind.split(run.chunk) for kind in texts_of(batch, run, words)]
-    with torch.no_grad(), autocast():
-        chunks = [encode_images(model, batch.images[own], run, keys[own], mixed=mixed) for own in photos]
-        encode = [partial(encode_texts, model, words=is_words(run, i)) for i in range(len(kinds))]
-        texts = [_leaf([way(chunk) for chunk in kind]) for way, kind in zip(encode, kinds, strict=True)]
-    images = _joined(chunks)
+    """Leaves the gradient of the loss in the parameters, and gives the loss's weighted terms (`objective.loss_terms`).
+
+    `run.chunk` photos and as many texts are encoded at a time (0: all at once, with their graph). `mixed` photos share
+    their attention. Of several `processes` each gives its share of the batch and of the keys, and ends with terms and
+    gradient of the whole.
+    """
+    autocast = partial(torch.autocast, batch.captions.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+    parts = {name: processes.gather(getattr(batch, name)) for name in ("captions", "prompts", "present")}
+    whole = replace(batch, **parts)
+    kinds = texts_of(whole, run, words)
+    photos = _Photos(model, batch, run, keys, mixed)
+    images = _Encoded(photos, len(batch.images), run.chunk, autocast, processes)
+    texts = []
+    for i, kind in enumerate(kinds):
+        own = processes.share(kind)
+        encode = partial(_encode_rows, model, own, words=is_words(run, i))
+        texts.append(_Encoded(encode, len(own), run.chunk, autocast, processes))
     with autocast():
-        terms = loss_terms(model, run, images, texts, batch, words)
-    _total(terms).backward()
-    for own, first in zip(photos, chunks, strict=True):
-        with autocast():
-            again = encode_images(model, batch.images[own], run, keys[own], mixed=mixed, joined=first.joined)
-        _hand_back([getattr(again, name) for name in _FEATURES], [getattr(images, name) for name in _FEATURES], own)
-    for way, kind, leaf in zip(encode, kinds, texts, strict=True):
-        for chunk, start in zip(kind, range(0, len(leaf), run.chunk), strict=False):  # none where there are no texts
-            with autocast():
-                again = way(chunk)
-            _hand_back([again], [leaf], slice(start, start + len(chunk)))
+        pooled, segments, patches = images.leaves
+        of_images = Images(pooled, segments, patches, processes.gather(torch.cat(photos.occupied)), ())
+        of_texts = [encoded.leaves[0][: len(kind)] for encoded, kind in zip(texts, kinds, strict=True)]
+        terms = loss_terms(model, run, of_images, of_texts, whole, words)
+    torch.stack(list(terms.values())).sum().backward()
+    for encoded in (images, *texts):
+        encoded.hand_back()
+    processes.average_gradients(model.parameters())
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _leaf(chunks: Sequence[Float[Tensor, "_ *rest"]]) -> Float[Tensor, "batch *rest"]:
-    """The features of all chunks, as the place where the loss's gradient ends."""
-    return torch.cat(list(chunks)).detach().requires_grad_()
+def _encode_rows(model: GroupViT, tokens: Int[Tensor, "texts length"], own: slice, *, words: bool) -> Features:
+    return (encode_texts(model, tokens[own], words=words),)
 
 
-def _joined(chunks: Sequence[Images]) -> Images:
-    features = {name: _leaf([getattr(chunk, name) for chunk in chunks]) for name in _FEATURES}
-    return replace(chunks[0], **features, occupied=torch.cat([chunk.occupied for chunk in chunks]), joined=())
+class _Photos:
+    """Encodes images of a batch; those it has encoded before keep to their groups. `occupied` is of the first time."""
+
+    def __init__(self, model: GroupViT, batch: Batch, run: Run, keys: Int[Tensor, " batch"], mixed: int):
+        self.encode = partial(encode_images, model, run=run, mixed=mixed)
+        self.images = batch.images
+        self.keys = keys
+        self.joined: dict[int, tuple[Tensor, ...]] = {}
+        self.occupied: list[Tensor] = []
+
+    def __call__(self, own: slice) -> Features:
+        joined = self.joined.get(own.start, ())
+        made = self.encode(self.images[own], keys=self.keys[own], joined=joined)
+        if own.start not in self.joined:
+            self.joined[own.start] = made.joined
+            self.occupied.append(made.occupied)
+        return made.pooled, made.segments, made.patches
 
 
-def _hand_back(outputs: Sequence[Float[Tensor, "..."]], leaves: Sequence[Float[Tensor, "..."]], own: slice) -> None:
-    """The gradient that the loss left at the features of a chunk, on to what made them."""
-    pairs = [
-        (output, leaf.grad[own])
-        for output, leaf in zip(outputs, leaves, strict=True)
-        if leaf.grad is not None and output.numel()
-    ]
-    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+class _Encoded:
+    """What `encode` makes of `count` rows, chunk by chunk, and the way back.
+
+    `leaves` are the features of all processes, where the loss's gradient ends; `hand_back` gives it to what made this
+    process's own, times the processes, over which gradients are averaged in the end.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[slice], Features],
+        count: int,
+        chunk: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+        processes: Processes,
+    ):
+        self.encode = encode
+        self.autocast = autocast
+        self.world = processes.world
+        self.first = processes.rank * count
+        size = chunk or max(count, 1)
+        self.chunks = [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+        with torch.set_grad_enabled(not chunk), autocast():
+            made = [encode(own) for own in self.chunks]
+        features = [processes.gather(torch.cat(rows).detach()) for rows in zip(*made, strict=True)]
+        self.leaves = tuple(whole.requires_grad_() for whole in features)
+        self.kept = [] if chunk else made
+
+    def hand_back(self) -> None:
+        for i, own in enumerate(self.chunks):
+            if self.kept:
+                outputs = self.kept[i]
+            else:
+                with self.autocast():
+                    outputs = self.encode(own)
+            place = slice(self.first + own.start, self.first + own.stop)
+            pairs = [(made, leaf.grad) for made, leaf in zip(outputs, self.leaves, strict=True)]
+            asked = [(made, self.world * grad[place]) for made, grad in pairs if made.numel() and grad is not None]
+            if asked:
+                torch.autograd.backward([made for made, _ in asked], [gradient for _, gradient in asked])

@@ -31,6 +31,7 @@ from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.distributed import Processes
 from groupvit.training.health import Alarm, caption_chance, watched
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, parameter_groups
@@ -40,6 +41,7 @@ from groupvit.training.state import TrainingState, average_of, folder_of, locked
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
+_ALONE = Processes()
 _SKIPS = 10  # steps on end without a finite gradient: there is no hope
 _PREFETCH_BYTES = 2**27
 
@@ -118,7 +120,7 @@ def _start(
 
 
 def _load(
-    state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None, workers: int, pin: bool
+    state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None, workers: int, pin: bool, ranks: Processes
 ) -> Iterator[Batch]:
     run = state.run
     tokenizer = Tokenizer(run.model.text.context_length)
@@ -135,14 +137,17 @@ def _load(
         tokenizer,
         sizes,
     )
-    sampler = BatchSampler(Order(state.photos.counts, state.seed), run.batch_size, start=state.position)
+    order = Order(state.photos.counts, state.seed)
+    sampler = BatchSampler(order, run.batch_size, start=state.position, rank=ranks.rank, world=ranks.world)
     loader = DataLoader(
         batches,
         sampler=sampler,
         batch_size=None,
         num_workers=workers,
         # Batches wait in shared memory, two for each worker unless they are large.
-        prefetch_factor=(1 if 3 * size**2 * run.batch_size > _PREFETCH_BYTES else 2) if workers else None,
+        prefetch_factor=(1 if 3 * size**2 * run.batch_size // ranks.world > _PREFETCH_BYTES else 2)
+        if workers
+        else None,
         pin_memory=pin,
         worker_init_fn=_leave_process_group,
         generator=torch.Generator(),  # the DataLoader draws a number from it, which must not be one of ours
@@ -174,6 +179,7 @@ def train(
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
     init: Path | None = None,
+    ranks: Processes = _ALONE,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
@@ -183,6 +189,9 @@ def train(
     checkpoint, to the bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step,
     sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
+
+    Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
+    evaluates and reports.
     """
     shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -190,19 +199,26 @@ def train(
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
         raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
-    if run.mix and (run.batch_size % 4 or run.chunk % 4):
+    if run.mix and (run.batch_size // ranks.world % 4 or run.chunk % 4):
         raise InputError(
             f"photos share attention in fours, so batch ({run.batch_size}) and chunk ({run.chunk}) are multiples of 4"
+            + f" in each of {ranks.world} processes" * (ranks.world > 1)
         )
+    if ranks.rank:
+        ranks.wait()  # for the indexes, which the first process makes where there are none
     photos = open_photos(shards, processes)
+    if not ranks.rank:
+        ranks.wait()
     words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
-    with locked(out):
-        if not resume:  # another training may have come and gone while the data were indexed
+    with nullcontext() if ranks.rank else locked(out):
+        if not (resume or ranks.rank):  # another training may have come and gone while the data were indexed
             _must_be_new(out)
         state = _start(run, seed, words.nouns, photos, device, None if resume else init)
         if resume:
             state = restore(out, state)
-        return _train(state, out, words.to(device), device, workers, keep, evaluate)
+        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks)
+        ranks.wait()  # until the first one has saved
+        return state
 
 
 def _train(
@@ -213,6 +229,7 @@ def _train(
     workers: int,
     keep: int,
     evaluate: Evaluate | None,
+    ranks: Processes,
 ) -> TrainingState:
     run, model, optimizer = state.run, state.model, state.optimizer
     saved = latest(out)
@@ -220,18 +237,19 @@ def _train(
     if run.in_memory:
         decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
         memory = decoded.to(device)
-    positions = torch.arange(run.batch_size, device=device)
+    share, first = run.batch_size // ranks.world, ranks.rank == 0
+    positions = torch.arange(share, device=device) + ranks.rank * share
     skipped = 0
     alarm = Alarm(run.warmup, caption_chance(run))
-    log = Progress(out / "metrics.jsonl", state.step, run.steps, run.batch_size, alarm)
+    log = Progress(out / "metrics.jsonl" if first else None, state.step, run.steps, run.batch_size, alarm)
     with _stop_requests() as stop, log as progress:
-        batches = _load(state, sizes, workers, pin=device.type == "cuda")
-        while state.step < run.steps and not stop:
+        batches = _load(state, sizes, workers, device.type == "cuda", ranks)
+        while state.step < run.steps and not ranks.any(bool(stop), device):
             try:
                 with progress.waiting():
                     batch = next(batches).to(device)
             except InputError:
-                if saved != folder_of(out, state.step):
+                if first and saved != folder_of(out, state.step):
                     save(out, state, keep=keep)
                 raise
             progress.left_out(batch.unreadable)
@@ -251,7 +269,7 @@ def _train(
             batch = _augmented(batch, memory, run.model.image.image_size)
             reported = (state.step + 1) % EVERY == 0
             with _attention(device), watched(model.image_encoder, active=reported) as health:
-                terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step))
+                terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
                 optimizer.step()
@@ -272,16 +290,16 @@ def _train(
             values = {"loss": loss, **terms, "grad_norm": norm, **scales, **health}
             progress.step(state.step, rate, values)
             last = state.step == run.steps
-            if evaluate and (last or state.step % run.evaluate_every == 0):
+            if first and evaluate and (last or state.step % run.evaluate_every == 0):
                 state.weights.eval()
                 scores = evaluate(state.weights)
                 model.train()
                 progress.write(state.step, scores)
                 state = state.scored(scores)
                 progress.restart_clock(state.step)
-            if last or state.step % run.save_every == 0 or state.best_step == state.step:
+            if first and (last or state.step % run.save_every == 0 or state.best_step == state.step):
                 saved = save(out, state, keep=keep)
                 progress.restart_clock(state.step)
-        if saved != folder_of(out, state.step):
+        if first and saved != folder_of(out, state.step):
             save(out, state, keep=keep)
     return state

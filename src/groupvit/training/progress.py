@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from jaxtyping import Float
@@ -35,15 +35,12 @@ class Progress:
     """Reports each tenth step: losses, health of the groups, photos per second, the share of the time spent waiting for
     data, photos left out, peak memory; and says it when the `alarm` sees a collapse.
 
-    The file keeps only the steps before the one resumed at.
+    The file keeps only the steps before the one resumed at. Without a file nothing is shown either: another process
+    reports.
     """
 
-    def __init__(self, file: Path, step: int, steps: int, batch_size: int, alarm: Alarm):
-        try:
-            write_atomically(file, "".join(_lines_until(file, step)).encode())
-            self.file = file.open("a")
-        except OSError as error:
-            raise InputError(f"cannot write {file}: {error.strerror}") from error
+    def __init__(self, file: Path | None, step: int, steps: int, batch_size: int, alarm: Alarm):
+        self.file = _opened(file, step) if file else None
         self.steps = steps
         self.batch_size = batch_size
         self.alarm = alarm
@@ -51,7 +48,7 @@ class Progress:
         self.printed = 0.0
         self.unreadable = 0
         self.skips = 0
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=file is None)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("training", total=steps, completed=step)
@@ -64,7 +61,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.file.close()
+        if self.file:
+            self.file.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of the metrics file, and of the terminal."""
@@ -72,6 +70,8 @@ class Progress:
         self.bar.console.print(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), soft_wrap=True)
 
     def _append(self, values: dict[str, Any]) -> None:
+        if not self.file:
+            return
         try:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
@@ -103,7 +103,7 @@ class Progress:
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
         """Called after every step; reads the tensors back only when it reports."""
-        if step % EVERY and step != self.steps:
+        if not self.file or (step % EVERY and step != self.steps):
             return
         now = time.perf_counter()
         numbers = {name: float(value.detach()) for name, value in values.items()}
@@ -121,6 +121,14 @@ class Progress:
             left = (self.steps - step) * self.batch_size / max(speed, 1e-9)
             print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
             self.printed = now
+
+
+def _opened(file: Path, step: int) -> TextIO:
+    try:
+        write_atomically(file, "".join(_lines_until(file, step)).encode())
+        return file.open("a")
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _peak_memory() -> int:

@@ -1,0 +1,81 @@
+"""Several processes that train one model, started by torchrun; alone, everything here does nothing."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+_PATIENCE = timedelta(hours=2)
+"""How long the others wait for the first process, which evaluates and saves."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number among `world`, each of which has an equal share of every batch, in this order."""
+
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, own: Shaped[Tensor, "_ *rest"]) -> Shaped[Tensor, "_ *rest"]:
+        """The shares of all processes, which have one shape, one after the other; without gradient."""
+        if self.world == 1:
+            return own
+        sent = (own.to(torch.uint8) if own.dtype == torch.bool else own).detach().contiguous()
+        shares = [torch.empty_like(sent) for _ in range(self.world)]
+        dist.all_gather(shares, sent)
+        return torch.cat(shares).to(own.dtype)
+
+    def share(self, whole: Shaped[Tensor, "count *rest"]) -> Shaped[Tensor, "_ *rest"]:
+        """This process's part of rows that all processes have; the last ones' are filled up with the first row."""
+        size = -(-len(whole) // self.world)
+        own = whole[self.rank * size : (self.rank + 1) * size]
+        return torch.cat([own, whole[:1].expand(size - len(own), *whole.shape[1:])])
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces every gradient by its mean over the processes, in one message."""
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        parts = (together / self.world).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set in one of the processes."""
+        if self.world == 1:
+            return flag
+        found = torch.tensor(int(flag), device=device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[tuple[Processes, torch.device]]:
+    """The processes that torchrun has started, connected (NCCL for GPUs, gloo for CPUs), and this one's device."""
+    cuda = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Processes(), torch.device("cuda" if cuda else "cpu")
+        return
+    device = torch.device("cpu")
+    if cuda:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), world), device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,150 @@
+"""Two processes on this machine, connected by gloo, do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from groupvit.checkpoints import latest
+from groupvit.data import scenes
+from groupvit.training.distributed import Processes
+from test_training_cached_batch import RUNS, gradients
+
+GRADIENTS = """
+import sys
+from dataclasses import replace
+import torch
+from test_training_cached_batch import KEYS, RUNS, batch_of, model_of
+from groupvit.training.cached_batch import backward
+from groupvit.training.distributed import joined
+
+with joined() as (ranks, _):
+    found, own = {}, slice(8 * ranks.rank, 8 * ranks.rank + 8)
+    for name, run in RUNS.items():
+        for chunk in (0, 4):
+            model, (batch, words) = model_of(run, torch.float64), batch_of(run)
+            half = {part: getattr(batch, part)[own] for part in ("images", "captions", "prompts", "present")}
+            given = replace(batch, **half), replace(run, chunk=chunk), words, KEYS[own]
+            terms = backward(model, *given, mixed=run.mixed(0), processes=ranks)
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            found[name, chunk] = terms, grads, dict(model.named_buffers())
+    torch.save(found, f"{sys.argv[1]}/{ranks.rank}.pt")
+"""
+
+TRAINING = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from test_training_loop import RUN
+from groupvit.checkpoints import latest
+from groupvit.training.distributed import Processes, joined
+from groupvit.training.loop import train
+
+data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
+again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+steps, passed = Processes.any, 0
+
+def die(self, flag, device):
+    global passed
+    passed += 1
+    if self.rank == 1 and passed == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return steps(self, flag, device)
+
+if killed and not again:
+    Processes.any = die
+with joined() as (ranks, device):
+    run = replace(RUN, precision="float32", save_every=2, ema=0.9)
+    train(run, data, out, workers=0, device=device, ranks=ranks, resume=again and latest(out) is not None)
+"""
+
+
+def torchrun(script: str, folder: Path, *arguments: object, processes: int = 2, restarts: int = 0) -> None:
+    file = folder / "script.py"
+    file.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, f"--max-restarts={restarts}", "--monitor-interval=0.5", str(file), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    scenes.write(folder, train=40, evaluation=4)
+    return folder
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    folder = latest(out)
+    assert folder
+    return load_file(folder / "model.safetensors")
+
+
+def learnt(out: Path) -> Tensor:
+    """All weights in a row, but for those of words, of which most are never read."""
+    tensors = {name: tensor for name, tensor in weights(out).items() if "token_embedding" not in name}
+    return torch.cat([tensor.flatten() for tensor in tensors.values() if tensor.is_floating_point()])
+
+
+def test_loss_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+    torchrun(GRADIENTS, tmp_path, tmp_path)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert set(found) == {(name, chunk) for name in RUNS for chunk in (0, 4)}
+        for (name, _), (terms, grads, buffers) in found.items():
+            expected_terms, expected, model = gradients(RUNS[name], torch.float64)
+            for key, value in expected_terms.items():
+                torch.testing.assert_close(terms[key], value, atol=1e-10, rtol=0)
+            assert grads.keys() == expected.keys()
+            for key, gradient in expected.items():
+                torch.testing.assert_close(grads[key], gradient, atol=1e-10, rtol=0, msg=f"{name}: {key}")
+            for key, value in model.named_buffers():
+                torch.testing.assert_close(buffers[key], value, atol=1e-10, rtol=0)
+
+
+def test_a_training_ends_with_the_weights_of_one_process(data: Path, tmp_path: Path) -> None:
+    torchrun(TRAINING, tmp_path, data, tmp_path / "one", processes=1)
+    torchrun(TRAINING, tmp_path, data, tmp_path / "two")
+    one, two = (learnt(tmp_path / name) for name in ("one", "two"))
+    difference = (one - two).abs().sort().values
+    # AdamW's steps are as large for a gradient of nothing but rounding, which a few weights have.
+    assert difference[int(0.99 * len(one))] < 1e-6
+    assert difference[-1] < 5e-3
+    assert one.abs().mean() > 0.01
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 1
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-3)
+
+
+def test_a_killed_process_is_started_again_and_nothing_differs_in_the_end(data: Path, tmp_path: Path) -> None:
+    torchrun(TRAINING, tmp_path, data, tmp_path / "undisturbed")
+    torchrun(TRAINING, tmp_path, data, tmp_path / "killed", "killed", restarts=1)
+    undisturbed, killed = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
+    assert undisturbed.keys() == killed.keys()
+    assert [name for name in killed if not torch.equal(killed[name], undisturbed[name])] == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8])
+def test_every_row_is_in_one_share(count: int) -> None:
+    whole = torch.arange(2 * count).reshape(count, 2)
+    shares = [Processes(rank, 3).share(whole) for rank in range(3)]
+    assert len({share.shape for share in shares}) == 1
+    assert torch.equal(torch.cat(shares)[:count], whole)
