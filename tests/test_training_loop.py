@@ -505,3 +505,13 @@ def test_a_collapse_is_said_on_the_terminal_and_in_the_metrics(data, tmp_path, m
     train(replace(RUN, steps=10), data, tmp_path / "run", workers=0)
     assert "step 10: warning: ill at True" in capsys.readouterr().err
     assert next(line for line in metrics(tmp_path / "run") if "loss" in line)["warning"] == "ill at True"
+
+
+def test_curves_are_drawn_and_go_to_tensorboard_on_demand(data, tmp_path):
+    train(replace(RUN, steps=20), data, tmp_path / "run", workers=0, tensorboard=True)
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        assert picture.format == "PNG"
+    (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    assert b"stage1/usage_entropy" in events.read_bytes()
+    train(RUN, data, tmp_path / "plain", workers=0)
+    assert not list((tmp_path / "plain").glob("events*"))

@@ -21,11 +21,12 @@ def train(
     resume: bool = False,
     workers: int = 1,
     keep: int = 2,
+    tensorboard: bool = False,
 ) -> None:
     """Train from captioned images.
 
-    Writes checkpoints to OUT/step-*, the name of the newest to OUT/latest, and the curves to OUT/metrics.jsonl. Ctrl-C
-    saves and stops; --resume goes on from there, on a CPU to the bit as if nothing had happened.
+    Writes checkpoints to OUT/step-*, the name of the newest to OUT/latest, and the curves to OUT/metrics.jsonl and
+    OUT/curves.png. Ctrl-C saves and stops; --resume goes on from there, on a CPU to the bit as if nothing had happened.
 
     Args:
         run: Name of the run; an unknown one lists all.
@@ -41,6 +42,7 @@ def train(
             images may be of another size there.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
+        tensorboard: Write the curves as TensorBoard's event files, too.
         keep: Checkpoints to keep besides the best: the newest so many.
     """
     import os
@@ -87,6 +89,7 @@ def train(
             device=device,
             evaluate=evaluation_of(settings.model, Path(data) / settings.held_out) if measured else None,
             ranks=ranks,
+            tensorboard=tensorboard,
         )
     if ranks.rank:
         return

@@ -31,6 +31,7 @@ from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.curves import draw
 from groupvit.training.distributed import Processes
 from groupvit.training.health import Alarm, caption_chance, watched
 from groupvit.training.objective import Vocabulary
@@ -180,6 +181,7 @@ def train(
     evaluate: Evaluate | None = None,
     init: Path | None = None,
     ranks: Processes = _ALONE,
+    tensorboard: bool = False,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
@@ -189,6 +191,8 @@ def train(
     checkpoint, to the bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step,
     sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
+
+    `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
@@ -216,7 +220,9 @@ def train(
         state = _start(run, seed, words.nouns, photos, device, None if resume else init)
         if resume:
             state = restore(out, state)
-        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks)
+        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard)
+        if not ranks.rank:
+            draw(out / "metrics.jsonl", out / "curves.png")
         ranks.wait()  # until the first one has saved
         return state
 
@@ -230,6 +236,7 @@ def _train(
     keep: int,
     evaluate: Evaluate | None,
     ranks: Processes,
+    tensorboard: bool,
 ) -> TrainingState:
     run, model, optimizer = state.run, state.model, state.optimizer
     saved = latest(out)
@@ -241,7 +248,8 @@ def _train(
     positions = torch.arange(share, device=device) + ranks.rank * share
     skipped = 0
     alarm = Alarm(run.warmup, caption_chance(run))
-    log = Progress(out / "metrics.jsonl" if first else None, state.step, run.steps, run.batch_size, alarm)
+    file = out / "metrics.jsonl" if first else None
+    log = Progress(file, state.step, run.steps, run.batch_size, alarm, tensorboard=tensorboard)
     with _stop_requests() as stop, log as progress:
         batches = _load(state, sizes, workers, device.type == "cuda", ranks)
         while state.step < run.steps and not ranks.any(bool(stop), device):

@@ -39,8 +39,11 @@ class Progress:
     reports.
     """
 
-    def __init__(self, file: Path | None, step: int, steps: int, batch_size: int, alarm: Alarm):
+    def __init__(
+        self, file: Path | None, step: int, steps: int, batch_size: int, alarm: Alarm, *, tensorboard: bool = False
+    ):
         self.file = _opened(file, step) if file else None
+        self.board = _board(file.parent, step) if file and tensorboard else None
         self.steps = steps
         self.batch_size = batch_size
         self.alarm = alarm
@@ -63,6 +66,8 @@ class Progress:
         self.bar.stop()
         if self.file:
             self.file.close()
+        if self.board:
+            self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of the metrics file, and of the terminal."""
@@ -77,6 +82,9 @@ class Progress:
             self.file.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.file.name}: {error.strerror}; resume when there is space") from error
+        if self.board:
+            for name in values.keys() - {"step", "time", "warning"}:
+                self.board.add_scalar(name, values[name], values["step"])
 
     def restart_clock(self, step: int) -> None:
         """Leaves evaluating and saving out of the rate."""
@@ -129,6 +137,14 @@ def _opened(file: Path, step: int) -> TextIO:
         return file.open("a")
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
+    try:
+        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder), purge_step=step + 1)
+    except ImportError:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
 
 
 def _peak_memory() -> int:

@@ -1,0 +1,30 @@
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from groupvit.training.curves import _curves, draw
+
+
+def metrics(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_each_number_with_two_points_has_a_curve(tmp_path: Path) -> None:
+    lines = [
+        {"step": 10, "loss": 3.0, "time": 1.0, "lr": 0.1},
+        {"step": 10, "miou": 40.0},
+        {"step": 20, "loss": 2.0, "time": 2.0, "lr": 0.1, "warning": "ill"},
+    ]
+    file = metrics(tmp_path / "metrics.jsonl", lines)
+    assert _curves(file) == {"loss": [(10, 3.0), (20, 2.0)], "lr": [(10, 0.1), (20, 0.1)]}
+    assert draw(file, tmp_path / "curves.png") == tmp_path / "curves.png"
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 500
+
+
+def test_a_training_of_one_report_has_no_curves(tmp_path: Path) -> None:
+    file = metrics(tmp_path / "metrics.jsonl", [{"step": 10, "loss": 3.0}])
+    assert draw(file, tmp_path / "curves.png") is None
+    assert not (tmp_path / "curves.png").exists()
