@@ -19,7 +19,7 @@ from experiments.record import DOCS, commit, print_rows, record_results, write_t
 from rich.console import Console
 
 from groupvit import api
-from groupvit.checkpoints import native
+from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
@@ -32,9 +32,9 @@ from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import evaluate, evaluate_predictions
 from groupvit.segmentation import Segmenter
-from groupvit.text.templates import IMAGENET_TEMPLATES_80
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.runs import get_run
+from groupvit.training.loop import make_vocabulary
+from groupvit.training.runs import Run, get_run
 
 BENCHMARKS = {
     "pets": "pets",
@@ -48,12 +48,13 @@ CONSOLE = Console(stderr=True)
 _LARGEST = 16 * 10**6
 
 
-def seen_tokens(captions: Path, pattern: str, context_length: int) -> torch.Tensor:
-    """The tokens of all captions of the shards, and of the prompts around nouns."""
-    photos = CaptionedPhotos.open(find_shards(pattern, below=captions))
+def seen_tokens(captions: Path, run: Run) -> torch.Tensor:
+    """The tokens of what training encoded: all captions of the shards, and the prompts around its vocabulary."""
+    photos = CaptionedPhotos.open(find_shards(run.train, below=captions))
     places = (photos.place(number) for number in range(len(photos)))
     texts = [caption for shard, row in places for caption in photos.captions(shard, row)]
-    return Tokenizer(context_length)([*texts, *(t.format("") for t in IMAGENET_TEMPLATES_80)]).unique()
+    tokenizer = Tokenizer(run.model.text.context_length)
+    return torch.cat([tokenizer(texts), make_vocabulary(run, photos, tokenizer).tokens]).unique()
 
 
 def bundle(
@@ -65,15 +66,16 @@ def bundle(
     """Put a checkpoint into the package: half precision, and the rows of the vocabulary that training saw.
 
     Args:
-        checkpoint: A training's folder, or one of its steps.
+        checkpoint: A training's folder, of which the newest checkpoint is taken, or one of its steps.
         captions: Folder of the shards it was trained on.
         run: The run it was trained as.
         name: What `groupvit.load` will know it by.
     """
     model, config = api.load_model(checkpoint)
-    native.forget_unseen(model, seen_tokens(captions, get_run(run).train, config.text.context_length))
+    native.forget_unseen(model, seen_tokens(captions, get_run(run)))
     folder = Path(api.__file__).parent / "bundled" / name
-    native.save(folder, model, config, metadata={"run": run, "step": api.locate(checkpoint).name}, compact=True)
+    metadata = {"run": run, "step": (latest(checkpoint) or checkpoint).name}
+    native.save(folder, model, config, metadata=metadata, compact=True)
     size = (folder / native.WEIGHTS).stat().st_size
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > _LARGEST:

@@ -231,3 +231,11 @@ def test_rows_that_fit_no_vocabulary_are_refused(rows: list[int], tmp_path: Path
     rewrite(tmp_path, {"text_encoder.token_embedding.rows": torch.tensor(rows, dtype=torch.int32)})
     with pytest.raises(InputError, match=r"token_embedding.rows does not number the rows"):
         native.load(tmp_path)
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = build_model(SMALL)
+    model.image_projector.norm.running_var[0] = 1e5
+    with pytest.raises(InputError, match=r"image_projector.norm.running_var has numbers"):
+        native.save(tmp_path, model, SMALL, compact=True)
+    assert not list(tmp_path.iterdir())

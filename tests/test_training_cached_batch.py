@@ -1,10 +1,20 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from groupvit.data.batches import Batch
-from groupvit.models import GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
+from groupvit.models import (
+    GroupViT,
+    ImageEncoderConfig,
+    ImageFeatures,
+    ModelConfig,
+    Stage,
+    TextEncoderConfig,
+    build_model,
+    noise,
+)
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
 from groupvit.training.objective import Vocabulary
@@ -116,12 +126,19 @@ def test_a_pass_keeps_to_the_groups_of_an_earlier_one() -> None:
         assert torch.equal(own.hard, expected.hard)
 
 
-def test_no_graph_is_kept_for_more_than_a_chunk() -> None:
+def test_no_graph_is_kept_for_more_than_a_chunk_and_the_second_pass_keeps_to_the_groups_of_the_first() -> None:
     run = replace(RUNS["release"], chunk=4)
     model, (batch, words) = model_of(run, torch.float32), batch_of(run)
-    sizes: list[tuple[int, bool]] = []
-    model.image_encoder.register_forward_hook(
-        lambda module, given, features: sizes.append((len(features.pooled), features.pooled.requires_grad))
-    )
+    passes = []
+
+    def look(module: torch.nn.Module, args: Any, given: dict[str, Any], features: ImageFeatures) -> None:
+        passes.append((features.pooled.requires_grad, given["joined"], [a.joined for a in features.assignments]))
+        assert len(features.pooled) == 4
+
+    model.image_encoder.register_forward_hook(look, with_kwargs=True)
     backward(model, batch, run, words, KEYS)
-    assert sizes == [(4, False)] * 4 + [(4, True)] * 4
+    assert [graph for graph, _, _ in passes] == [False] * 4 + [True] * 4
+    for (_, none, made), (_, kept, _) in zip(passes[:4], passes[4:], strict=True):
+        assert not none
+        assert len(kept) == len(made) == 2
+        assert all(torch.equal(a, b) for a, b in zip(kept, made, strict=True))

@@ -43,10 +43,10 @@ from pathlib import Path
 from test_training_loop import RUN
 from groupvit.checkpoints import latest
 from groupvit.training.distributed import Processes, joined
-from groupvit.training.loop import train
+from groupvit.training.loop import started_by, train
 
-data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
-again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["killed"]
+again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and started_by(out)
 steps, passed = Processes.any, 0
 
 def die(self, flag, device):
@@ -60,11 +60,16 @@ if killed and not again:
     Processes.any = die
 with joined() as (ranks, device):
     run = replace(RUN, precision="float32", save_every=2, ema=0.9)
-    train(run, data, out, workers=0, device=device, ranks=ranks, resume=again and latest(out) is not None)
+    if sys.argv[3:] == ["apart"] and not ranks.rank:  # one of them sees a folder that holds a training
+        out = out.with_name("first")
+    resume = again or sys.argv[3:] == ["apart"]
+    train(run, data, out, workers=0, device=device, ranks=ranks, resume=resume and latest(out) is not None)
 """
 
 
-def torchrun(script: str, folder: Path, *arguments: object, processes: int = 2, restarts: int = 0) -> None:
+def torchrun(
+    script: str, folder: Path, *arguments: object, processes: int = 2, restarts: int = 0, code: int = 0
+) -> str:
     file = folder / "script.py"
     file.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -77,7 +82,8 @@ def torchrun(script: str, folder: Path, *arguments: object, processes: int = 2, 
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,20 @@ def test_a_killed_process_is_started_again_and_nothing_differs_in_the_end(data: 
     undisturbed, killed = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
     assert undisturbed.keys() == killed.keys()
     assert [name for name in killed if not torch.equal(killed[name], undisturbed[name])] == []
+
+
+def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(data: Path, tmp_path: Path) -> None:
+    torchrun(TRAINING, tmp_path, data, tmp_path / "run", processes=1)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    said = torchrun(TRAINING, tmp_path, data, tmp_path / "run", processes=1, restarts=1, code=1)
+    assert "holds a training" in said
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_processes_that_see_different_checkpoints_do_not_train(data: Path, tmp_path: Path) -> None:
+    torchrun(TRAINING, tmp_path, data, tmp_path / "first", processes=1)
+    said = torchrun(TRAINING, tmp_path, data, tmp_path / "second", "apart", code=1)
+    assert "give all the same --data and --out" in said
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8])

@@ -170,3 +170,14 @@ def test_segments_are_aligned_with_the_words_between_start_and_end():
     terms = terms_of(model, batch, run, WORDS, KEYS)
     torch.testing.assert_close(terms["local"], 3 * expected)
     torch.testing.assert_close(terms["caption"], terms_of(model, batch, RUN, WORDS, KEYS)["caption"])
+
+
+def test_of_an_empty_caption_the_end_stands_for_a_word():
+    model, batch = build_model(CONFIG).eval(), make_batch()
+    batch = replace(batch, captions=torch.cat([TOKENIZER([""]), batch.captions[1:]]))
+    assert terms_of(model, batch, replace(RUN, local_weight=1.0), WORDS, KEYS)["local"].isfinite()
+
+
+def test_rare_nouns_have_the_prior_of_their_own_frequency():
+    words = Vocabulary.from_counts({"dog": 1000, "cat": 100, "hat": 10}, 100_000, TOKENIZER, "prior")
+    torch.testing.assert_close(words.log_odds.sigmoid(), torch.tensor([1e-2, 1e-3, 1e-4]))

@@ -202,6 +202,8 @@ def _compacted(state: StateDict) -> StateDict:
     """Half precision, and of the vocabulary the rows that are not zero with their numbers."""
     rows = state[_EMBEDDING].any(dim=1).nonzero()[:, 0]
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if lost := [name for name, tensor in half.items() if not tensor.isfinite().all()]:
+        raise InputError(f"tensor {lost[0]} has numbers that half precision cannot hold: save it whole")
     return half | {_EMBEDDING: half[_EMBEDDING][rows], _ROWS: rows.int()}
 
 

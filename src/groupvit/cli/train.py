@@ -48,6 +48,7 @@ def train(
     import os
     import shlex
     from dataclasses import replace
+    from importlib.util import find_spec
 
     from groupvit import api
     from groupvit.checkpoints import latest
@@ -56,6 +57,7 @@ def train(
     from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.distributed import joined
+    from groupvit.training.loop import started_by
     from groupvit.training.loop import train as train_run
     from groupvit.training.runs import get_run
 
@@ -68,13 +70,15 @@ def train(
         )
     if init and resume:
         raise InputError("--resume goes on with a training's own weights: leave out --init")
+    if tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard")
     if settings.held_out and is_url(data):
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
     find_shards(settings.train, below=data)
     out = out or Path("runs") / run
     with joined() as (ranks, device):
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and latest(out) is not None
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and started_by(out) and latest(out) is not None
         measured = bool(settings.held_out) and not ranks.rank
         state = train_run(
             settings,
@@ -102,4 +106,6 @@ def train(
             if value is not None
             for part in (f"--{name.replace('_', '-')}", str(value))
         ]
-        print("continue with:", shlex.join(["groupvit", "train", run, *given, "--resume"]))
+        launcher = ["groupvit"] if ranks.world == 1 else ["torchrun", "...", "-m", "groupvit"]
+        flags = ["--tensorboard"] * tensorboard + ["--resume"]
+        print("continue with:", shlex.join([*launcher, "train", run, *given, *flags]))

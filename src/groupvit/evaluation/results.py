@@ -121,6 +121,7 @@ class Result:
         return json.loads(
             json.dumps(
                 {
+                    "format": _FORMAT,
                     "benchmark": self.benchmark,
                     "protocol": self.protocol,
                     "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},

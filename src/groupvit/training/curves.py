@@ -1,10 +1,13 @@
 """Pictures of a training: every number of its metrics file over the steps."""
 
 import importlib.util
+import io
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from groupvit.checkpoints.native import write_atomically
 
 _LEFT_OUT = {"step", "time", "unreadable", "warning"}
 
@@ -29,7 +32,9 @@ def draw(metrics: Path, picture: Path) -> Path | None:
         chart.grid(alpha=0.3)
     for chart in charts.flat[len(curves) :]:
         chart.axis("off")
-    figure.savefig(picture)
+    data = io.BytesIO()
+    figure.savefig(data)
+    write_atomically(picture, data.getvalue())
     return picture
 
 

@@ -1,5 +1,6 @@
 """Several processes that train one model, started by torchrun; alone, everything here does nothing."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from groupvit.errors import InputError
 
 _PATIENCE = timedelta(hours=2)
 """How long the others wait for the first process, which evaluates and saves."""
@@ -56,6 +60,11 @@ class Processes:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
+    def agree(self, text: str, device: torch.device) -> bool:
+        """Whether all processes give the same text."""
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        return len(set(self.gather(torch.tensor([number], device=device)).tolist())) == 1
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
@@ -70,12 +79,17 @@ def joined() -> Iterator[tuple[Processes, torch.device]]:
     if world == 1:
         yield Processes(), torch.device("cuda" if cuda else "cpu")
         return
+    if "RANK" not in os.environ:
+        raise InputError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")
     device = torch.device("cpu")
     if cuda:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    # torchrun keeps its store when it starts processes again: the addresses of dead ones must not be found.
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), world), device
+        yield Processes(rank, world), device
     finally:
         dist.destroy_process_group()

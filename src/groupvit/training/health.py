@@ -118,7 +118,8 @@ class Alarm:
         signs = {
             "captions and photos are not told apart, the caption loss is that of chance": stuck,
             "the gradient explodes, its norm is above 1000": not values.get("grad_norm", 0.0) <= 1000,  # healthy: 105
-            "the temperature stands at its bound of 100": values.get("logit_scale", 0.0) > 99.5,  # healthy: 23
+            # healthy: 23
+            "a temperature stands at its bound of 100": any(v > 99.5 for n, v in values.items() if "logit_scale" in n),
         }
         for stage in [name.removesuffix("/similarity") for name in values if name.endswith("/similarity")]:
             # healthy: an entropy of 0.78 and more, a share of 0.55 and less

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
-from groupvit.checkpoints.native import check
+from groupvit.checkpoints.native import check, write_atomically
 from groupvit.data.batches import Batch, Batches, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
@@ -220,11 +220,23 @@ def train(
         state = _start(run, seed, words.nouns, photos, device, None if resume else init)
         if resume:
             state = restore(out, state)
+        if not ranks.agree(f"{state.step} {state.identity()}", device):
+            raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
+        if not ranks.rank:
+            started_by(out, write=True)
         state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard)
         if not ranks.rank:
             draw(out / "metrics.jsonl", out / "curves.png")
         ranks.wait()  # until the first one has saved
         return state
+
+
+def started_by(out: Path, *, write: bool = False) -> bool:
+    """Whether the training in `out` was started, or is now, by this very run of torchrun, and not by an earlier one."""
+    mark, run = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
+    if write and run:
+        write_atomically(mark, run.encode())
+    return mark.is_file() and mark.read_text() == run
 
 
 def _train(
@@ -253,13 +265,16 @@ def _train(
     with _stop_requests() as stop, log as progress:
         batches = _load(state, sizes, workers, device.type == "cuda", ranks)
         while state.step < run.steps and not ranks.any(bool(stop), device):
+            batch, failure = None, InputError("another process cannot read its data; its message says why")
             try:
                 with progress.waiting():
                     batch = next(batches).to(device)
-            except InputError:
+            except InputError as error:
+                failure = error
+            if ranks.any(batch is None, device) or batch is None:
                 if first and saved != folder_of(out, state.step):
                     save(out, state, keep=keep)
-                raise
+                raise failure
             progress.left_out(batch.unreadable)
             rate = learning_rate(
                 state.step,

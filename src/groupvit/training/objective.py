@@ -31,7 +31,7 @@ class Vocabulary:
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
         weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
         tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
-        log_odds = torch.logit(frequency / photos, eps=1e-3)
+        log_odds = torch.logit((frequency / photos).clamp(max=0.999))
         return cls(tuple(counts), tokens, weights / weights.mean(), log_odds)
 
     def to(self, device: torch.device) -> "Vocabulary":
@@ -78,7 +78,7 @@ def texts_of(batch: Batch, run: Run, words: Vocabulary) -> tuple[Int[Tensor, "_ 
     Sentences of one kind have about one length, so encoding the kinds apart spares padding.
     """
     longest = int(batch.captions.argmax(dim=1).max()) + 1
-    prompts = _distinct(batch)[0] if run.distinct_prompts else batch.prompts.flatten(0, 1)
+    prompts = _distinct(batch)[0] if run.distinct_prompts and run.prompts else batch.prompts.flatten(0, 1)
     return batch.captions[:, :longest], prompts, words.tokens
 
 
@@ -135,7 +135,7 @@ def loss_terms(
     ends = batch.captions.argmax(dim=1)
     if run.local_weight:
         place = torch.arange(captions.shape[1], device=captions.device)
-        in_captions = (place > 0) & (place < ends[:, None])
+        in_captions = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
         captions, of_words = captions[torch.arange(len(ends), device=ends.device), ends], captions[in_captions]
     else:
         of_words = captions[:0]
