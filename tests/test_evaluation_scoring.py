@@ -297,18 +297,27 @@ def test_windows_count_by_the_pixels_that_they_show_of_a_region(tmp_path, segmen
     LAYOUTS["camvid11"](tmp_path)
     dataset, protocol = open_benchmark("camvid11", tmp_path), PROTOCOLS["calibrated-native"]
     labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
-    for photo, own in zip(dataset, score_photos(segmenter, dataset, protocol, dataset.names), strict=True):
+    plain = 0
+    for photo, own in zip(
+        dataset, score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"), strict=True
+    ):
         assert sorted(own.naming[:, 0]) == sorted(set(photo.mask.ravel().tolist()) - {255})
         (result,) = segmenter.segment([photo.image], labels, **options, regions=[photo.mask])
         assert len(result.windows) > 1
+        sums = np.zeros((2, 2, 11, 11))  # weighted by pixels or not, stage, region, label
         for window in result.windows:
             place, _ = result.groups_of(window)
             assert set(window.regions) == set(photo.mask[place].ravel().tolist()) - {255}
-            for scores in window.region_scores:
+            for stage, scores in enumerate(window.region_scores):
                 torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(window.regions)))
+                for region, fit in zip(window.regions, scores.double().numpy(), strict=True):
+                    sums[0, stage, region] += (photo.mask[place] == region).sum() * fit
+                    sums[1, stage, region] += fit
         for true, pixels, *called in own.naming:
             assert pixels == (photo.mask == true).sum()
-            assert len(called) == 2
+            assert called == sums[0, :, true].argmax(axis=1).tolist()
+            plain += called != sums[1, :, true].argmax(axis=1).tolist()
+    assert plain, "without weights nothing would be called otherwise: this test could not fail"
 
 
 def test_perfect_names_are_counted_as_such():
