@@ -16,7 +16,7 @@ from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction, settle
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
-from layouts import LAYOUTS, REAL
+from layouts import LAYOUTS, REAL, only
 
 LABELS = ("red", "green=green,lime", "blue")
 
@@ -165,10 +165,15 @@ def real_truths(name: str, root: Path, dataset: Dataset) -> list[np.ndarray]:
     """The masks as the files have them."""
     if name.startswith("coco"):
         return [photo.mask for photo in dataset]  # see `test_a_published_layout_is_read_photo_by_photo`
-    folder = {"pets": "annotations/trimaps", "camvid11": "valannot"}.get(name, "SegmentationClass")
+    folders = {"pets": "annotations/trimaps", "camvid11": "valannot", "camvid5": "valannot"}
+    folder = folders.get(name, "SegmentationClass")
     masks = [np.array(Image.open(root / folder / f"{photo}.png")) for photo in dataset.names]
     if name == "voc20":
         return [np.where((mask == 0) | (mask == 255), 255, mask - 1) for mask in masks]
+    if name == "voc4":
+        return only(masks, [0, 15, 12, 8], rest=0)
+    if name == "camvid5":
+        return only(masks, [0, 3, 5, 1, 8], rest=255)
     if name == "camvid11":
         return [np.where(mask == 11, 255, mask) for mask in masks]
     if name == "pets":
