@@ -216,8 +216,8 @@ PHOTOS_SMALL = replace(
     in_memory=112,
     evaluate_every=200,
     save_every=200,
-    cost="not measured",
-    expected="not measured",
+    cost="about 66 minutes on one core, from 130 photos/s measured",
+    expected="not measured in one go; in two parts 24.5 mIoU on voc4, 15.6 % R@10 ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
@@ -307,8 +307,8 @@ RUNS: dict[str, Run] = {
         patch_weight=0.0,
         mix=0.0,
         paper="Table 4 rows 1 to 4: ViT, in miniature",
-        cost="not measured",
-        expected="not measured",
+        cost="measured: about 40 minutes on one core for 1,760 steps",
+        expected="18.4 % R@10 at step 1,600",
     ),
     "debug": replace(
         SCENES,
