@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import tyro
-from experiments.record import DOCS, commit, print_rows, record_results, write_table
+from experiments.record import commit, print_rows, record_table
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -133,8 +133,7 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
     ]
     print_rows(rows)
     if record:
-        write_table(DOCS / "RELIABILITY.md", "loader", rows)
-        record_results("loader", {"rows": rows}, began)
+        record_table("RELIABILITY.md", "loader", rows, began)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from experiments.record import DOCS, commit, print_rows, record_results, write_table
+from experiments.record import commit, print_rows, record_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit.data.batches import Batch
@@ -104,7 +104,8 @@ def main(
         record: Write the table to docs/results.json and docs/SCALING.md.
     """
     if one:
-        return step(one, chunk)
+        step(one, chunk)
+        return
     began_at, rows = commit() if record else "", []
     peaks = {}
     for size in batches:
@@ -127,9 +128,7 @@ def main(
     )
     print_rows(rows)
     if record:
-        record_results("memory", {"rows": rows}, began_at)
-        write_table(DOCS / "SCALING.md", "memory", rows)
-    return None
+        record_table("SCALING.md", "memory", rows, began_at)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 from benchmarks import straightforward
-from experiments.record import DOCS, commit, print_rows, record_results, write_table
+from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
 from groupvit.data.transforms import load_rgb
@@ -111,8 +111,7 @@ def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2, record:
     ]
     print_rows(rows)
     if record:
-        write_table(DOCS / "RESULTS.md", "segmentation", rows)
-        record_results("segmentation", {"rows": rows}, began)
+        record_table("RESULTS.md", "segmentation", rows, began)
 
 
 if __name__ == "__main__":

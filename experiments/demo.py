@@ -10,7 +10,7 @@ from pathlib import Path
 
 import skimage
 import tyro
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import commit, record_table
 from PIL import Image
 
 from groupvit import api
@@ -58,8 +58,7 @@ def main(out: Path = Path("runs/demo"), model: str = "photos", record: bool = Fa
         rows.append({"photo": name, "found, % of the photo": ", ".join(f"{n} {100 * s:.1f}" for n, s in shares)})
         print(f"{out / name}.png: {rows[-1]['found, % of the photo']} % of the photo")
     if record:
-        record_results("demo", {"rows": rows}, began_at)
-        write_table(DOCS / "MODEL_CARD.md", "demo", rows)
+        record_table("MODEL_CARD.md", "demo", rows, began_at)
 
 
 if __name__ == "__main__":

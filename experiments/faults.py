@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import commit, record_table
 from PIL import Image
 
 from groupvit.checkpoints import latest, load
@@ -244,8 +244,7 @@ def main(record: bool = False) -> None:
             rows.append(trial(Path(folder)))
         print(rows[-1])
     if record:
-        write_table(DOCS / "RELIABILITY.md", "faults", rows)
-        record_results("faults", {"rows": rows}, began)
+        record_table("RELIABILITY.md", "faults", rows, began)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import commit, record_table
 from jaxtyping import Int64
 
 from groupvit.data.order import BatchSampler, Order
@@ -91,8 +91,7 @@ def main(samples: int = 28_663_147, record: bool = False) -> None:
         )
         print(rows[-1])
     if record:
-        write_table(DOCS / "RELIABILITY.md", "order", rows)
-        record_results("order", {"rows": rows}, began)
+        record_table("RELIABILITY.md", "order", rows, began)
 
 
 if __name__ == "__main__":

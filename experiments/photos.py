@@ -11,11 +11,11 @@ its patches are grouped by k-means, as in Table 4.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
-from experiments.record import DOCS, commit, print_rows, record_results, write_table
+from experiments.record import commit, print_rows, record_table
 from rich.console import Console
 
 from groupvit import api
@@ -152,9 +152,7 @@ def score(
     for name, lines in (("photos", table), ("photos_retrieval", retrieval)):
         print_rows(lines)
         if record:
-            values: dict[str, Any] = {"rows": lines}
-            record_results(name, values, began_at)
-            write_table(DOCS / "MODEL_CARD.md", name, lines)
+            record_table("MODEL_CARD.md", name, lines, began_at)
 
 
 if __name__ == "__main__":

@@ -71,3 +71,9 @@ def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> No
     if found != 1:
         raise ValueError(f"{document} has {found} places for the table {name}")
     document.write_text(changed, encoding="utf-8")
+
+
+def record_table(document: str, name: str, rows: Sequence[dict[str, Any]], commit: str) -> None:
+    """`write_table` in a document of docs/, and the same rows in docs/results.json."""
+    write_table(DOCS / document, name, rows)
+    record_results(name, {"rows": rows}, commit)

@@ -42,11 +42,11 @@ from dataclasses import replace
 from pathlib import Path
 from test_training_loop import RUN
 from groupvit.checkpoints import latest
-from groupvit.training.distributed import Processes, joined
-from groupvit.training.loop import started_by, train
+from groupvit.training.distributed import Processes, joined, restarted
+from groupvit.training.loop import train
 
 data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["killed"]
-again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and started_by(out)
+again = restarted(out)
 steps, passed = Processes.any, 0
 
 def die(self, flag, device):

@@ -17,7 +17,7 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.objective import Vocabulary, encode_images, encode_kinds, loss_terms, texts_of
+from groupvit.training.objective import Vocabulary, encode_images, encode_texts, is_words, loss_terms, texts_of
 from groupvit.training.runs import Run
 
 CONFIG = ModelConfig(
@@ -45,7 +45,8 @@ def make_batch() -> Batch:
 
 
 def terms_of(model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: torch.Tensor) -> dict[str, torch.Tensor]:
-    texts = encode_kinds(model, texts_of(batch, run, words), run)
+    kinds = texts_of(batch, run, words)
+    texts = [encode_texts(model, kind, words=is_words(run, i)) for i, kind in enumerate(kinds)]
     return loss_terms(model, run, encode_images(model, batch.images, run, keys), texts, batch, words)
 
 

@@ -56,8 +56,7 @@ def train(
     from groupvit.data.storage import is_url
     from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
-    from groupvit.training.distributed import joined
-    from groupvit.training.loop import started_by
+    from groupvit.training.distributed import joined, restarted
     from groupvit.training.loop import train as train_run
     from groupvit.training.runs import get_run
 
@@ -78,7 +77,7 @@ def train(
     out = out or Path("runs") / run
     with joined() as (ranks, device):
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and started_by(out) and latest(out) is not None
+        again = restarted(out) and latest(out) is not None
         measured = bool(settings.held_out) and not ranks.rank
         state = train_run(
             settings,

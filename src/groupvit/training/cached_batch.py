@@ -22,13 +22,12 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
-from groupvit.training.distributed import Processes
+from groupvit.training.distributed import ALONE, Processes
 from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, is_words, loss_terms, texts_of
 from groupvit.training.runs import Run
 
 Terms = dict[str, Float[Tensor, ""]]
 Features = tuple[Tensor, ...]
-_ALONE = Processes()
 
 
 def backward(
@@ -39,7 +38,7 @@ def backward(
     keys: Int[Tensor, " batch"],
     *,
     mixed: int = 1,
-    processes: Processes = _ALONE,
+    processes: Processes = ALONE,
 ) -> Terms:
     """Leaves the gradient of the loss in the parameters, and gives the loss's weighted terms (`objective.loss_terms`).
 

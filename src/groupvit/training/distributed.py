@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from groupvit.checkpoints.native import write_atomically
 from groupvit.errors import InputError
 
 _PATIENCE = timedelta(hours=2)
@@ -71,13 +73,29 @@ class Processes:
             dist.barrier()
 
 
+ALONE = Processes()
+
+
+def mark_started(out: Path) -> None:
+    """Notes in a training's folder which run of torchrun started it, if one did."""
+    if run := os.environ.get("TORCHELASTIC_RUN_ID"):
+        write_atomically(out / "torchrun", run.encode())
+
+
+def restarted(out: Path) -> bool:
+    """Whether torchrun has started this process again, and the training in `out` is its own, not an earlier one."""
+    mark = out / "torchrun"
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return again and mark.is_file() and mark.read_text() == os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 @contextmanager
 def joined() -> Iterator[tuple[Processes, torch.device]]:
     """The processes that torchrun has started, connected (NCCL for GPUs, gloo for CPUs), and this one's device."""
     cuda = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield Processes(), torch.device("cuda" if cuda else "cpu")
+        yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
     if "RANK" not in os.environ:
         raise InputError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")

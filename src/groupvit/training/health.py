@@ -21,7 +21,8 @@ def watched(encoder: ImageEncoder, *, active: bool) -> Iterator[dict[str, Float[
     found: dict[str, Float[Tensor, ""]] = {}
 
     def look(module: torch.nn.Module, given: object, features: ImageFeatures) -> None:
-        found.update(group_health(features))
+        if torch.is_grad_enabled():  # a cached batch encodes each chunk twice
+            found.update(group_health(features))
 
     hook = encoder.register_forward_hook(look) if active else None
     try:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
-from groupvit.checkpoints.native import check, write_atomically
+from groupvit.checkpoints.native import check
 from groupvit.data.batches import Batch, Batches, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
@@ -32,7 +32,7 @@ from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
 from groupvit.training.curves import draw
-from groupvit.training.distributed import Processes
+from groupvit.training.distributed import ALONE, Processes, mark_started
 from groupvit.training.health import Alarm, caption_chance, watched
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, parameter_groups
@@ -42,7 +42,6 @@ from groupvit.training.state import TrainingState, average_of, folder_of, locked
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
-_ALONE = Processes()
 _SKIPS = 10  # steps on end without a finite gradient: there is no hope
 _PREFETCH_BYTES = 2**27
 
@@ -180,7 +179,7 @@ def train(
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
     init: Path | None = None,
-    ranks: Processes = _ALONE,
+    ranks: Processes = ALONE,
     tensorboard: bool = False,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
@@ -223,20 +222,12 @@ def train(
         if not ranks.agree(f"{state.step} {state.identity()}", device):
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         if not ranks.rank:
-            started_by(out, write=True)
+            mark_started(out)
         state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard)
         if not ranks.rank:
             draw(out / "metrics.jsonl", out / "curves.png")
         ranks.wait()  # until the first one has saved
         return state
-
-
-def started_by(out: Path, *, write: bool = False) -> bool:
-    """Whether the training in `out` was started, or is now, by this very run of torchrun, and not by an earlier one."""
-    mark, run = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
-    if write and run:
-        write_atomically(mark, run.encode())
-    return mark.is_file() and mark.read_text() == run
 
 
 def _train(
@@ -258,6 +249,7 @@ def _train(
         memory = decoded.to(device)
     share, first = run.batch_size // ranks.world, ranks.rank == 0
     positions = torch.arange(share, device=device) + ranks.rank * share
+    scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
     skipped = 0
     alarm = Alarm(run.warmup, caption_chance(run))
     file = out / "metrics.jsonl" if first else None
@@ -309,8 +301,8 @@ def _train(
                 )
             state = state.advance()
             loss = torch.stack(list(terms.values())).sum()
-            scales = {name: temperature(p) for name, p in model.named_parameters() if name.endswith("logit_scale")}
-            values = {"loss": loss, **terms, "grad_norm": norm, **scales, **health}
+            temperatures = {name: temperature(scale) for name, scale in scales.items()}
+            values = {"loss": loss, **terms, "grad_norm": norm, **temperatures, **health}
             progress.step(state.step, rate, values)
             last = state.step == run.steps
             if first and evaluate and (last or state.step % run.evaluate_every == 0):

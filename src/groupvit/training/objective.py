@@ -95,11 +95,6 @@ def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: 
     return model.text_encoder.words(texts) if words else model.text_encoder(texts)
 
 
-def encode_kinds(model: GroupViT, kinds: Sequence[Int[Tensor, "_ _"]], run: Run) -> tuple[Tensor, ...]:
-    """`encode_texts` of `texts_of`: of captions all words, where the run aligns segments with them."""
-    return tuple(encode_texts(model, texts, words=is_words(run, i)) for i, texts in enumerate(kinds))
-
-
 def is_words(run: Run, kind: int) -> bool:
     """Whether that kind of text is encoded word by word."""
     return kind == 0 and run.local_weight > 0
