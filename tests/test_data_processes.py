@@ -23,6 +23,23 @@ if __name__ == "__main__":
         list(each(work, [os.environ["FOLDER"]] * 2))
 """
 
+INTERRUPTED = """
+import os, signal
+from multiprocessing import active_children
+from groupvit.data.processes import mapped
+
+if __name__ == "__main__":
+    for _ in range(5):
+        try:
+            with mapped(2) as each:
+                for _ in each(str, range(2000)):
+                    for process in active_children():
+                        os.kill(process.pid, signal.SIGINT)
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+"""
+
 
 def double(number: int) -> int:
     return 2 * number
@@ -41,6 +58,12 @@ def test_results_come_in_order(processes):
 def test_a_process_that_is_killed_is_one_line():
     with pytest.raises(InputError, match="a process was killed"), mapped(2) as each:
         list(each(die, [1]))
+
+
+def test_an_interruption_of_all_processes_is_silent(tmp_path: Path):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -12,11 +12,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator, default_rng
 from PIL import Image
 
+from groupvit.data.processes import mapped
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
 
@@ -216,11 +216,14 @@ def draw(seed: int, index: int, *, size: int = SIZE) -> Scene:
     return Scene((image.clip(0, 1) * 255).astype(np.uint8), mask, _caption(visible, GROUNDS[ground], generator))
 
 
-def _sample(index: int, *, seed: int, size: int) -> Sample:
-    scene = draw(seed, index, size=size)
-    file = BytesIO()
-    Image.fromarray(scene.image).save(file, "JPEG", quality=95)
-    return Sample(f"{index:08d}", file.getvalue(), (scene.caption,))
+def _samples(indices: range, *, seed: int, size: int) -> list[Sample]:
+    samples = []
+    for index in indices:
+        scene = draw(seed, index, size=size)
+        file = BytesIO()
+        Image.fromarray(scene.image).save(file, "JPEG", quality=95)
+        samples.append(Sample(f"{index:08d}", file.getvalue(), (scene.caption,)))
+    return samples
 
 
 def _write_evaluation(folder: Path, count: int, *, seed: int, size: int) -> None:
@@ -265,8 +268,9 @@ def write(
     partial_folder = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
     _write_evaluation(partial_folder / "eval", evaluation, seed=2 * seed + 1, size=size)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # forking a process with threads can deadlock
-        samples = pool.map(partial(_sample, seed=2 * seed, size=size), range(train), chunksize=100)
+    with mapped(os.cpu_count() or 1) as each:
+        chunks = (range(first, min(first + 100, train)) for first in range(0, train, 100))
+        samples = chain.from_iterable(each(partial(_samples, seed=2 * seed, size=size), chunks))
         write_shards(progress(samples, train), partial_folder / "train", prefix="scenes", per_shard=1000)
     (partial_folder / "scenes.json").write_text(json.dumps(made))
     if folder.exists():
