@@ -7,7 +7,7 @@ import torch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
 from groupvit.models.grouping import Assignment
 from groupvit.models.image_encoder import ImageFeatures, Ungrouped
-from groupvit.training.health import Alarm, caption_chance, group_health
+from groupvit.training.health import Alarm, caption_chance, distinct_share, group_health
 from groupvit.training.losses import Form, contrastive_loss
 from groupvit.training.runs import get_run
 
@@ -136,6 +136,7 @@ def test_a_model_in_training_is_measured_without_a_gradient():
         ({"logit_scale": 100.0}, "temperature"),
         ({"grad_norm": 1e15}, "gradient"),
         ({"grad_norm": math.nan}, "gradient"),
+        ({"distinct_captions": 0.2}, "share their caption"),
     ],
 )
 def test_a_sign_is_told_once_when_it_has_held_for_five_log_steps(sign: dict[str, float], said: str):
@@ -190,6 +191,33 @@ def test_signs_of_one_log_step_make_one_line():
     assert "alike" in warning
     assert "gradient" in warning
     assert "\n" not in warning
+
+
+def test_equal_captions_and_a_rising_loss_are_told_during_the_warm_up():
+    alarm = Alarm(1000, CHANCE)
+    assert told(alarm, range(0, 40, 10), distinct_captions=0.1) == []
+    assert "caption" in told(alarm, range(40, 50, 10), distinct_captions=0.1)[0]
+    assert told(alarm, range(50, 100, 10), loss=4.0) + told(alarm, range(100, 140, 10), loss=5.3) == []
+    assert "risen" in told(alarm, range(140, 150, 10), loss=5.3)[0]
+
+
+def test_a_loss_that_rises_by_less_than_a_quarter_gives_no_warning():
+    alarm = Alarm(0, CHANCE)
+    assert told(alarm, range(0, 50, 10)) + told(alarm, range(50, 100, 10), loss=2.0) == []
+    assert told(alarm, range(100, 200, 10), loss=3.2) == []
+    assert told(Alarm(0, CHANCE), range(0, 100, 10), loss=0.0) == []
+
+
+def test_skipped_steps_are_told_at_once_but_a_single_one_is_not():
+    alarm = Alarm(1000, CHANCE)
+    assert told(alarm, range(10, 20, 10), skipped=1) + told(alarm, range(20, 30, 10), skipped=2) == []
+    assert "not finite" in told(alarm, range(30, 40, 10), skipped=4)[0]
+    assert told(alarm, range(40, 50, 10), skipped=8) == []
+
+
+def test_distinct_captions_are_counted():
+    captions = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]])
+    assert float(distinct_share(captions)) == 0.5
 
 
 @pytest.mark.parametrize("loss", [15.1, math.inf, math.nan])

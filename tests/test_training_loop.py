@@ -496,6 +496,7 @@ def test_each_tenth_step_says_how_the_groups_are(data, tmp_path):
     for name in ("usage_entropy", "dead_groups", "largest_share", "similarity"):
         assert f"stage1/{name}" in tenth
     assert 0 < tenth["stage1/usage_entropy"] <= 1
+    assert 0 < tenth["distinct_captions"] <= 1
     assert tenth["memory_gb"] > 0.05
     assert {"logit_scale", "multi_label_logit_scale", "segment_logit_scale"} & set(tenth)
 

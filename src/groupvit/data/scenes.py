@@ -216,14 +216,15 @@ def draw(seed: int, index: int, *, size: int = SIZE) -> Scene:
     return Scene((image.clip(0, 1) * 255).astype(np.uint8), mask, _caption(visible, GROUNDS[ground], generator))
 
 
+def sample(index: int, scene: Scene) -> Sample:
+    """The captioned picture of a scene, as training reads it."""
+    file = BytesIO()
+    Image.fromarray(scene.image).save(file, "JPEG", quality=95)
+    return Sample(f"{index:08d}", file.getvalue(), (scene.caption,))
+
+
 def _samples(indices: range, *, seed: int, size: int) -> list[Sample]:
-    samples = []
-    for index in indices:
-        scene = draw(seed, index, size=size)
-        file = BytesIO()
-        Image.fromarray(scene.image).save(file, "JPEG", quality=95)
-        samples.append(Sample(f"{index:08d}", file.getvalue(), (scene.caption,)))
-    return samples
+    return [sample(index, draw(seed, index, size=size)) for index in indices]
 
 
 def _write_evaluation(folder: Path, count: int, *, seed: int, size: int) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groupvit.models.image_encoder import ImageEncoder, ImageFeatures, occupied
@@ -72,8 +72,16 @@ def _similarity(groups: Float[Tensor, "batch groups dim"], owning: Bool[Tensor, 
     return torch.where(count > 1, pairs / (count * (count - 1)).clamp(min=1), 1.0).mean()
 
 
+def distinct_share(captions: Int[Tensor, "photos length"]) -> Float[Tensor, ""]:
+    """How many captions of a batch differ, as a share of all. Photos of one caption count as each other's negatives."""
+    return torch.tensor(len(captions.unique(dim=0)) / len(captions))
+
+
 _WINDOW = 5  # log steps in which a sign must hold, or be absent, on end
 _JUMP = "the loss has jumped to more than three times its median"
+_SKIPPED = "steps are skipped because their gradient is not finite"
+_ALIKE = "most photos of a batch share their caption, there is little to tell them apart by"
+_RISEN = "the loss has risen by a quarter of what it was at first, and stays there"
 
 
 def caption_chance(run: Run) -> float:
@@ -87,9 +95,10 @@ def caption_chance(run: Run) -> float:
 class Alarm:
     """Tells in one line that a training collapses, from its log steps after the warm-up.
 
-    A sign must hold for five log steps on end (a jump of the loss for one), and is told once until it has been absent
-    for five. Users of the release report such trainings after days, from their scores. The bounds lie far from what
-    healthy small trainings show, which is noted beside each. `warmup` counts steps; `chance` is `caption_chance`.
+    A sign must hold for five log steps on end, a jump of the loss and skipped steps for one; it is told once until it
+    has been absent for five. During the warm-up only skipped steps, a rising loss and equal captions tell. Users of the
+    release report such trainings after days, from their scores. The bounds lie far from what healthy small trainings
+    show, which is noted beside each. `warmup` counts steps; `chance` is `caption_chance`.
     """
 
     def __init__(self, warmup: int, chance: float):
@@ -98,12 +107,16 @@ class Alarm:
         self.losses: deque[float] = deque(maxlen=4 * _WINDOW)
         self.history: defaultdict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self.told: set[str] = set()
+        self.skipped = self.first = 0.0
+        self.lowest = math.inf
 
     def check(self, step: int, values: dict[str, float]) -> str | None:
         """The warning that a log step gives rise to; `values` are named as in the metrics file."""
-        if step <= self.warmup:
-            return None
-        signs = {_JUMP: self._jumped(values["loss"])} | self._signs(step, values)
+        skipped, self.skipped = values.get("skipped", 0) - self.skipped, values.get("skipped", 0)
+        alike = values.get("distinct_captions", 1.0) < 0.25  # healthy: 0.8 and more
+        signs = {_SKIPPED: skipped > 1, _RISEN: self._risen(values["loss"]), _ALIKE: alike}
+        if step > self.warmup:
+            signs |= {_JUMP: self._jumped(values["loss"])} | self._signs(step, values)
         return "; ".join([text for text, ill in signs.items() if self._is_news(text, ill)]) or None
 
     def _jumped(self, loss: float) -> bool:
@@ -112,6 +125,13 @@ class Alarm:
         if math.isfinite(loss):
             self.losses.append(loss)
         return jumped
+
+    def _risen(self, loss: float) -> bool:
+        # at most 0.17 in healthy trainings
+        if not math.isfinite(loss):
+            return False
+        self.first, self.lowest = self.first or loss, min(self.lowest, loss)
+        return self.first > 0 and loss > self.lowest + 0.25 * self.first
 
     def _signs(self, step: int, values: dict[str, float]) -> dict[str, bool]:
         # After twice the warm-up healthy: 0.9 of chance and less; collapsed: 0.99 and more.
@@ -135,7 +155,7 @@ class Alarm:
         history.append(ill)
         if not any(history) and len(history) == _WINDOW:
             self.told.discard(text)
-        needed = 1 if text == _JUMP else _WINDOW
+        needed = 1 if text in (_JUMP, _SKIPPED) else _WINDOW
         news = text not in self.told and list(history)[-needed:] == [True] * needed
         if news:
             self.told.add(text)

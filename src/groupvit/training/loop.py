@@ -33,7 +33,7 @@ from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
 from groupvit.training.curves import draw
 from groupvit.training.distributed import ALONE, Processes, mark_started
-from groupvit.training.health import Alarm, caption_chance, watched
+from groupvit.training.health import Alarm, caption_chance, distinct_share, watched
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, parameter_groups
 from groupvit.training.progress import EVERY, Progress, tracked
@@ -285,6 +285,8 @@ def _train(
             reported = (state.step + 1) % EVERY == 0
             with _attention(device), watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
+            if reported:
+                health["distinct_captions"] = distinct_share(batch.captions)
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
                 optimizer.step()

@@ -119,7 +119,7 @@ class Progress:
         data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable, "skipped": self.skips}
         self.restart_clock(step)
         rates = {"lr": rate, "photos_per_second": speed, "memory_gb": _peak_memory() / 1e9, "time": time.time()}
-        warning = self.alarm.check(step, numbers)
+        warning = self.alarm.check(step, numbers | data)
         self._append({"step": step, **numbers, **data, **rates, **({"warning": warning} if warning else {})})
         if warning:
             self.bar.console.print(f"step {step}: warning: {warning}", soft_wrap=True, markup=False)

@@ -163,6 +163,28 @@ SCENES_RELEASE = Run(
     expected="23.1 mIoU on scenes, one seed ([RESULTS.md](RESULTS.md))",
 )
 
+# Which losses survive a small batch? As many pictures for each, rates by the square root of the batch.
+SCENES_64 = replace(
+    SCENES,
+    steps=800,
+    batch_size=64,
+    lr=7e-4,
+    warmup=67,
+    prompts=3,
+    distinct_prompts=True,
+    cost="not measured alone",
+    expected="not measured",
+)
+SCENES_64_RELEASE = replace(
+    SCENES_64,
+    model=replace(SCENES.model, segment_loss=False),
+    caption_weight=1.0,
+    distinct_prompts=False,
+    segment_weight=0.0,
+    patch_weight=0.0,
+)
+SCENES_512_RELEASE = replace(SCENES_64_RELEASE, steps=100, batch_size=512, chunk=64, lr=2e-3, warmup=8)
+
 FLICKR8K = Run(
     model=_small(96, 16, 192, (Stage(4, 16, 8),), text_layers=3),
     train="flickr8k-train-*.tar",
@@ -296,6 +318,9 @@ RUNS: dict[str, Run] = {
         cost="about half an hour on two cores, from 278 pictures/s measured",
         expected="65.3 mIoU on scenes at step 6,500 ([RESULTS.md](RESULTS.md)); to the end not measured",
     ),
+    "scenes-64": SCENES_64,
+    "scenes-64-release": SCENES_64_RELEASE,
+    "scenes-512-release": SCENES_512_RELEASE,
     "flickr8k": FLICKR8K,
     "photos": PHOTOS,
     "photos-small": PHOTOS_SMALL,

@@ -1,0 +1,94 @@
+"""How long the paper's run takes on 1, 8 and 64 GPUs, and where more of them stop helping.
+
+    python -m experiments.scaling --record    # a table of docs/SCALING.md
+
+Nothing here is measured on a GPU. FLOPs are counted in one step of the model, bytes follow from its shapes, the rate
+of one GPU is what the paper's own training comes to, and the speed of the network is given.
+"""
+
+from dataclasses import replace
+
+import torch
+import tyro
+from benchmarks.memory import random_batch
+from experiments.record import commit, print_rows, record_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from groupvit.models import build_model, noise
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.runs import get_run
+
+BATCH = 4096
+PHOTOS = 30 * 28_663_147
+PAPER_RATE = PHOTOS / (16 * 48 * 3600)
+"""Photos a second and V100: 30 epochs of 28.7 million photos in two days on 16 of them (§4.1)."""
+
+
+def count_flops() -> tuple[float, float]:
+    """FLOPs of a step, forward and backward: of the encoders for one photo, and of projectors and loss for a batch."""
+    torch.manual_seed(0)
+    run = get_run("groupvit-s-gcc-yfcc")
+    model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77), run.balance)
+    few = random_batch(8, run)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoders:  # fused attention is not counted
+        images = encode_images(model, few.images, run, noise.sample_keys(0, 0, torch.arange(8)))
+        features = [images.pooled, *(encode_texts(model, kind) for kind in texts_of(few, run, words))]
+        torch.cat([feature.flatten() for feature in features]).sum().backward()
+    batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), present=torch.zeros(BATCH, 0, dtype=torch.bool))
+    nothing = torch.zeros(BATCH, 0, run.model.image.dim)
+    pooled = torch.randn(BATCH, run.model.image.dim, requires_grad=True)
+    texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * run.prompts, 0)]
+    with FlopCounterMode(display=False) as loss:
+        of_images = Images(pooled, nothing, nothing, torch.zeros(BATCH, 0, dtype=torch.bool), ())
+        torch.stack(list(loss_terms(model, run, of_images, texts, batch, words).values())).sum().backward()
+    return encoders.get_total_flops() / 8, loss.get_total_flops()
+
+
+def main(
+    gpus: tuple[int, ...] = (1, 8, 16, 64, 256),
+    rate: float = PAPER_RATE,
+    bandwidth: float = 25e9,
+    record: bool = False,
+) -> None:
+    """Print the table.
+
+    Args:
+        gpus: Numbers of GPUs.
+        rate: Photos that one of them trains a second.
+        bandwidth: Bytes a second that each can send and receive at a time.
+        record: Write the table to docs/results.json and docs/SCALING.md.
+    """
+    began_at = commit() if record else ""
+    each, whole = count_flops()
+    print(f"encoders: {each / 1e9:.1f} GFLOP a photo; projectors and loss: {whole / 1e9:.0f} GFLOP a step of {BATCH}")
+    with torch.device("meta"):
+        run = get_run("groupvit-s-gcc-yfcc")
+        gradients = 4 * sum(parameter.numel() for parameter in build_model(run.model).parameters())
+    features = 4 * BATCH * (run.model.image.dim + (1 + run.prompts) * run.model.text.width)
+    rows = []
+    for count in gpus:
+        encode = BATCH / (rate * count)
+        loss = whole / (each * rate)
+        send = (2 * gradients + features) * (count - 1) / count / bandwidth
+        speed = BATCH / (encode + loss + send)
+        rows.append(
+            {
+                "GPUs": count,
+                "encoders, ms a step": f"{1000 * encode:,.0f}",
+                "projectors and loss": f"{1000 * loss:.0f}",
+                "messages": f"{1000 * send:.0f}",
+                "photos/s": f"{speed:,.0f}",
+                "of perfect scaling, %": f"{100 * speed / (count * rate):.0f}",
+                "the paper's run, days": f"{PHOTOS / speed / 86400:.1f}",
+                "from storage, MB/s, at 50 kB a photo": f"{speed * 0.05:,.0f}",
+            }
+        )
+    print_rows([{name: str(value) for name, value in row.items()} for row in rows])
+    if record:
+        record_table("SCALING.md", "scaling", rows, began_at)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
