@@ -130,7 +130,7 @@ def local_alignment_loss(
 
 def segment_noun_loss(
     segments: Float[Tensor, "batch segments dim"],
-    occupied: Bool[Tensor, "batch segments"],
+    occupied: Bool[Tensor, "batch segments"] | None,
     nouns: Float[Tensor, "vocabulary dim"],
     present: Bool[Tensor, "batch vocabulary"],
     scale: Float[Tensor, ""],
@@ -139,12 +139,14 @@ def segment_noun_loss(
 ) -> Float[Tensor, ""]:
     """Some segment must be each noun of the photo's captions, and none the other nouns of the vocabulary.
 
-    A noun's logit for the photo is the log-sum-exp over the segments that own a patch; a sigmoid per noun makes the
-    loss independent of the batch. `weights`, or a `bias` for each noun, balance frequent and rare ones. Not in the
-    paper: its multi-label loss asks the same of the pooled image, and then segments learn the words of their
-    neighbours.
+    A noun's logit for the photo is the log-sum-exp over the segments that own a patch (`occupied`; None: all); a
+    sigmoid per noun makes the loss independent of the batch. `weights`, or a `bias` for each noun, balance frequent
+    and rare ones. Not in the paper: its multi-label loss asks the same of the pooled image, and then segments learn the
+    words of their neighbours.
     """
-    logits = scale * torch.einsum("b s d, v d -> b s v", segments, nouns) + bias
-    logits = logits.masked_fill(~occupied[:, :, None], -torch.inf).logsumexp(dim=1)
+    similarities = torch.einsum("b s d, v d -> b s v", scale * segments, nouns)
+    if occupied is not None:
+        similarities = similarities.masked_fill(~occupied[:, :, None], -torch.inf)
+    logits = similarities.logsumexp(dim=1) + bias
     losses = F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none")
     return (losses * weights).sum(dim=1).mean()

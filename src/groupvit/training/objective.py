@@ -136,10 +136,13 @@ def loss_terms(
         of_words = captions[:0]
     captions, prompts, nouns, of_words = _embed_texts(model, [captions, *texts[1:], of_words])
 
-    def noun_loss(parts: Float[Tensor, "batch _ embed"], exist: Bool[Tensor, "batch _"]) -> Float[Tensor, ""]:
+    def noun_loss(
+        parts: Float[Tensor, "batch parts embed"], exist: Bool[Tensor, "batch parts"] | None = None
+    ) -> Float[Tensor, ""]:
         scale, bias = temperature(model.segment_logit_scale), model.segment_logit_bias
         if run.balance == "prior":
-            bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - exist.sum(dim=1).log()[:, None, None]
+            count = bias.new_tensor(parts.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
+            bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - count.log()
         return losses.segment_noun_loss(parts, exist, nouns, batch.present, scale, bias, words.weights)
 
     terms = {}
@@ -166,7 +169,7 @@ def loss_terms(
         if run.segment_weight:
             terms["segment_nouns"] = noun_loss(segments, images.occupied)
         if run.patch_weight:
-            terms["patch_nouns"] = noun_loss(patches, torch.ones_like(patches[..., 0], dtype=torch.bool))
+            terms["patch_nouns"] = noun_loss(patches)
     return {name: weights_of(run)[name] * term for name, term in terms.items()}
 
 
