@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
+from groupvit.models.layers import CrossAttention, Linear, Mlp, TokenMixer
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class AssignAttention(nn.Module):
         self.hard = hard
         self.logits = logits
         self.eps = eps
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         if logits == "cosine":
             self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
