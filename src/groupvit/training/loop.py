@@ -31,6 +31,7 @@ from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.compiled import compile_blocks
 from groupvit.training.curves import draw
 from groupvit.training.distributed import ALONE, Processes, mark_started
 from groupvit.training.health import Alarm, caption_chance, distinct_share, watched
@@ -181,6 +182,7 @@ def train(
     init: Path | None = None,
     ranks: Processes = ALONE,
     tensorboard: bool = False,
+    compiled: bool = False,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
@@ -192,6 +194,7 @@ def train(
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
 
     `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
+    With `compiled` the transformer blocks are fused (`compile_blocks`).
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
@@ -219,6 +222,8 @@ def train(
         state = _start(run, seed, words.nouns, photos, device, None if resume else init)
         if resume:
             state = restore(out, state)
+        if compiled:
+            compile_blocks(state.model)
         if not ranks.agree(f"{state.step} {state.identity()}", device):
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         if not ranks.rank:
