@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: demo train-demo test test-slow test-gpu test-hub check clean
+.PHONY: demo train-demo test test-slow test-gpu test-hub bench check clean
 
 demo: .venv/.demo
 	.venv/bin/python -m experiments.demo --out runs/demo
@@ -18,6 +18,9 @@ test: .venv/.dev
 
 test-slow test-gpu test-hub: test-%: .venv/.dev
 	$(PYTEST) -m $*
+
+bench: .venv/.dev
+	.venv/bin/python -m benchmarks.speed
 
 check: .venv/.dev
 	.venv/bin/ruff check

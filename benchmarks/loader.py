@@ -95,19 +95,10 @@ def ours(shards: list[File], size: int, batch_size: int, augmentation: Augmentat
     return iter(DataLoader(batches, sampler=sampler, batch_size=None))
 
 
-def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, record: bool = False) -> None:
-    """Print the table.
-
-    Args:
-        shards: Tar files: a folder of them or a pattern.
-        size: Side of the crops in pixels.
-        batch_size: Photos a batch; each turn is one batch of each loader.
-        turns: Batches of each.
-        record: Write the table into docs/RELIABILITY.md and docs/results.json.
-    """
-    began = commit()
+def measure(files: list[File], size: int, batch_size: int, turns: int) -> list[dict[str, str]]:
+    """The rows of the table; one thread, whatever PyTorch had before."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    files = find_shards(shards)
     nouns.cache_clear()
     loaders: dict[str, Iterator[object]] = {
         "straightforward": straightforward(files, size, batch_size),
@@ -123,7 +114,8 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
             start = time.process_time()
             next(loader)
             seconds[name] += time.process_time() - start
-    rows = [
+    torch.set_num_threads(threads)
+    return [
         {
             "loader": name,
             "photos/s of one core": f"{turns * batch_size / spent:,.0f}",
@@ -131,6 +123,20 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
         }
         for name, spent in seconds.items()
     ]
+
+
+def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, record: bool = False) -> None:
+    """Print the table.
+
+    Args:
+        shards: Tar files: a folder of them or a pattern.
+        size: Side of the crops in pixels.
+        batch_size: Photos a batch; each turn is one batch of each loader.
+        turns: Batches of each.
+        record: Write the table into docs/RELIABILITY.md and docs/results.json.
+    """
+    began = commit()
+    rows = measure(find_shards(shards), size, batch_size, turns)
     print_rows(rows)
     if record:
         record_table("RELIABILITY.md", "loader", rows, began)

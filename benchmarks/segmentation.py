@@ -9,12 +9,14 @@ turns, a few photos each, so that what else the machine does meets all of them; 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 from benchmarks import straightforward
+from benchmarks.timing import Clock, Rows, alternate, versus
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
@@ -75,6 +77,19 @@ def measure(compared: dict[str, Way], photos: Sequence[Image.Image], turn: int) 
             reference = reference or maps
             own.equal += sum(int((a == b).sum()) for a, b in zip(maps, reference, strict=True))
     return measured
+
+
+def rows(photos: Sequence[Image.Image], rounds: int, clock: Clock) -> Rows:
+    """A few photos again and again, each way a call for all of them, for medians and their spread."""
+    compared = ways()
+    calls = {name: partial(way, photos) for name, way in compared.items()}
+    seconds, maps, table = alternate(calls, rounds, clock), {name: call() for name, call in calls.items()}, []
+    yardstick, *_ = compared
+    for name in compared:
+        equal = np.mean([(a == b).mean() for a, b in zip(maps[name], maps[yardstick], strict=True)])
+        cells = versus({way: [each / len(photos) for each in own] for way, own in seconds.items()}, name, yardstick)
+        table.append({"way": name, **cells, "% equal pixels": f"{100 * equal:.3f}"})
+    return table
 
 
 def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2, record: bool = False) -> None:

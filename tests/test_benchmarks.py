@@ -1,13 +1,24 @@
-"""The straightforward way is a fair yardstick only if it does the same."""
+"""A yardstick is fair only if it does the same, and a ratio means something only if both were timed alike."""
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import segmentation, straightforward
+import torch.nn.functional as F
+from benchmarks import one_photo, peer, segmentation, straightforward, training_step
+from benchmarks.growth import SIZES
+from benchmarks.peak import flops, matrix_rate
+from benchmarks.startup import launch
+from benchmarks.timing import alternate, exponent, times_faster, versus
 from PIL import Image
 
-from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.data.batches import Batch
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
+from groupvit.training.objective import Images, Vocabulary, encode_texts, loss_terms, texts_of
+from groupvit.training.runs import get_run
 
 LABELS = ["cat", "traffic light", "grass"]
 CONFIG = ModelConfig(
@@ -48,3 +59,104 @@ def test_every_way_is_timed_on_every_photo_and_compared_with_the_first():
     assert results["first"].equal == 5 * 8
     assert results["second"].equal == 5 * 7
     assert 0 < results["second"].seconds < 10
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+def _ticking(*steps: float) -> Iterator[float]:
+    """A clock's readings: each call takes the next of `steps`, over and over."""
+    now = 0.0
+    while True:
+        for step in steps:
+            yield now
+            now += step
+            yield now
+
+
+def test_ways_take_turns_and_the_first_round_is_not_counted(calls: list[str]) -> None:
+    ways = {name: lambda name=name: calls.append(name) for name in ("ours", "theirs")}
+    clock = _ticking(100.0, 100.0, 1.0, 3.0, 2.0, 4.0)
+    seconds = alternate(ways, 2, clock.__next__)
+    assert calls == ["ours", "theirs"] * 3
+    assert seconds == {"ours": [1.0, 2.0], "theirs": [3.0, 4.0]}
+
+
+def test_the_ratio_is_that_of_medians_and_its_spread_that_of_rounds() -> None:
+    assert times_faster([1, 2, 4], [4, 6, 8]) == (3.0, 2.5, 3.5)
+    assert times_faster([2], [6]) == (3.0, 3.0, 3.0)
+    seconds = {"ours": [0.001, 0.002, 0.004], "theirs": [0.004, 0.006, 0.008]}
+    assert versus(seconds, "ours", "theirs") == {"ms": "2.0", "times the peer": "3.00", "quartiles": "2.50 to 3.50"}
+    assert versus(seconds, "theirs", "theirs") == versus({"x": [0.006]}, "x", "absent")
+
+
+def test_the_exponent_of_a_power_law_is_found() -> None:
+    assert exponent([1, 2, 5, 10], [3 * size**1.7 for size in (1, 2, 5, 10)]) == pytest.approx(1.7)
+
+
+def test_products_attention_and_convolutions_are_counted() -> None:
+    a, b, q = torch.ones(2, 3), torch.ones(3, 5), torch.ones(1, 2, 7, 4)
+    assert flops(lambda: a @ b) == 2 * 2 * 3 * 5
+    assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 7 * 7 * 4)
+    assert flops(lambda: F.conv2d(torch.ones(1, 3, 8, 8), torch.ones(6, 3, 4, 4), stride=4)) == 2 * 6 * 4 * 3 * 16
+
+
+def test_the_matrix_rate_is_that_of_the_fastest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peak._SIDE", 16)
+    clock = _ticking(9.0, 9.0, 4.0, 8.0, 2.0, 8.0)
+    assert matrix_rate(torch.float32, clock.__next__, 2) == 2 * 16**3 / 2.0
+
+
+def test_the_peer_has_our_features_texts_and_loss() -> None:
+    model = build_model(CONFIG).eval()
+    other = peer.port(model, CONFIG)
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    texts = [one_photo.SIMPLE_TEMPLATE.format(label) for label in LABELS]
+    tokens = one_photo.Tokenizer()(texts * 5).unflatten(0, (5, 3))
+    run = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG, prompts=2, precision="float32")
+    with torch.no_grad():
+        pooled = other.vision_model(normalize(images), return_dict=True).pooler_output
+        assert torch.allclose(model.image_encoder(normalize(images)).pooled, pooled, atol=1e-5)
+        assert torch.allclose(model.encode_text(tokens[0]), peer.embed_texts(other, tokens[0]), atol=1e-5)
+        total = peer.loss(other, normalize(images), tokens)
+    batch = Batch(images, tokens[:, 0], tokens[:, 1:], torch.zeros(5, 0, dtype=torch.bool))
+    words = Vocabulary.from_counts({}, 1, one_photo.Tokenizer(), run.balance)
+    with torch.no_grad():
+        features = model.image_encoder(normalize(images))
+        nothing = features.segments[:, :0]
+        encoded = Images(features.pooled, nothing, nothing, features.occupied(), ())
+        of_texts = [encode_texts(model, kind) for kind in texts_of(batch, run, words)]
+        terms = loss_terms(model, run, encoded, of_texts, batch, words)
+    assert set(terms) >= {"caption", "multi_label"}
+    assert float(total) == pytest.approx(sum(float(term) for term in terms.values()), abs=1e-5)
+
+
+def test_the_peer_s_map_is_that_of_its_forward_pass() -> None:
+    other = peer.port(build_model(CONFIG), CONFIG)
+    pixels, tokens = torch.randn(1, 3, 32, 32), one_photo.Tokenizer()(LABELS)
+    with torch.no_grad():
+        whole = other(input_ids=tokens, pixel_values=pixels, output_segmentation=True).segmentation_logits
+        expected = F.interpolate(whole, (50, 70), mode="bilinear")[0].argmax(dim=0)
+        found = peer.segment(other, pixels, peer.embed_texts(other, tokens), (50, 70))
+    assert (found == expected).float().mean() >= 0.999
+
+
+def test_labels_to_measure_with_can_be_told_apart() -> None:
+    for count in (*one_photo.LABELS, *SIZES["labels"]):
+        assert len({label.lower() for label in one_photo.labels_of(count)}) == count
+
+
+def test_without_photos_a_training_step_has_scenes_and_their_captions(tmp_path) -> None:
+    batch = training_step.captioned(tmp_path, 32)
+    assert batch.images.shape == (training_step.PHOTOS, 3, 32, 32)
+    assert batch.prompts.shape[:2] == (training_step.PHOTOS, 3)
+    assert batch.captions.argmax(dim=1).min() > 1
+
+
+def test_a_process_is_measured_by_itself() -> None:
+    seconds, processor, printed = launch(["-c", "from benchmarks.timing import peak_memory; print(peak_memory())"])
+    assert processor > 0
+    assert 0 < seconds < 30
+    assert 1e6 < int(printed) < 1e8  # this process holds more: it has PyTorch

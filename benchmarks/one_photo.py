@@ -1,0 +1,88 @@
+"""`Segmenter.segment` on one photo, end to end, beside `transformers` used as well as one can.
+
+GroupViT-S with random weights. The photo is a square, so that both see it whole in 224 x 224 pixels. A first call has
+labels that were not seen before; a repeated one has their embeddings. Their tokens are padded to 77 or, as another
+peer, to the longest label.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import skimage
+import torch
+from benchmarks import peer
+from benchmarks.timing import Clock, Rows, alternate, versus
+from PIL import Image
+from torch import Tensor
+
+from groupvit.evaluation.classification import imagenet_names
+from groupvit.evaluation.datasets import CLASSES
+from groupvit.models import RELEASE, GroupViT, build_model, normalize
+from groupvit.segmentation import Segmentation, Segmenter
+from groupvit.text.templates import SIMPLE_TEMPLATE
+from groupvit.text.tokenizer import Tokenizer
+
+SIDE = RELEASE.image.image_size
+PEER = "transformers"
+LABELS = (20, 150)
+
+
+def labels_of(count: int) -> list[str]:
+    """VOC's twenty classes, or else the first names of ImageNet's."""
+    return CLASSES["names"]["voc"] if count == 20 else list(dict.fromkeys(imagenet_names()))[:count]
+
+
+def their_texts(model: Any, labels: list[str], *, padded: bool) -> Tensor:
+    tokens = Tokenizer()([SIMPLE_TEMPLATE.format(label) for label in labels])
+    return peer.embed_texts(model, tokens if padded else tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
+
+
+def their_map(model: Any, photo: Image.Image, texts: Tensor) -> Tensor:
+    small = photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pixels = normalize(torch.from_numpy(np.array(small)).permute(2, 0, 1)[None])
+    return peer.segment(model, pixels, texts, (photo.height, photo.width))
+
+
+def ours(segmenter: Segmenter, photo: Image.Image, labels: list[str], *, bfloat16: bool) -> Segmentation:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        return segmenter.segment(photo, labels)
+
+
+def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
+    """A new Segmenter knows no label."""
+
+    def theirs(padded: bool) -> Tensor:
+        return their_map(other, photo, their_texts(other, labels, padded=padded))
+
+    def new(bfloat16: bool) -> Segmentation:
+        return ours(Segmenter(model, RELEASE, device="cpu"), photo, labels, bfloat16=bfloat16)
+
+    return {
+        PEER: partial(theirs, True),
+        f"{PEER}, padded to the longest": partial(theirs, False),
+        "ours, float32": partial(new, False),
+        "ours, bfloat16": partial(new, True),
+    }
+
+
+def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
+    segmenter, texts = Segmenter(model, RELEASE, device="cpu"), their_texts(other, labels, padded=True)
+    return {
+        PEER: partial(their_map, other, photo, texts),
+        "ours, float32": partial(ours, segmenter, photo, labels, bfloat16=False),
+        "ours, bfloat16": partial(ours, segmenter, photo, labels, bfloat16=True),
+    }
+
+
+def rows(rounds: int, clock: Clock) -> Rows:
+    torch.manual_seed(0)
+    model = build_model(RELEASE).eval()
+    other, photo, table = peer.port(model, RELEASE), Image.fromarray(skimage.data.astronaut()), []
+    for count in LABELS:
+        for call, calls in (("first", first_calls), ("repeated", repeated_calls)):
+            with torch.inference_mode():
+                seconds = alternate(calls(model, other, photo, labels_of(count)), rounds, clock)
+            named = {"labels": str(count), "call": call}
+            table += [{**named, "way": name, **versus(seconds, name, PEER)} for name in seconds]
+    return table

@@ -1,0 +1,40 @@
+"""How much of what the machine's matrix products reach a piece of work reaches."""
+
+from collections.abc import Callable
+
+import torch
+from benchmarks.timing import Clock, alternate
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+_SIDE = 2048
+
+
+def matrix_rate(dtype: torch.dtype, clock: Clock, rounds: int = 5) -> float:
+    """FLOP/s of large square products, the fastest of some.
+
+    PyTorch has two libraries for them, and which is faster depends on the processor: `@` in float32 is MKL's, and a
+    convolution with a kernel of one pixel is oneDNN's.
+    """
+    a, b = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
+    ways: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
+    if torch.backends.mkldnn.is_available():
+        rows, kernel = a.view(1, 1, _SIDE, _SIDE).permute(0, 3, 1, 2), b[:, :, None, None]
+        ways["oneDNN"] = lambda: torch.mkldnn_convolution(rows, kernel, None, (0, 0), (1, 1), (1, 1), 1)
+    seconds = alternate(ways, rounds, clock)
+    return 2 * _SIDE**3 / min(min(each) for each in seconds.values())
+
+
+def matrix_rates(clock: Clock) -> dict[torch.dtype, float]:
+    """By precision."""
+    return {dtype: matrix_rate(dtype, clock) for dtype in (torch.float32, torch.bfloat16)}
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating point operations of the matrix products and convolutions in `work`, which is called once.
+
+    Not in inference mode, which hides them. Fused attention on a CPU is not counted, so it is taken apart.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()

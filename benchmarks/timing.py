@@ -1,0 +1,55 @@
+"""Ways of doing the same thing, timed in turns. It imports nothing heavy: a small process can measure itself."""
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Way = Callable[[], object]
+Clock = Callable[[], float]
+Rows = list[dict[str, str]]
+
+
+def alternate(ways: Mapping[str, Way], rounds: int, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds of each way's calls. A round calls every way once, so that what else the machine does meets all of them;
+    one more round comes first, in which memory is allocated."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for counted in [False] + [True] * rounds:
+        for name, way in ways.items():
+            start = clock()
+            way()
+            spent = clock() - start
+            if counted:
+                seconds[name].append(spent)
+    return seconds
+
+
+def times_faster(own: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
+    """How many times faster than the peer: the ratio of medians, and the quartiles of the rounds' ratios."""
+    ratios = [theirs / ours for ours, theirs in zip(own, peer, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return statistics.median(peer) / statistics.median(own), low, high
+
+
+def versus(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> dict[str, str]:
+    """Cells of a table: the median and, where there is a peer, `times_faster`."""
+    cells = {"ms": f"{1000 * statistics.median(seconds[name]):,.1f}", "times the peer": "", "quartiles": ""}
+    if peer in seconds and name != peer:
+        ratio, low, high = times_faster(seconds[name], seconds[peer])
+        cells |= {"times the peer": f"{ratio:.2f}", "quartiles": f"{low:.2f} to {high:.2f}"}
+    return cells
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The p of cost = c size^p, by least squares of logarithms."""
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held. On Linux getrusage counts what its parent held, too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,99 @@
+"""A training step beside `transformers`: GroupViT-S, 32 photos of 224 px with their captions, gradients and AdamW.
+
+Both have the losses of the published recipe, with and without three noun prompts a photo. Ours is what `groupvit train`
+does; the peer encodes all sentences with their padding, in float32.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from benchmarks import loader, peer
+from benchmarks.peak import flops, matrix_rates
+from benchmarks.timing import Clock, Rows, alternate, versus
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from groupvit.data import scenes
+from groupvit.data.batches import Batch
+from groupvit.data.shards import find_shards
+from groupvit.models import build_model, noise, normalize
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training.cached_batch import backward
+from groupvit.training.objective import Vocabulary
+from groupvit.training.optim import parameter_groups
+from groupvit.training.runs import Run, get_run
+
+PHOTOS = 32
+PROMPTS = (0, 3)
+PEER = "transformers, float32"
+
+
+def captioned(data: Path, size: int) -> Batch:
+    """A batch of Flickr8k's test photos, or where there are none of synthetic scenes."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards: Path | str = data / "captions" / "flickr8k-test-*.tar"
+        if not list((data / "captions").glob("flickr8k-test-*.tar")):
+            scenes.write(Path(folder, "scenes"), train=PHOTOS, evaluation=1)
+            shards = Path(folder, "scenes", "train")
+        return next(iter(loader.ours(find_shards(str(shards)), size, PHOTOS, "crop")))
+
+
+def our_step(run: Run, batch: Batch) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = build_model(run.model).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
+    words = Vocabulary.from_counts({}, 1, Tokenizer(), run.balance)
+    keys = noise.sample_keys(0, 0, torch.arange(len(batch.images)))
+
+    def step() -> None:
+        with sdpa_kernel(SDPBackend.MATH):  # as the training loop does on a CPU
+            backward(model, batch, run, words, keys)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def their_step(run: Run, batch: Batch) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = peer.port(build_model(run.model), run.model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay, fused=True)
+    tokens = torch.cat([batch.captions[:, None], batch.prompts], dim=1)
+
+    def step() -> None:
+        peer.loss(model, normalize(batch.images), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def rows(rounds: int, clock: Clock, data: Path) -> Rows:
+    recipe, rates, table = get_run("groupvit-s-gcc-yfcc"), matrix_rates(clock), []
+    whole = captioned(data, recipe.model.image.image_size)
+    for prompts in PROMPTS:
+        batch = replace(whole, prompts=whole.prompts[:, :prompts])
+        run = replace(recipe, prompts=prompts, batch_size=PHOTOS)
+        ways = {
+            PEER: their_step(run, batch),
+            "ours, float32": our_step(replace(run, precision="float32"), batch),
+            "ours, bfloat16": our_step(replace(run, precision="bfloat16"), batch),
+        }
+        work = {name: flops(way) for name, way in ways.items()}
+        seconds = alternate(ways, rounds, clock)
+        for name in ways:
+            rate = work[name] / statistics.median(seconds[name])
+            peak = rates[torch.bfloat16 if name.endswith("bfloat16") else torch.float32]
+            table.append(
+                {
+                    "prompts a photo": str(prompts),
+                    "way": name,
+                    **versus(seconds, name, PEER),
+                    "GFLOP a photo": f"{work[name] / PHOTOS / 1e9:.1f}",
+                    "% of peak": f"{100 * rate / peak:.0f}",
+                }
+            )
+    return table
