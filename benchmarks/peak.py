@@ -1,6 +1,7 @@
 """How much of what the machine's matrix products reach a piece of work reaches."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from benchmarks.timing import Clock, alternate
@@ -30,11 +31,17 @@ def matrix_rates(clock: Clock) -> dict[torch.dtype, float]:
     return {dtype: matrix_rate(dtype, clock) for dtype in (torch.float32, torch.bfloat16)}
 
 
+def _pixels(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+    """Of a convolution with kernels of one pixel."""
+    return 2 * math.prod(out_shape) * weight[1]
+
+
 def flops(work: Callable[[], object]) -> int:
     """Floating point operations of the matrix products and convolutions in `work`, which is called once.
 
     Not in inference mode, which hides them. Fused attention on a CPU is not counted, so it is taken apart.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    linear = {torch.ops.aten.mkldnn_convolution: _pixels}  # see groupvit.models.layers.Linear
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=linear) as counter:
         work()
     return counter.get_total_flops()

@@ -24,7 +24,7 @@ from PIL import Image
 from groupvit.data.shards import find_shards
 from groupvit.data.transforms import load_rgb
 
-DATA = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data"))
+DATA = Path(os.environ.get("GROUPVIT_DATA", "data"))
 PHOTOS = 4
 Part = Literal["startup", "encoder", "segment", "step", "evaluation", "loader", "growth"]
 

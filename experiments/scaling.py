@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 import tyro
 from benchmarks.memory import random_batch
+from benchmarks.peak import flops
 from experiments.record import commit, print_rows, record_table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
@@ -32,18 +31,22 @@ def count_flops() -> tuple[float, float]:
     run = get_run("groupvit-s-gcc-yfcc")
     model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77), run.balance)
     few = random_batch(8, run)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoders:  # fused attention is not counted
+
+    def encoders() -> None:
         images = encode_images(model, few.images, run, noise.sample_keys(0, 0, torch.arange(8)))
         features = [images.pooled, *(encode_texts(model, kind) for kind in texts_of(few, run, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
+
     batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), present=torch.zeros(BATCH, 0, dtype=torch.bool))
     nothing = torch.zeros(BATCH, 0, run.model.image.dim)
     pooled = torch.randn(BATCH, run.model.image.dim, requires_grad=True)
     texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * run.prompts, 0)]
-    with FlopCounterMode(display=False) as loss:
+
+    def loss() -> None:
         of_images = Images(pooled, nothing, nothing, torch.zeros(BATCH, 0, dtype=torch.bool), ())
         torch.stack(list(loss_terms(model, run, of_images, texts, batch, words).values())).sum().backward()
-    return encoders.get_total_flops() / 8, loss.get_total_flops()
+
+    return flops(encoders) / 8, flops(loss)
 
 
 def main(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from groupvit.errors import InputError
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
@@ -127,9 +128,19 @@ def assemble(
     return model.eval()
 
 
+class _Undrawn(TorchFunctionMode):
+    """No random weights: on the meta device PyTorch would import its compiler for them, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return build_model(config)
     except (RuntimeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{source}: no model can be built from its configuration: {error}") from error
