@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized
+from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized, shared_scores
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -32,9 +32,24 @@ def test_scores_are_averaged_where_windows_overlap() -> None:
     groups = torch.eye(2)[:, None].expand(2, 4, 2).contiguous()  # the left half is one group, the right the other
     scores = [torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[0.5, 0.5], [0.4, 0.6]])]
     windows = [Window(0, left, 8, 4, (4, 2), (groups,), own) for left, own in zip((0, 2), scores, strict=True)]
-    mean = mean_scores(windows, (8, 6), 2)
+    table, rows = shared_scores(windows, (8, 6), 2)
+    mean = table.T[:, rows]
     assert mean[0, 0].tolist() == pytest.approx([0.9, 0.9, (0.2 + 0.5) / 2, (0.2 + 0.5) / 2, 0.4, 0.4])
     assert torch.allclose(mean.sum(dim=0), torch.ones(8, 6))
+
+
+def test_pixels_of_the_same_groups_share_their_scores() -> None:
+    places = [(0, 0), (0, 4), (5, 2), (5, 4)]
+    windows = [Window(*place, 8, 8, (4, 4), (torch.rand(3, 4, 4),), torch.rand(3, 6)) for place in places]
+    total, count = torch.zeros(6, 13, 12), torch.zeros(13, 12)
+    for w in windows:
+        owners = F.interpolate(w.groups[-1][None], scale_factor=2.0, mode="bilinear")[0].argmax(dim=0)
+        total[:, *w.inside] += w.scores.T[:, owners]
+        count[w.inside] += 1
+    table, rows = shared_scores(windows, (13, 12), 2)
+    covered_pixels = count > 0
+    assert torch.equal(table.T[:, rows][:, covered_pixels], (total / count)[:, covered_pixels])
+    assert len(table) < 1 + 4 * 3 * 3 * 3
 
 
 def test_without_groups_the_scores_of_patches_are_interpolated() -> None:

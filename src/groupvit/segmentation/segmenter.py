@@ -19,9 +19,9 @@ from torch import Tensor
 from groupvit.errors import InputError
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, normalize, temperature
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
-from groupvit.segmentation.resampling import resampled_argmax
+from groupvit.segmentation.resampling import resampled_argmax, resampled_rows
 from groupvit.segmentation.result import Segmentation
-from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized
+from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized, shared_scores
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 
@@ -316,7 +316,11 @@ class Segmenter:
         """Averages a photo's windows and decides, at the photo's size."""
         patch = self.config.image.patch_size
         step = (size[0] / photo.height, size[1] / photo.width)
-        best, index = resampled_argmax(mean_scores(windows, size, patch), (photo.height, photo.width), step)
+        pixels = (photo.height, photo.width)
+        if windows[0].groups:
+            best, index = resampled_rows(*shared_scores(windows, size, patch), pixels, step)
+        else:
+            best, index = resampled_argmax(mean_scores(windows, size, patch), pixels, step)
         names = settings.names
         if settings.background is not None and settings.scores == "softmax":
             index = np.where(best < settings.background, 0, index + len(names) - len(settings.labels))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt
+from jaxtyping import Float, Int, UInt
 from torch import Tensor
 
 _NO_REGION = 255
@@ -30,6 +30,11 @@ class Window:
     scores: Float[Tensor, "segments labels"]
     regions: tuple[int, ...] = ()
     region_scores: tuple[Float[Tensor, "regions words"], ...] = ()
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Its pixels in the resized photo."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
@@ -81,22 +86,39 @@ def patch_shares(
 
 
 def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) -> Float[Tensor, "labels height width"]:
-    """Label scores at every pixel of the resized photo, averaged where windows overlap."""
-    if len(windows) == 1:
-        return _pixel_scores(windows[0], patch)
+    """Label scores of a model without groups at every pixel of the resized photo, averaged where windows overlap."""
     total = windows[0].scores.new_zeros(windows[0].scores.shape[-1], *size)
     count = total.new_zeros(size)
     for w in windows:
-        inside = (slice(w.top, w.top + w.height), slice(w.left, w.left + w.width))
-        total[:, *inside] += _pixel_scores(w, patch)
-        count[inside] += 1
+        total[:, *w.inside] += _enlarged(w.scores.T.unflatten(1, w.grid), w, patch)
+        count[w.inside] += 1
     return total.div_(count)
 
 
-def _pixel_scores(w: Window, patch: int) -> Float[Tensor, "labels height width"]:
-    """Each pixel has the scores of the final group that owns it; without groups, patches' scores are interpolated."""
-    labels = w.scores.shape[-1]
-    patches = w.groups[-1] if w.groups else w.scores.T.reshape(labels, *w.grid)
+def shared_scores(
+    windows: Sequence[Window], size: tuple[int, int], patch: int
+) -> tuple[Float[Tensor, "rows labels"], Int[Tensor, "height width"]]:
+    """Label scores at every pixel of the resized photo, averaged where windows overlap: a table, and each one's row.
+
+    A pixel has the scores of the final groups that own it, one for each window. Pixels of the same groups share a row,
+    and there are far fewer rows than pixels.
+    """
+    total = windows[0].scores.new_zeros(1, windows[0].scores.shape[-1])
+    count, rows = total.new_zeros(1), torch.zeros(size, dtype=torch.long, device=total.device)
+    for w in windows:
+        groups = len(w.scores)
+        # On a CPU max is five times faster than argmax.
+        pairs = rows[w.inside] * groups + _enlarged(w.groups[-1], w, patch).max(dim=0).indices
+        found = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
+        rows[w.inside] = len(total) + (found.cumsum(dim=0) - 1)[pairs]
+        pair = found.nonzero()[:, 0]
+        total = torch.cat([total, total[pair // groups] + w.scores[pair % groups]])
+        count = torch.cat([count, count[pair // groups] + 1])
+    return total / count.clamp(min=1)[:, None], rows
+
+
+def _enlarged(
+    patches: Float[Tensor, "channels rows columns"], w: Window, patch: int
+) -> Float[Tensor, "channels height width"]:
     pixels = F.interpolate(patches[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
-    pixels = pixels[:, : w.height, : w.width]
-    return w.scores.T[:, pixels.max(dim=0).indices] if w.groups else pixels  # on a CPU five times faster than argmax
+    return pixels[:, : w.height, : w.width]
