@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: demo train-demo test test-slow test-gpu test-hub bench check clean
+.PHONY: demo train-demo test test-slow test-gpu test-hub bench bench-gpu check clean
 
 demo: .venv/.demo
 	.venv/bin/python -m experiments.demo --out runs/demo
@@ -21,6 +21,9 @@ test-slow test-gpu test-hub: test-%: .venv/.dev
 
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks.speed
+
+bench-gpu: .venv/.dev
+	.venv/bin/python -m benchmarks.gpu
 
 check: .venv/.dev
 	.venv/bin/ruff check

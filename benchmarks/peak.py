@@ -8,22 +8,22 @@ from benchmarks.timing import Clock, alternate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-_SIDE = 2048
 
-
-def matrix_rate(dtype: torch.dtype, clock: Clock, rounds: int = 5) -> float:
+def matrix_rate(
+    dtype: torch.dtype, clock: Clock, rounds: int = 5, device: torch.device | str = "cpu", side: int = 2048
+) -> float:
     """FLOP/s of large square products, the fastest of some.
 
     PyTorch has two libraries for them, and which is faster depends on the processor: `@` in float32 is MKL's, and a
     convolution with a kernel of one pixel is oneDNN's.
     """
-    a, b = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     ways: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
-    if torch.backends.mkldnn.is_available():
-        rows, kernel = a.view(1, 1, _SIDE, _SIDE).permute(0, 3, 1, 2), b[:, :, None, None]
+    if a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        rows, kernel = a.view(1, 1, side, side).permute(0, 3, 1, 2), b[:, :, None, None]
         ways["oneDNN"] = lambda: torch.mkldnn_convolution(rows, kernel, None, (0, 0), (1, 1), (1, 1), 1)
     seconds = alternate(ways, rounds, clock)
-    return 2 * _SIDE**3 / min(min(each) for each in seconds.values())
+    return 2 * side**3 / min(min(each) for each in seconds.values())
 
 
 def matrix_rates(clock: Clock) -> dict[torch.dtype, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks import one_photo, peer, segmentation, straightforward, training_step
+from benchmarks import gpu, one_photo, peer, segmentation, straightforward, training_step
 from benchmarks.growth import SIZES
 from benchmarks.peak import flops, matrix_rate
 from benchmarks.startup import launch
@@ -106,10 +106,9 @@ def test_products_attention_and_convolutions_are_counted() -> None:
     assert flops(lambda: F.conv2d(torch.ones(1, 3, 8, 8), torch.ones(6, 3, 4, 4), stride=4)) == 2 * 6 * 4 * 3 * 16
 
 
-def test_the_matrix_rate_is_that_of_the_fastest_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.peak._SIDE", 16)
+def test_the_matrix_rate_is_that_of_the_fastest_call() -> None:
     clock = _ticking(9.0, 9.0, 4.0, 8.0, 2.0, 8.0)
-    assert matrix_rate(torch.float32, clock.__next__, 2) == 2 * 16**3 / 2.0
+    assert matrix_rate(torch.float32, clock.__next__, 2, side=16) == 2 * 16**3 / 2.0
 
 
 def test_the_peer_has_our_features_texts_and_loss() -> None:
@@ -163,3 +162,27 @@ def test_a_process_is_measured_by_itself() -> None:
     assert processor > 0
     assert 0 < seconds < 30
     assert 1e6 < int(printed) < 1e8  # this process holds more: it has PyTorch
+
+
+def test_what_is_measured_on_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, in small, so that the command is not tried for the first time on a rented machine."""
+    monkeypatch.setattr(gpu, "count_flops", lambda: (1e9, 1e9))
+    monkeypatch.setattr(gpu.torch.cuda, "max_memory_allocated", lambda: 2e9)
+    monkeypatch.setattr(gpu, "compile_blocks", lambda model: True)
+    run, device = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG), torch.device("cpu")
+    rows = [*gpu.trained(run, 8, 4, device, 1e12), gpu.encoded(run, 32, 2, device, 1e12)]
+    assert [row["work"] for row in rows] == [
+        "training, one graph",
+        "training, one graph, compiled",
+        "training, chunks of 4",
+        "training, chunks of 4, compiled",
+        "inference, 32 px",
+    ]
+    assert all(float(row["photos/s"].replace(",", "")) > 0 and row["peak, GB"] == "2.0" for row in rows)
+
+
+def test_a_batch_that_does_not_fit_is_a_row_and_not_the_end() -> None:
+    def fails() -> None:
+        raise torch.OutOfMemoryError
+
+    assert gpu.row("training", 8, lambda: fails, 1.0, 1e12)["photos/s"] == "does not fit"

@@ -1,0 +1,133 @@
+"""GroupViT-S on one GPU: photos a second in training and inference, percent of peak, memory.
+
+    python -m benchmarks.gpu --record    # what `make bench-gpu` runs, about eight minutes
+
+Training is the published recipe at 224 px with three prompts a photo, in bfloat16, AdamW included, with one graph and
+in chunks, compiled and not. "% of peak" is the FLOPs of the step (a replayed chunk's first pass is not counted), over
+the rate of large matrix products in bfloat16 on the same GPU.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import tyro
+from benchmarks.memory import random_batch
+from benchmarks.peak import flops, matrix_rate
+from experiments.record import commit, print_rows, record_table
+from experiments.scaling import count_flops
+
+from groupvit.data.batches import Batch
+from groupvit.models import build_model, noise, normalize
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training.cached_batch import backward
+from groupvit.training.compiled import compile_blocks
+from groupvit.training.objective import Vocabulary
+from groupvit.training.optim import parameter_groups
+from groupvit.training.runs import Run, get_run
+
+Row = dict[str, str]
+STEPS = 3
+
+
+def clock() -> float:
+    """Seconds, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measured(work: Callable[[], object], photos: int) -> tuple[float, float]:
+    """Photos a second, the median of some calls after a first one, and peak bytes."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    work()
+    seconds = []
+    for _ in range(STEPS):
+        start = clock()
+        work()
+        seconds.append(clock() - start)
+    return photos / statistics.median(seconds), torch.cuda.max_memory_allocated()
+
+
+def training_step(run: Run, batch: Batch, device: torch.device, *, compiled: bool) -> Callable[[], None]:
+    """One step of the published recipe, as the training loop takes it."""
+    torch.manual_seed(0)
+    model = build_model(run.model).to(device).train()
+    if compiled:
+        compile_blocks(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
+    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance).to(device)
+    keys = noise.sample_keys(0, 0, torch.arange(len(batch.captions), device=device))
+
+    def step() -> None:
+        backward(model, batch, run, words, keys)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: float, peak: float) -> Row:
+    try:
+        speed, memory = measured(make(), batch)
+    except torch.OutOfMemoryError:
+        return {"work": work, "batch": f"{batch:,}", "photos/s": "does not fit", "% of peak": "", "peak, GB": ""}
+    share = f"{100 * speed * gflop * 1e9 / peak:.0f}"
+    numbers = {"photos/s": f"{speed:,.0f}", "% of peak": share, "peak, GB": f"{memory / 1e9:.1f}"}
+    return {"work": work, "batch": f"{batch:,}", **numbers}
+
+
+def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: float) -> list[Row]:
+    each, whole = count_flops()
+    batch = random_batch(batch_size, run).to(device)
+    rows = []
+    for size, name in ((0, "one graph"), (chunk, f"chunks of {chunk:,}")):
+        for compiled in (False, True):
+            of = replace(run, batch_size=batch_size, chunk=size)
+            work = f"training, {name}" + ", compiled" * compiled
+            make = lambda of=of, compiled=compiled: training_step(of, batch, device, compiled=compiled)  # noqa: E731
+            rows.append(row(work, batch_size, make, (each + whole / batch_size) / 1e9, peak))
+    return rows
+
+
+@torch.inference_mode()
+def encoded(run: Run, side: int, batch: int, device: torch.device, peak: float) -> Row:
+    """The image encoder alone."""
+    encoder = build_model(run.model).eval().image_encoder
+    with torch.inference_mode(mode=False), torch.no_grad():
+        gflop = flops(lambda: encoder(torch.zeros(1, 3, side, side))) / 1e9
+    encoder.to(device)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
+
+    def encode() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            encoder(normalize(images))
+
+    return row(f"inference, {side} px", batch, lambda: encode, gflop, peak)
+
+
+def main(batch: int = 4096, chunk: int = 512, record: bool = False) -> None:
+    """Print the table.
+
+    Args:
+        batch: Photos a step.
+        chunk: Photos that are encoded at a time in the cached steps.
+        record: Write the table to docs/RESULTS.md and docs/results.json.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA device here; `make bench` measures a CPU")
+    began, device, run = commit(), torch.device("cuda"), get_run("groupvit-s-gcc-yfcc")
+    peak = matrix_rate(torch.bfloat16, clock, device=device, side=8192)
+    rows = trained(run, batch, chunk, device, peak)
+    rows += [encoded(run, side, size, device, peak) for side, size in ((224, 512), (448, 128))]
+    print_rows(rows)
+    if record:
+        record_table("RESULTS.md", "speed_gpu", rows, began)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
