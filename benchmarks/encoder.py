@@ -16,6 +16,7 @@ SHAPES = ((1, 224), (8, 224), (32, 224), (1, 448), (8, 448))
 """Images at once, and their side."""
 OURS = {"ours, float32": torch.float32, "ours, bfloat16": torch.bfloat16}
 PEER = "transformers, float32"
+THEIRS = {PEER: torch.float32, "transformers, bfloat16": torch.bfloat16}
 
 
 def ours(model: GroupViT, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -23,8 +24,9 @@ def ours(model: GroupViT, images: Tensor, dtype: torch.dtype) -> Tensor:
         return model.image_encoder(images).pooled
 
 
-def theirs(model: Any, images: Tensor) -> Tensor:
-    return model.vision_model(images, return_dict=True).pooler_output
+def theirs(model: Any, images: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return model.vision_model(images, return_dict=True).pooler_output
 
 
 def agreement(a: Tensor, b: Tensor, dtype: torch.dtype) -> str:
@@ -41,14 +43,14 @@ def rows(rounds: int, clock: Clock, shapes: tuple[tuple[int, int], ...] = SHAPES
         images = torch.randn(batch, 3, side, side)
         ways = {name: partial(ours, model, images, dtype) for name, dtype in OURS.items()}
         if side == RELEASE.image.image_size:  # the only one that theirs takes
-            ways = {PEER: partial(theirs, other, images), **ways}
+            ways = {name: partial(theirs, other, images, dtype) for name, dtype in THEIRS.items()} | ways
         with torch.no_grad():
             work = flops(ways["ours, float32"])
         with torch.inference_mode():
             outputs = {name: way() for name, way in ways.items()}
             seconds = alternate(ways, rounds, clock)
         for name in ways:
-            dtype, first = OURS.get(name, torch.float32), next(iter(outputs))
+            dtype, first = (OURS | THEIRS)[name], next(iter(outputs))
             table.append(
                 {
                     "images": f"{batch} of {side} px",

@@ -1,6 +1,6 @@
 """GroupViT-S on one GPU: photos a second in training and inference, percent of peak, memory.
 
-    python -m benchmarks.gpu --record    # what `make bench-gpu` runs, about eight minutes
+    python -m benchmarks.gpu [--record]
 
 Training is the published recipe at 224 px with three prompts a photo, in bfloat16, AdamW included, with one graph and
 in chunks, compiled and not. "% of peak" is the FLOPs of the step (a replayed chunk's first pass is not counted), over
@@ -54,7 +54,7 @@ def measured(work: Callable[[], object], photos: int) -> tuple[float, float]:
 
 
 def training_step(run: Run, batch: Batch, device: torch.device, *, compiled: bool) -> Callable[[], None]:
-    """One step of the published recipe, as the training loop takes it."""
+    """One step of the published recipe: loss, gradients, AdamW."""
     torch.manual_seed(0)
     model = build_model(run.model).to(device).train()
     if compiled:

@@ -58,15 +58,16 @@ def work(what: What, size: int) -> Callable[[], object]:
 
 
 def measure(what: What, size: int) -> tuple[float, int]:
-    """Seconds of the processor, the median of three calls of less than five seconds; bytes."""
+    """Seconds of the processor, the median of three calls of less than five seconds after a first one; bytes."""
     call, seconds = work(what, size), []
     rest = peak_memory()
     with torch.inference_mode():
+        call()
         while len(seconds) < 3 and sum(seconds) < 5:
             start = time.process_time()
             call()
             seconds.append(time.process_time() - start)
-    return statistics.median(seconds), peak_memory() - rest
+    return statistics.median(seconds), max(1, peak_memory() - rest)
 
 
 def rows() -> Rows:

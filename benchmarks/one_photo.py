@@ -68,8 +68,14 @@ def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[st
 
 def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
     segmenter, texts = Segmenter(model, RELEASE, device="cpu"), their_texts(other, labels, padded=True)
+
+    def theirs_bfloat16() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return their_map(other, photo, texts)
+
     return {
         PEER: partial(their_map, other, photo, texts),
+        f"{PEER}, bfloat16": theirs_bfloat16,
         "ours, float32": partial(ours, segmenter, photo, labels, bfloat16=False),
         "ours, bfloat16": partial(ours, segmenter, photo, labels, bfloat16=True),
     }

@@ -39,7 +39,7 @@ def evaluated_photos() -> list[Image.Image]:
 def loaded(rounds: int) -> Rows:
     """The loader's own table from fewer photos; `benchmarks.loader` has the whole one."""
     if not (DATA / "captions").is_dir():
-        return [{"loader": f"no shards in {DATA}/captions"}]
+        return [{"loader": "no shards here: GROUPVIT_DATA is the folder of captions/"}]
     return loader.measure(find_shards(str(DATA / "captions" / "flickr8k-test-*.tar")), 224, 64, rounds)
 
 

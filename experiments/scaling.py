@@ -22,7 +22,8 @@ from groupvit.training.runs import get_run
 BATCH = 4096
 PHOTOS = 30 * 28_663_147
 PAPER_RATE = PHOTOS / (16 * 48 * 3600)
-"""Photos a second and V100: 30 epochs of 28.7 million photos in two days on 16 of them (§4.1)."""
+"""Photos a second and V100: 30 epochs of 28.7 million photos in two days on 16 of them (§4.1), loss and messages
+included, which the table counts once more."""
 
 
 def count_flops() -> tuple[float, float]:

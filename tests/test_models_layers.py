@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from groupvit.models import layers
 from groupvit.models.layers import Linear
 
 
@@ -37,10 +38,22 @@ def test_only_large_float32_inputs_go_to_onednn(monkeypatch):
         assert layer(torch.randn(200, 8)).dtype == torch.bfloat16
     assert not calls
     layer(torch.randn(200, 8))
-    assert len(calls) == torch.backends.mkldnn.is_available()
+    assert len(calls) == layers._ONEDNN
 
 
-def test_images_get_no_gradient_that_nobody_asked_for():
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_no_gradient_is_computed_that_nobody_asked_for(monkeypatch):
+    products, original = [], layers._product
+    monkeypatch.setattr(layers, "_product", lambda *given: products.append(1) or original(*given))
     layer = Linear(8, 8)
     layer(torch.randn(200, 8)).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in layer.parameters())
+    assert len(products) == 2  # the output, the gradient of the weights
+    layer.requires_grad_(False)
+    layer(torch.randn(200, 8, requires_grad=True)).sum().backward()
+    assert len(products) == 4  # the output, the gradient of the input
+
+
+def test_a_layer_may_have_no_bias():
+    layer, x = Linear(8, 6, bias=False), torch.randn(200, 8, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(200, 8))

@@ -49,7 +49,14 @@ def test_pixels_of_the_same_groups_share_their_scores() -> None:
     table, rows = shared_scores(windows, (13, 12), 2)
     covered_pixels = count > 0
     assert torch.equal(table.T[:, rows][:, covered_pixels], (total / count)[:, covered_pixels])
-    assert len(table) < 1 + 4 * 3 * 3 * 3
+
+
+def test_the_table_stays_smaller_than_the_photo_however_many_windows_overlap() -> None:
+    places = [(top, left) for top in range(0, 65, 4) for left in range(0, 65, 4)]
+    windows = [Window(*place, 32, 32, (4, 4), (torch.rand(8, 4, 4),), torch.rand(8, 3)) for place in places]
+    table, rows = shared_scores(windows, (96, 96), 8)
+    assert len(table) <= 2 * rows.numel()
+    assert 0 <= rows.min() <= rows.max() < len(table)
 
 
 def test_without_groups_the_scores_of_patches_are_interpolated() -> None:

@@ -24,7 +24,8 @@ def _stop(*_: object) -> None:
 def _start() -> None:
     """Of a process: the end of its parent ends it, which it would otherwise not notice."""
     signal.signal(signal.SIGINT, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_follow, daemon=True).start()
 
 
@@ -34,8 +35,8 @@ def _call(function: Callable[..., Any], *items: Any) -> Any:
     The process itself stays until its parent ends it: of a pool that lost one, the others are killed, and what they
     were clearing up would be left.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if _stopping:
             raise KeyboardInterrupt
         return function(*items)
@@ -55,6 +56,9 @@ def _follow() -> None:
 @contextmanager
 def _ctrl_c_later() -> Iterator[None]:
     """Processes that start meanwhile are not interrupted before `_start`: they would print where they were."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -75,8 +79,9 @@ def mapped(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start)
 
     def run(function: Callable[..., Any], *items: Iterable[Any]) -> Iterator[Any]:
+        whole = [list(each) for each in items]  # the pool wants them all at once, and making them may take long
         with _ctrl_c_later():
-            return pool.map(partial(_call, function), *items)
+            return pool.map(partial(_call, function), *whole)
 
     try:
         yield run

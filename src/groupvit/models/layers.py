@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from groupvit.models import noise
 
 _ROWS = 128  # fewer are as quick in MKL
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -29,15 +30,19 @@ class _Product(torch.autograd.Function):
     """`_product` both ways: PyTorch's own gradient of the convolution is half as fast."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         return _product(rows, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (rows, weight) = gradients, ctx.saved_tensors
-        to_rows = _product(gradient, weight.T) if ctx.needs_input_grad[0] else None
-        return to_rows, _product(gradient.T, rows.T), gradient.sum(dim=0)
+        to_rows, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.T) if to_rows else None,
+            _product(gradient.T, rows.T) if to_weight else None,
+            gradient.sum(dim=0) if to_bias else None,
+        )
 
 
 class Linear(nn.Linear):
@@ -46,8 +51,7 @@ class Linear(nn.Linear):
     def forward(self, input: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
         float32 = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         large = input.numel() >= _ROWS * self.in_features
-        onednn = input.device.type == "cpu" and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
-        if not (float32 and large and onednn and torch.backends.mkldnn.is_available()):
+        if not (float32 and large and input.device.type == "cpu" and _ONEDNN) or torch.compiler.is_compiling():
             return super().forward(input)
         return _Product.apply(input.flatten(0, -2), self.weight, self.bias).unflatten(0, input.shape[:-1])
 

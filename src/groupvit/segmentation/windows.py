@@ -87,6 +87,8 @@ def patch_shares(
 
 def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) -> Float[Tensor, "labels height width"]:
     """Label scores of a model without groups at every pixel of the resized photo, averaged where windows overlap."""
+    if len(windows) == 1:
+        return _enlarged(windows[0].scores.T.unflatten(1, windows[0].grid), windows[0], patch)
     total = windows[0].scores.new_zeros(windows[0].scores.shape[-1], *size)
     count = total.new_zeros(size)
     for w in windows:
@@ -101,11 +103,15 @@ def shared_scores(
     """Label scores at every pixel of the resized photo, averaged where windows overlap: a table, and each one's row.
 
     A pixel has the scores of the final groups that own it, one for each window. Pixels of the same groups share a row,
-    and there are far fewer rows than pixels.
+    and unless windows are many there are far fewer rows than pixels.
     """
     total = windows[0].scores.new_zeros(1, windows[0].scores.shape[-1])
     count, rows = total.new_zeros(1), torch.zeros(size, dtype=torch.long, device=total.device)
+    largest = 2**12
     for w in windows:
+        if len(total) > largest:  # most rows have no pixel any more
+            used, rows = rows.unique(return_inverse=True)
+            total, count, largest = total[used], count[used], max(largest, 2 * len(used))
         groups = len(w.scores)
         # On a CPU max is five times faster than argmax.
         pairs = rows[w.inside] * groups + _enlarged(w.groups[-1], w, patch).max(dim=0).indices

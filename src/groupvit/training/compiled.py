@@ -12,9 +12,9 @@ from groupvit.models.layers import Block
 def compile_blocks(model: GroupViT) -> bool:
     """Compiles every transformer block in place, and says whether that worked.
 
-    Blocks of one kind share their code, so this takes seconds where the whole model takes minutes, and numbers of
-    texts and their lengths may change without compiling again. A machine that cannot compile (no C++ compiler, no
-    Triton) is told in one line, and the model stays as it is.
+    Blocks of one kind share their code, so they are compiled once, and numbers of texts and their lengths may change
+    without compiling again. A machine that cannot compile (no C++ compiler, no Triton) is told in one line, and the
+    model stays as it is.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     try:

@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ def caption_chance(run: Run) -> float:
 
 
 class Alarm:
-    """Tells in one line that a training collapses, from its log steps after the warm-up.
+    """Tells in one line that a training collapses, from its log steps.
 
     A sign must hold for five log steps on end, a jump of the loss and skipped steps for one; it is told once until it
     has been absent for five. During the warm-up only skipped steps, a rising loss and equal captions tell. Users of the
@@ -110,7 +111,7 @@ class Alarm:
         self.skipped = self.first = 0.0
         self.lowest = math.inf
 
-    def check(self, step: int, values: dict[str, float]) -> str | None:
+    def check(self, step: int, values: dict[str, Any]) -> str | None:
         """The warning that a log step gives rise to; `values` are named as in the metrics file."""
         skipped, self.skipped = values.get("skipped", 0) - self.skipped, values.get("skipped", 0)
         alike = values.get("distinct_captions", 1.0) < 0.25  # healthy: 0.8 and more

@@ -47,6 +47,9 @@ class Progress:
         self.steps = steps
         self.batch_size = batch_size
         self.alarm = alarm
+        for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
+            if "loss" in (earlier := json.loads(line)):
+                self.alarm.check(earlier["step"], earlier)
         self.restart_clock(step)
         self.printed = 0.0
         self.unreadable = 0
