@@ -20,7 +20,10 @@ from groupvit.training.runs import RUNS, Run, get_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
-SMALL = ("scenes", "scenes-release", "scenes-long", "flickr8k", "photos", "photos-small", "photos-plain", "debug")
+SMALL = (
+    *("scenes", "scenes-release", "scenes-long", "scenes-64", "scenes-64-release", "scenes-512-release"),
+    *("flickr8k", "photos", "photos-small", "photos-plain", "debug"),
+)
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,9 @@ def test_measured_runs_are_what_they_were_when_measured(name: str) -> None:
         "scenes": (2400, 32, 5e-4, 200, 0.6),
         "scenes-release": (600, 128, 1.6e-3, 40, 0.08),
         "scenes-long": (14_000, 32, 1e-3, 200, 0.6),
+        "scenes-64": (800, 64, 7e-4, 67, 0.6),
+        "scenes-64-release": (800, 64, 7e-4, 67, 0.6),
+        "scenes-512-release": (100, 512, 2e-3, 8, 0.6),
         "flickr8k": (800, 256, 1e-3, 100, 0.4),
         "debug": (10, 16, 5e-4, 2, 0.6),
     }[name]

@@ -172,8 +172,8 @@ SCENES_64 = replace(
     warmup=67,
     prompts=3,
     distinct_prompts=True,
-    cost="not measured alone",
-    expected="not measured",
+    cost="measured: 5.2 minutes on one core",
+    expected="46.4 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
 SCENES_64_RELEASE = replace(
     SCENES_64,
@@ -182,8 +182,19 @@ SCENES_64_RELEASE = replace(
     distinct_prompts=False,
     segment_weight=0.0,
     patch_weight=0.0,
+    cost="measured: 6.6 minutes on one core",
+    expected="36.4 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
-SCENES_512_RELEASE = replace(SCENES_64_RELEASE, steps=100, batch_size=512, chunk=64, lr=2e-3, warmup=8)
+SCENES_512_RELEASE = replace(
+    SCENES_64_RELEASE,
+    steps=100,
+    batch_size=512,
+    chunk=64,
+    lr=2e-3,
+    warmup=8,
+    cost="measured: 5.3 minutes on one core",
+    expected="31.6 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
+)
 
 FLICKR8K = Run(
     model=_small(96, 16, 192, (Stage(4, 16, 8),), text_layers=3),
