@@ -25,6 +25,7 @@ from groupvit.data.batches import Batch
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.distributed import Processes, joined
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import parameter_groups
 from groupvit.training.runs import Run, get_run
@@ -49,16 +50,17 @@ def random_batch(size: int, run: Run) -> Batch:
     )
 
 
-def step(size: int, chunk: int) -> None:
-    """The step of one batch; prints seconds and bytes."""
-    run = replace(get_run("groupvit-s-gcc-yfcc"), chunk=chunk)
+def step(size: int, chunk: int, ranks: Processes) -> None:
+    """The step of one batch, of which each process has its share; prints seconds and bytes."""
+    run = replace(get_run("groupvit-s-gcc-yfcc"), chunk=chunk, batch_size=size)
+    share = size // ranks.world
     torch.manual_seed(0)
     model = build_model(run.model).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    batch, began = random_batch(size, run), time.perf_counter()
+    batch, began = random_batch(share, run), time.perf_counter()
     words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance)
     replayed = 0
 
@@ -69,19 +71,22 @@ def step(size: int, chunk: int) -> None:
             raise _Enough
 
     model.image_encoder.register_forward_pre_hook(stop)
-    keys = noise.sample_keys(0, 0, torch.arange(size))
+    keys = noise.sample_keys(0, 0, torch.arange(share) + ranks.rank * share)
     try:
         with sdpa_kernel(SDPBackend.MATH):
-            backward(model, batch, run, words, keys)
+            backward(model, batch, run, words, keys, processes=ranks)
     except _Enough:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{time.perf_counter() - began} {peak}")
+    if not ranks.rank:
+        print(f"{time.perf_counter() - began} {peak}")
 
 
-def measure(size: int, chunk: int) -> tuple[float, float]:
-    """Seconds and peak bytes of a step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", str(size), "--chunk", str(chunk)]
+def measure(size: int, chunk: int, processes: int = 1) -> tuple[float, float]:
+    """Seconds and peak bytes of a step in a process of its own, or of the first one of several."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    several = torchrun * (processes > 1)
+    command = [sys.executable, "-m", *several, "benchmarks.memory", "--one", str(size), "--chunk", str(chunk)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     seconds, peak = map(float, done.stdout.split()[-2:])
     return seconds, peak
@@ -104,7 +109,8 @@ def main(
         record: Write the table to docs/results.json and docs/SCALING.md.
     """
     if one:
-        step(one, chunk)
+        with joined() as (ranks, _):
+            step(one, chunk, ranks)
         return
     began_at, rows = commit() if record else "", []
     peaks = {}
@@ -116,6 +122,10 @@ def main(
     slope, rest = np.polyfit(list(peaks), list(peaks.values()), 1) if len(peaks) > 1 else (np.nan, np.nan)
     fitted = f"{rest / 1e9:.2f} + {slope / 1e6:.3f} for 1,000 photos"
     rows.append({"batch": "fitted", "way": "line through these", "peak, GB": fitted})
+    for size in batches[-2:]:
+        _, peak = measure(size, chunk, processes=2)
+        rows.append({"batch": f"{size:,}", "way": "two processes, each one's peak", "peak, GB": f"{peak / 1e9:.2f}"})
+        print(f"{size}, two processes: {peak / 1e9:.2f} GB", file=sys.stderr)
     small, large = (measure(size, 0)[1] for size in whole)
     each = (large - small) / (whole[1] - whole[0])
     computed = small + each * (max(batches) - whole[0])
