@@ -11,21 +11,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import tyro
 from benchmarks.memory import random_batch
 from benchmarks.peak import flops, matrix_rate
+from benchmarks.training_step import our_step
 from experiments.record import commit, print_rows, record_table
 from experiments.scaling import count_flops
 
-from groupvit.data.batches import Batch
-from groupvit.models import build_model, noise, normalize
-from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.cached_batch import backward
-from groupvit.training.compiled import compile_blocks
-from groupvit.training.objective import Vocabulary
-from groupvit.training.optim import parameter_groups
+from groupvit.models import build_model, normalize
 from groupvit.training.runs import Run, get_run
 
 Row = dict[str, str]
@@ -53,24 +49,6 @@ def measured(work: Callable[[], object], photos: int) -> tuple[float, float]:
     return photos / statistics.median(seconds), torch.cuda.max_memory_allocated()
 
 
-def training_step(run: Run, batch: Batch, device: torch.device, *, compiled: bool) -> Callable[[], None]:
-    """One step of the published recipe: loss, gradients, AdamW."""
-    torch.manual_seed(0)
-    model = build_model(run.model).to(device).train()
-    if compiled:
-        compile_blocks(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
-    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance).to(device)
-    keys = noise.sample_keys(0, 0, torch.arange(len(batch.captions), device=device))
-
-    def step() -> None:
-        backward(model, batch, run, words, keys)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: float, peak: float) -> Row:
     try:
         speed, memory = measured(make(), batch)
@@ -89,7 +67,7 @@ def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: f
         for compiled in (False, True):
             of = replace(run, batch_size=batch_size, chunk=size)
             work = f"training, {name}" + ", compiled" * compiled
-            make = lambda of=of, compiled=compiled: training_step(of, batch, device, compiled=compiled)  # noqa: E731
+            make = partial(our_step, of, batch, compiled=compiled)
             rows.append(row(work, batch_size, make, (each + whole / batch_size) / 1e9, peak))
     return rows
 

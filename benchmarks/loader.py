@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
 from rich.console import Console
@@ -25,7 +26,6 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.order import BatchSampler, Order
 from groupvit.data.shards import find_shards
 from groupvit.data.storage import File
-from groupvit.errors import InputError
 from groupvit.text.nouns import nouns
 from groupvit.text.templates import IMAGENET_TEMPLATES_80
 from groupvit.text.tokenizer import Tokenizer
@@ -143,7 +143,5 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -17,6 +17,7 @@ import torch
 import tyro
 from benchmarks import straightforward
 from benchmarks.timing import Clock, Rows, alternate, versus
+from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
@@ -130,7 +131,5 @@ def main(photos: Path, count: int = 40, turn: int = 4, threads: int = 2, record:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -14,7 +14,6 @@ import torch
 from benchmarks import loader, peer
 from benchmarks.peak import flops, matrix_rates
 from benchmarks.timing import Clock, Rows, alternate, versus
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit.data import scenes
 from groupvit.data.batches import Batch
@@ -22,6 +21,8 @@ from groupvit.data.shards import find_shards
 from groupvit.models import build_model, noise, normalize
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
+from groupvit.training.compiled import compile_blocks
+from groupvit.training.loop import attention
 from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import parameter_groups
 from groupvit.training.runs import Run, get_run
@@ -41,15 +42,19 @@ def captioned(data: Path, size: int) -> Batch:
         return next(iter(loader.ours(find_shards(str(shards)), size, PHOTOS, "crop")))
 
 
-def our_step(run: Run, batch: Batch) -> Callable[[], None]:
+def our_step(run: Run, batch: Batch, *, compiled: bool = False) -> Callable[[], None]:
+    """Loss, gradients and AdamW where the batch is."""
+    device = batch.captions.device
     torch.manual_seed(0)
-    model = build_model(run.model).train()
+    model = build_model(run.model).to(device).train()
+    if compiled:
+        compile_blocks(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
-    words = Vocabulary.from_counts({}, 1, Tokenizer(), run.balance)
-    keys = noise.sample_keys(0, 0, torch.arange(len(batch.images)))
+    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance).to(device)
+    keys = noise.sample_keys(0, 0, torch.arange(len(batch.images), device=device))
 
     def step() -> None:
-        with sdpa_kernel(SDPBackend.MATH):  # as the training loop does on a CPU
+        with attention(device):
             backward(model, batch, run, words, keys)
         optimizer.step()
         optimizer.zero_grad()

@@ -15,6 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import SETTINGS, row
 
@@ -113,15 +114,11 @@ def main(
         except InputError as error:  # a training that gives up has collapsed, too
             print(error)
         rows.append({"changed": name, **told(folder / "metrics.jsonl", start)})
-    print_rows([{name: str(value) for name, value in row.items()} for row in rows])
+    print_rows(rows)
     if record:
         record_table("RELIABILITY.md", "collapse", rows, began_at)
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line(resumes=True):
         tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on from here") from None

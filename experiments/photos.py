@@ -15,6 +15,7 @@ from typing import Annotated
 
 import torch
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from rich.console import Console
 
@@ -156,7 +157,5 @@ def score(
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score})
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -54,11 +54,11 @@ def machine() -> str:
     return f"{processor}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
 
 
-def print_rows(rows: Sequence[dict[str, str]]) -> None:
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """The rows as a table on the terminal."""
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(str, row.values()))
     Console(width=100).print(table)
 
 

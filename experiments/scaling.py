@@ -89,7 +89,7 @@ def main(
                 "from storage, MB/s, at 50 kB a photo": f"{speed * 0.05:,.0f}",
             }
         )
-    print_rows([{name: str(value) for name, value in row.items()} for row in rows])
+    print_rows(rows)
     if record:
         record_table("SCALING.md", "scaling", rows, began_at)
 

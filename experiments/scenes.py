@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.record import commit, record_results
 from PIL import Image
 from rich.console import Console
@@ -26,7 +27,6 @@ from rich.table import Table
 from groupvit import checkpoints
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
-from groupvit.errors import InputError
 from groupvit.evaluation import baselines
 from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
 from groupvit.evaluation.metrics import confusion_matrix, iou
@@ -168,9 +168,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line(resumes=True):
         tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on from here") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.record import commit, record_results
 from experiments.scenes import row as scenes_row
 from rich.console import Console
@@ -198,7 +199,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from None

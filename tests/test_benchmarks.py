@@ -168,7 +168,7 @@ def test_what_is_measured_on_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None
     """On a CPU, in small, so that the command is not tried for the first time on a rented machine."""
     monkeypatch.setattr(gpu, "count_flops", lambda: (1e9, 1e9))
     monkeypatch.setattr(gpu.torch.cuda, "max_memory_allocated", lambda: 2e9)
-    monkeypatch.setattr(gpu, "compile_blocks", lambda model: True)
+    monkeypatch.setattr(training_step, "compile_blocks", lambda model: True)
     run, device = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG), torch.device("cpu")
     rows = [*gpu.trained(run, 8, 4, device, 1e12), gpu.encoded(run, 32, 2, device, 1e12)]
     assert [row["work"] for row in rows] == [

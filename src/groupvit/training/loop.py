@@ -71,7 +71,7 @@ def _leave_process_group(worker: int) -> None:
         os.setpgrp()
 
 
-def _attention(device: torch.device) -> AbstractContextManager[object]:
+def attention(device: torch.device) -> AbstractContextManager[object]:
     """On a CPU the gradient of fused attention is many times slower than matrix products at our short lengths."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
@@ -288,7 +288,7 @@ def _train(
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
             reported = (state.step + 1) % EVERY == 0
-            with _attention(device), watched(model.image_encoder, active=reported) as health:
+            with attention(device), watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
             if reported:
                 health["distinct_captions"] = distinct_share(batch.captions)
