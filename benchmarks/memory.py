@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 import tyro
 from experiments.record import commit, print_rows, record_table
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit.data.batches import Batch
 from groupvit.models import build_model, noise
@@ -72,11 +72,8 @@ def step(size: int, chunk: int, ranks: Processes) -> None:
 
     model.image_encoder.register_forward_pre_hook(stop)
     keys = noise.sample_keys(0, 0, torch.arange(share) + ranks.rank * share)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            backward(model, batch, run, words, keys, processes=ranks)
-    except _Enough:
-        pass
+    with suppress(_Enough):
+        backward(model, batch, run, words, keys, processes=ranks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if not ranks.rank:
         print(f"{time.perf_counter() - began} {peak}")

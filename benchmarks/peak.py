@@ -10,18 +10,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def matrix_rate(
-    dtype: torch.dtype, clock: Clock, rounds: int = 5, device: torch.device | str = "cpu", side: int = 2048
+    dtype: torch.dtype,
+    clock: Clock,
+    rounds: int = 5,
+    device: torch.device | str = "cpu",
+    side: int = 2048,
+    onednn: bool = True,
 ) -> float:
     """FLOP/s of large square products, the fastest of some.
 
-    PyTorch has two libraries for them, and which is faster depends on the processor: `@` in float32 is MKL's, and a
-    convolution with a kernel of one pixel is oneDNN's.
+    PyTorch has two libraries for them on CPUs, and which is faster depends on the processor: `@` in float32 is MKL's;
+    `onednn` lets what `groupvit.models.layers.linear` calls compete.
     """
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     ways: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
-    if a.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        rows, kernel = a.view(1, 1, side, side).permute(0, 3, 1, 2), b[:, :, None, None]
-        ways["oneDNN"] = lambda: torch.mkldnn_convolution(rows, kernel, None, (0, 0), (1, 1), (1, 1), 1)
+    if onednn and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "none")
     seconds = alternate(ways, rounds, clock)
     return 2 * side**3 / min(min(each) for each in seconds.values())
 
@@ -31,8 +35,8 @@ def matrix_rates(clock: Clock) -> dict[torch.dtype, float]:
     return {dtype: matrix_rate(dtype, clock) for dtype in (torch.float32, torch.bfloat16)}
 
 
-def _pixels(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
-    """Of a convolution with kernels of one pixel."""
+def _products(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+    """Of a linear layer, or a convolution with kernels of one pixel."""
     return 2 * math.prod(out_shape) * weight[1]
 
 
@@ -41,7 +45,7 @@ def flops(work: Callable[[], object]) -> int:
 
     Not in inference mode, which hides them. Fused attention on a CPU is not counted, so it is taken apart.
     """
-    linear = {torch.ops.aten.mkldnn_convolution: _pixels}  # see groupvit.models.layers.Linear
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=linear) as counter:
+    ours = {torch.ops.aten.mkldnn_convolution: _products, torch.ops.mkldnn._linear_pointwise: _products}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=ours) as counter:
         work()
     return counter.get_total_flops()

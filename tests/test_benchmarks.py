@@ -16,7 +16,7 @@ from PIL import Image
 
 from groupvit.data.batches import Batch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
-from groupvit.models.layers import Linear
+from groupvit.models.layers import Linear, attend
 from groupvit.segmentation import Segmenter
 from groupvit.training.objective import Images, Vocabulary, encode_texts, loss_terms, texts_of
 from groupvit.training.runs import get_run
@@ -100,8 +100,11 @@ def test_the_exponent_of_a_power_law_is_found() -> None:
 def test_products_attention_and_convolutions_are_counted() -> None:
     a, b, q = torch.ones(2, 3), torch.ones(3, 5), torch.ones(1, 2, 7, 4)
     assert flops(lambda: a @ b) == 2 * 2 * 3 * 5
-    linear = Linear(8, 6)
-    assert flops(lambda: linear(torch.ones(200, 8))) == 2 * 200 * 8 * 6
+    linear = Linear(64, 128)
+    assert flops(lambda: linear(torch.ones(200, 64))) == 2 * 200 * 64 * 128
+    heads = torch.ones(1, 2, 200, 16)
+    with torch.no_grad():  # other products than with gradients
+        assert flops(lambda: attend(heads, heads, heads)) == 2 * (2 * 2 * 200 * 200 * 16)
     assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 7 * 7 * 4)
     assert flops(lambda: F.conv2d(torch.ones(1, 3, 8, 8), torch.ones(6, 3, 4, 4), stride=4)) == 2 * 6 * 4 * 3 * 16
 

@@ -186,6 +186,14 @@ def real_truths(name: str, root: Path, dataset: Dataset) -> list[np.ndarray]:
     return masks
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_is_what_the_processor_has(tmp_path, segmenter, native, precision, monkeypatch):
+    LAYOUTS["camvid11"](tmp_path)
+    monkeypatch.setattr("groupvit.evaluation.scoring.has_bfloat16", lambda device: native)
+    result = evaluate(segmenter, open_benchmark("camvid11", tmp_path), PROTOCOLS["calibrated-native"])
+    assert result.model["precision"] == precision
+
+
 def test_bf16_counts_nearly_the_same(tmp_path, segmenter):
     LAYOUTS["camvid11"](tmp_path)
     dataset = open_benchmark("camvid11", tmp_path)
@@ -232,7 +240,7 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
 def test_a_photo_that_changed_before_the_threshold_was_known_is_refused(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
     dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
-    scores = list(score_photos(segmenter, dataset, protocol, dataset.names))
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"))
     trimap = tmp_path / "annotations/trimaps/Pet_2.png"
     Image.fromarray(np.full_like(np.array(Image.open(trimap)), 2)).save(trimap)
     with pytest.raises(InputError, match="Pet_2 is not the one that was counted"):

@@ -17,17 +17,20 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT = {
     "errors": set(),
+    "machine": set(),
     "models": set(),
     "text": set(),
     "checkpoints": {"models", "text"},
     "segmentation": {"models", "text"},
     "data": {"text"},
-    "training": {"models", "text", "checkpoints", "data"},
-    "evaluation": {"models", "text", "segmentation", "data"},
+    "training": {"machine", "models", "text", "checkpoints", "data"},
+    "evaluation": {"machine", "models", "text", "segmentation", "data"},
     "api": {"checkpoints", "segmentation"},
-    "__init__": {"api", "models", "segmentation"},
+    "__init__": {"api", "machine", "models", "segmentation"},
     "__main__": {"cli"},
-    "cli": {"__init__", "models", "text", "checkpoints", "segmentation", "data", "training", "evaluation", "api"},
+    # Everything:
+    "cli": {"__init__", "machine", "models", "text", "checkpoints", "segmentation", "data", "training", "evaluation"}
+    | {"api"},
 }
 NEVER_IMPORTED = {"torchvision", "timm", "open_clip", "mmcv", "mmseg", "lightning", "pytorch_lightning", "apex"}
 

@@ -11,42 +11,83 @@ from groupvit.training.runs import get_run
 
 # A process of its own: the checks of shapes that all tests run with cannot be compiled.
 PROGRAM = """
+from dataclasses import replace
+
 import torch
-from groupvit.models import build_model, noise
+
+from groupvit.data.batches import Batch
+from groupvit.models import Stage, build_model, noise
+from groupvit.text.tokenizer import Tokenizer
+from groupvit.training.cached_batch import backward
 from groupvit.training.compiled import compile_blocks
+from groupvit.training.objective import Vocabulary
 from groupvit.training.runs import get_run
 
-def texts(length, count=3):
-    tokens = torch.zeros(count, 32, dtype=torch.long)
-    tokens[:, :length] = torch.arange(1, length + 1)
-    tokens[:, length - 1] = 49407
-    return tokens
+run = get_run("debug")
+deep = replace(run.model.image, stages=(Stage(6, 16, 16),), drop_path=0.3)
+run = replace(run, model=replace(run.model, image=deep), precision="float32")
+tokenizer = Tokenizer(run.model.text.context_length)
+words = Vocabulary.from_counts({"dog": 10, "cat": 5, "grass": 7}, 20, tokenizer, run.balance)
+plain, compiled = build_model(run.model).train(), build_model(run.model).train()
+compiled.load_state_dict(plain.state_dict())
+assert compile_blocks(compiled)
+assert compiled.state_dict().keys() == plain.state_dict().keys()
+
 
 def same(ours, expected):
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
-config = get_run("debug").model
-plain, compiled = build_model(config).train(), build_model(config).train()
-compiled.load_state_dict(plain.state_dict())
-assert compile_blocks(compiled)
-assert compiled.state_dict().keys() == plain.state_dict().keys()
-images, keys = torch.randn(4, 3, 64, 64), noise.sample_keys(0, 0, torch.arange(4))
+
+def step(photos, text, **changes):
+    images = torch.randint(0, 256, (photos, 3, 64, 64), generator=torch.Generator().manual_seed(photos)).byte()
+    none = tokenizer([]).reshape(photos, 0, 32)
+    batch = Batch(images, tokenizer([text] * photos), none, torch.arange(3 * photos).view(photos, 3) % 5 > 2)
+    keys = noise.sample_keys(0, 0, torch.arange(photos))
+    for model in (plain, compiled):
+        model.zero_grad()
+        backward(model, batch, replace(run, **changes), words, keys)
+    return [(ours.grad, other.grad) for ours, other in zip(compiled.parameters(), plain.parameters())]
+
+
+def all_ways(photos, text):
+    for precision in ("float32", "bfloat16"):
+        for chunk in (0, 4):
+            for ours, expected in step(photos, text, precision=precision, chunk=chunk):
+                assert (ours is None) == (expected is None)
+    for model in (plain, compiled):
+        model.eval()
+    images, texts = torch.rand(photos // 4, 3, 64, 64), tokenizer([text] * photos)
+    with torch.inference_mode():
+        given = [model.image_encoder(images).ungrouped[0].segments for model in (compiled, plain)]
+        same(*given)
+        same(compiled.text_encoder(texts), plain.text_encoder(texts))
+    for model in (plain, compiled):
+        model.train()
+
+
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+all_ways(4, "a dog")
+all_ways(8, "a dog runs")
+all_ways(12, "a cat and a dog on the grass")
+with torch.compiler.set_stance("fail_on_recompile"):
+    all_ways(16, "a dog on the grass")
+    all_ways(24, "a cat and a dog on green grass under a tree")
+assert not torch._dynamo.utils.counters["graph_break"]
+images, keys = torch.rand(8, 3, 64, 64), noise.sample_keys(0, 0, torch.arange(8))
 for model in (plain, compiled):
+    model.zero_grad()
     given = model.image_encoder(images, keys).ungrouped[0].segments  # rounding may change what comes after
-    (given.square().mean() + model.text_encoder(texts(9)).square().mean()).backward()
+    text = model.text_encoder(tokenizer(["a dog"] * 3))
+    (given.square().mean() + text.square().mean()).backward()
 for ours, expected in zip(compiled.parameters(), plain.parameters()):
     assert (ours.grad is None) == (expected.grad is None)
     if ours.grad is not None:
         same(ours.grad, expected.grad)
-same(compiled.text_encoder(texts(5)), plain.text_encoder(texts(5)))
-with torch.compiler.set_stance("fail_on_recompile"):
-    for length, count in ((12, 3), (7, 5), (32, 2)):
-        same(compiled.text_encoder(texts(length, count)), plain.text_encoder(texts(length, count)))
 """
 
 
 @pytest.mark.slow
-def test_compiled_blocks_make_the_same_numbers_and_no_text_compiles_them_again(tmp_path: Path):
+def test_compiled_blocks_make_the_same_numbers_and_no_batch_compiles_them_again(tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     subprocess.run([sys.executable, tmp_path / "program.py"], check=True)
 

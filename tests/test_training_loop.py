@@ -516,3 +516,10 @@ def test_curves_are_drawn_and_go_to_tensorboard_on_demand(data, tmp_path):
     assert b"stage1/usage_entropy" in events.read_bytes()
     train(RUN, data, tmp_path / "plain", workers=0)
     assert not list((tmp_path / "plain").glob("events*"))
+
+
+def test_a_processor_without_bfloat16_trains_in_float32(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: False)
+    state = train(replace(RUN, precision="bfloat16", steps=1), data, tmp_path)
+    assert state.run.precision == "float32"
+    assert "has no bfloat16, and trains in float32" in capsys.readouterr().err

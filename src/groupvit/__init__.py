@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groupvit.api import load
+    from groupvit.machine import keep_memory
     from groupvit.models import ModelConfig, build_model
     from groupvit.segmentation.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "Segmenter", "__version__", "build_model", "load"]
+__all__ = ["ModelConfig", "Segmenter", "__version__", "build_model", "keep_memory", "load"]
 
 _HOMES = {
     "ModelConfig": "groupvit.models",
     "Segmenter": "groupvit.segmentation.segmenter",
     "build_model": "groupvit.models",
+    "keep_memory": "groupvit.machine",
     "load": "groupvit.api",
 }
 

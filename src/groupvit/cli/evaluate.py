@@ -27,7 +27,7 @@ def evaluate(
     out: Path | None = None,
     compare: Path | None = None,
     pictures: Path | None = None,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Literal["bf16", "fp32"] | None = None,
     batch_size: int = 8,
 ) -> None:
     """Measure how well a model segments the photos of a benchmark, or classifies or retrieves whole photos.
@@ -48,7 +48,8 @@ def evaluate(
         out: The result file, by default BENCHMARK.PROTOCOL.json here.
         compare: Another result file of the same photos, for the difference and its interval.
         pictures: A folder for pictures: best and worst photos with groups, prediction and truth; IoU; confusion.
-        precision: Numbers of the image encoder; scores and decisions are always float32, and so are whole photos.
+        precision: Numbers of the image encoder, by default bf16 where the processor has it; scores and decisions are
+            always float32, and so are whole photos.
         batch_size: Windows that are encoded at once.
     """
     import torch
@@ -61,7 +62,7 @@ def evaluate(
     from groupvit.evaluation.protocols import get_protocol
     from groupvit.evaluation.results import Result
     from groupvit.evaluation.results import compare as compare_files
-    from groupvit.evaluation.scoring import conclude, describe, score_photos, unchanged
+    from groupvit.evaluation.scoring import conclude, describe, native_precision, score_photos, unchanged
 
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
@@ -83,6 +84,7 @@ def evaluate(
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     segmenter = api.load(model)
+    precision = precision or native_precision(segmenter)
     result = Result(
         benchmark,
         dataset.classes,

@@ -28,10 +28,14 @@ from groupvit.evaluation.metrics import (
 )
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores, Result, StageScores, sparse
+from groupvit.machine import has_bfloat16
 from groupvit.segmentation import Segmentation
 from groupvit.segmentation.labels import parse_labels
 from groupvit.segmentation.segmenter import Options, Segmenter
 from groupvit.segmentation.windows import covered
+
+Precision = Literal["bf16", "fp32"]
+"""Numbers of the image encoder."""
 
 THRESHOLDS: Float[np.ndarray, " levels"] = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6, 6, 61)))])
 """What a background threshold is chosen from: none, and steps of 0.2 in logits."""
@@ -73,16 +77,22 @@ def class_indices(result: Segmentation, classes: Sequence[str]) -> np.ndarray:
     return np.array([order[name.lower()] for name in result.names], np.uint8)
 
 
+def native_precision(segmenter: Segmenter) -> Precision:
+    """bf16 where the model's device has it."""
+    return "bf16" if has_bfloat16(segmenter.device) else "fp32"
+
+
 def evaluate(
     segmenter: Segmenter,
     dataset: Dataset,
     protocol: Protocol,
     *,
     source: str = "",
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision | None = None,
     batch_size: int = 8,
 ) -> Result:
     """A model on a benchmark."""
+    precision = precision or native_precision(segmenter)
     photos = score_photos(segmenter, dataset, protocol, dataset.names, precision=precision, batch_size=batch_size)
     model = {"source": source, **describe(segmenter), "precision": precision}
     result = Result(dataset.benchmark, dataset.classes, protocol.record(segmenter.config, dataset), model)
@@ -132,7 +142,7 @@ def score_photos(
     protocol: Protocol,
     names: Sequence[str],
     *,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision,
     batch_size: int = 8,
 ) -> Iterator[PhotoScores]:
     """Photos' counts, in order; where the threshold is to be calibrated, `settle` makes the matrices."""

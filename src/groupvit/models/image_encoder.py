@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +124,9 @@ class GroupingStage(nn.Module):
             if self.group_projector is not None and previous is not None:
                 tokens = tokens + self.group_projector(previous)
             x = torch.cat([segments, tokens.to(segments.dtype)], dim=1)
-        for i, block in enumerate(self.blocks):
-            x = block(x, None if keys is None else noise.fold(keys, i))
+        for i, module in enumerate(self.blocks):
+            block = cast(Block, module)  # nn.ModuleList forgets the type
+            x = block(x, block.kept(None if keys is None else noise.fold(keys, i)))
         return x[:, :count], x[:, count:] if self.group_tokens is not None else None
 
 

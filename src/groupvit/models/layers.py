@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from groupvit.models import noise
 
-_ROWS = 128  # fewer are as quick in MKL
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
+_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch, "mkldnn_convolution")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+_LITTLE = 1 << 20  # multiplications, for which a call of oneDNN costs more than it saves
+_LOGITS = 1 << 22  # of the attention maps that a CPU holds at once where no gradient is wanted; they stay in its cache
+_LONG = 1 << 24  # logits of one sequence that are never held
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -19,16 +25,19 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias by oneDNN, whose float32 product PyTorch offers only as a convolution of single pixels."""
-    pixels = rows.contiguous()[None, None].permute(0, 3, 1, 2)
-    kernel = weight.contiguous()[:, :, None, None]
-    return torch.mkldnn_convolution(pixels, kernel, bias, (0, 0), (1, 1), (1, 1), 1)[0, :, 0].T
+def _by_onednn(multiplications: int, *tensors: Tensor) -> bool:
+    """Whether a float32 product is worth a call of oneDNN, which is twice as fast as PyTorch's MKL on AMD's CPUs."""
+    float32 = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return _ONEDNN and float32 and eager and multiplications >= _LITTLE
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    """x @ weight.T + bias by oneDNN, and what it calls `then` of that."""
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, then, [], "none")
 
 
 class _Product(torch.autograd.Function):
-    """`_product` both ways: PyTorch's own gradient of the convolution is half as fast."""
-
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
@@ -45,15 +54,69 @@ class _Product(torch.autograd.Function):
         )
 
 
+def linear(
+    x: Float[Tensor, "*rows dim"], weight: Float[Tensor, "out dim"], bias: Float[Tensor, " out"] | None = None
+) -> Float[Tensor, "*rows out"]:
+    """`F.linear`, on a CPU by the faster of PyTorch's libraries."""
+    if not _by_onednn(x.numel() * len(weight), x, weight):
+        return F.linear(x, weight, bias)
+    return _Product.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
 class Linear(nn.Linear):
-    """`nn.Linear`; in float32 on a CPU by oneDNN, which is twice as fast as PyTorch's MKL on AMD's processors."""
+    """`nn.Linear` by `linear`."""
 
     def forward(self, input: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
-        float32 = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        large = input.numel() >= _ROWS * self.in_features
-        if not (float32 and large and input.device.type == "cpu" and _ONEDNN) or torch.compiler.is_compiling():
-            return super().forward(input)
-        return _Product.apply(input.flatten(0, -2), self.weight, self.bias).unflatten(0, input.shape[:-1])
+        return linear(input, self.weight, self.bias)
+
+
+def _attend_by_onednn(
+    q: Float[Tensor, "heads queries dim"], k: Float[Tensor, "heads keys dim"], v: Float[Tensor, "heads keys dim"]
+) -> Float[Tensor, "queries _"]:
+    """The products of all heads are convolutions of single pixels whose channels form groups."""
+    heads, keys, _ = k.shape
+
+    def products(x: Tensor, weights: Tensor) -> Tensor:
+        pixels = x.contiguous()[None, None].permute(0, 3, 1, 2)
+        kernels = weights.flatten(0, 1)[:, :, None, None]
+        return torch.mkldnn_convolution(pixels, kernels, None, (0, 0), (1, 1), (1, 1), heads)[0, :, 0].T
+
+    maps = products(rearrange(q, "h n d -> n (h d)") * q.shape[-1] ** -0.5, k)
+    maps = maps.unflatten(-1, (heads, keys)).softmax(dim=-1)
+    return products(maps.flatten(1), v.mT)
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries dim"],
+    k: Float[Tensor, "batch heads keys dim"],
+    v: Float[Tensor, "batch heads keys dim"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "batch queries _"]:
+    """Scaled dot-product attention.
+
+    PyTorch's fused kernel for CPUs is as slow in bfloat16 as in float32, and its gradient many times slower than that
+    of plain products at our lengths, so these are used there, unless the maps of one sequence are too large to hold.
+    """
+    one = q.shape[1] * q.shape[2] * k.shape[2]
+    if q.device.type != "cpu" or one > _LONG:
+        return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b h n d -> b n (h d)")
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _attend(q, k, v, causal)
+    if not causal and _by_onednn(one * q.shape[-1], q, k, v):
+        return torch.stack([_attend_by_onednn(*each) for each in zip(q, k, v, strict=True)])
+    at_once = max(1, _LOGITS // one)
+    parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), strict=True)
+    return torch.cat([_attend(*part, causal) for part in parts])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):  # which would copy the maps to float32 and back for nothing
+        logits = q * q.shape[-1] ** -0.5 @ k.mT
+        if causal:
+            later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            logits = logits.masked_fill(later, -torch.inf)
+        return rearrange(logits.softmax(dim=-1) @ v, "b h n d -> b n (h d)")
 
 
 class Mlp(nn.Module):
@@ -66,6 +129,9 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, out_dim or dim)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
+        large = _by_onednn(x.numel() * self.fc1.out_features, x, self.fc1.weight)
+        if large and self.activation is F.gelu and not torch.is_grad_enabled():
+            return self.fc2(_product(x, self.fc1.weight, self.fc1.bias, "gelu"))
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -88,8 +154,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+        return self.proj(attend(q, k, v, causal=self.causal))
 
 
 class CrossAttention(nn.Module):
@@ -110,17 +175,7 @@ class CrossAttention(nn.Module):
             rearrange(x, "b n (h d) -> b h n d", h=self.heads)
             for x in (self.q_proj(queries), self.k_proj(context), self.v_proj(context))
         )
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
-
-
-def drop_path(
-    branch: Float[Tensor, "batch tokens dim"], rate: float, keys: Int[Tensor, " batch"] | None
-) -> Float[Tensor, "batch tokens dim"]:
-    """Stochastic depth (Huang et al., 2016): a sample's residual branch is dropped with probability `rate`."""
-    if keys is None or rate == 0:
-        return branch
-    keep = (noise.uniform(keys, 1, 1) >= rate).to(branch.dtype)
-    return branch * (keep / (1 - rate))
+        return self.proj(attend(q, k, v))
 
 
 class Block(nn.Module):
@@ -143,10 +198,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), quick=quick)
 
+    def kept(self, keys: Int[Tensor, " batch"] | None) -> Float[Tensor, "2 batch 1 1"] | None:
+        """What stochastic depth (Huang et al., 2016) multiplies the residual branches of each sample with: 0 with
+        probability `drop_path`. One random key per sample; None where nothing is dropped.
+
+        Apart from `forward`, which would be compiled anew for every rate.
+        """
+        if keys is None or not self.drop_path:
+            return None
+        kept = [noise.uniform(noise.fold(keys, branch), 1, 1) >= self.drop_path for branch in range(2)]
+        return torch.stack(kept).float() / (1 - self.drop_path)
+
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], keys: Int[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch tokens dim"], kept: Float[Tensor, "2 batch 1 1"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """`keys`: one random key per sample for stochastic depth, or None for none."""
-        attn_keys, mlp_keys = (None, None) if keys is None else (noise.fold(keys, 0), noise.fold(keys, 1))
-        x = x + drop_path(self.attn(self.norm1(x)), self.drop_path, attn_keys)
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_keys)
+        branch = self.attn(self.norm1(x))
+        x = x + (branch if kept is None else branch * kept[0].to(branch.dtype))
+        branch = self.mlp(self.norm2(x))
+        return x + (branch if kept is None else branch * kept[1].to(branch.dtype))

@@ -8,16 +8,19 @@ import torch
 from groupvit.models import GroupViT
 from groupvit.models.layers import Block
 
+_WAYS = 64  # of calling a block, after which PyTorch gives up; its own limit of 8 is for code that is one function
+
 
 def compile_blocks(model: GroupViT) -> bool:
     """Compiles every transformer block in place, and says whether that worked.
 
-    Blocks of one kind share their code, so they are compiled once, and numbers of texts and their lengths may change
-    without compiling again. A machine that cannot compile (no C++ compiler, no Triton) is told in one line, and the
-    model stays as it is.
+    Blocks of one kind share their code, so they are compiled once for each way of calling them (with gradients or
+    without, under autocast or not), and numbers of images and texts and their lengths may change without compiling
+    again. A machine that cannot compile (no C++ compiler, no Triton) is told in one line, and the model stays as it is.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     try:
+        torch._dynamo.config.recompile_limit = _WAYS
         for block in {block.norm1.weight.shape: block for block in blocks}.values():
             weight = block.norm1.weight
             trial = copy.deepcopy(block)
@@ -27,6 +30,7 @@ def compile_blocks(model: GroupViT) -> bool:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         print(f"cannot compile here, training goes on without: {reason.strip()}", file=sys.stderr)
         return False
+    torch.compiler.reset()  # the trials do not count
     for block in blocks:
         block.compile()
     return True

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
@@ -27,6 +26,7 @@ from groupvit.data.shards import FAULTS, find_shards
 from groupvit.data.storage import File
 from groupvit.data.transforms import jitter_color
 from groupvit.errors import InputError
+from groupvit.machine import has_bfloat16
 from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
@@ -69,11 +69,6 @@ def _leave_process_group(worker: int) -> None:
     """Ctrl-C reaches the whole process group; a worker that died of it would end the training without a save."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-
-
-def attention(device: torch.device) -> AbstractContextManager[object]:
-    """On a CPU the gradient of fused attention is many times slower than matrix products at our short lengths."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
@@ -194,13 +189,17 @@ def train(
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
 
     `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
-    With `compiled` the transformer blocks are fused (`compile_blocks`).
+    With `compiled` the transformer blocks are fused (`compile_blocks`). A device without bfloat16 trains in float32.
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
     """
     shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if run.precision == "bfloat16" and not has_bfloat16(device):
+        run = replace(run, precision="float32")
+        if not ranks.rank:
+            print("this processor has no bfloat16, and trains in float32", file=sys.stderr)
     if not resume:
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
@@ -288,7 +287,7 @@ def _train(
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)
             reported = (state.step + 1) % EVERY == 0
-            with attention(device), watched(model.image_encoder, active=reported) as health:
+            with watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
             if reported:
                 health["distinct_captions"] = distinct_share(batch.captions)

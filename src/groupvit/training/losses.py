@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from groupvit.models.layers import linear
+
 Form = Literal["release", "paper"]
 
 _IMAGES_AT_ONCE = 16
@@ -144,7 +146,7 @@ def segment_noun_loss(
     and rare ones. Not in the paper: its multi-label loss asks the same of the pooled image, and then segments learn the
     words of their neighbours.
     """
-    similarities = torch.einsum("b s d, v d -> b s v", scale * segments, nouns)
+    similarities = linear(scale * segments, nouns)
     if occupied is not None:
         similarities = similarities.masked_fill(~occupied[:, :, None], -torch.inf)
     logits = similarities.logsumexp(dim=1) + bias
