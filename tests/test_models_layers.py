@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from groupvit.models import layers
-from groupvit.models.layers import Linear, Mlp, attend
+from groupvit.models import layers, noise
+from groupvit.models.layers import Block, Linear, attend, linear
 
 
 def results(layer: nn.Linear, x: torch.Tensor) -> list[torch.Tensor]:
@@ -59,13 +59,22 @@ def test_no_gradient_is_computed_that_nobody_asked_for(products):
     assert len(products) == 4  # the output, the gradient of the input
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_a_perceptron_has_the_same_numbers_with_and_without_gradients(quick: bool, products):
-    mlp, x = Mlp(64, 128, quick=quick), torch.randn(2, 150, 64)
-    expected = mlp(x)
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(x), expected)
-    assert len(products) == 4 * layers._ONEDNN
+def test_the_second_derivative_is_that_of_pytorch():
+    def penalty(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), layer.weight)[0]
+
+    layer, plain, x = Linear(64, 128), nn.Linear(64, 128), torch.randn(200, 64, requires_grad=True)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(penalty(layer, x), penalty(plain, x), rtol=1e-4, atol=1e-3)
+
+
+def test_inputs_of_any_stride_and_shape():
+    weight, x = torch.randn(2000, 1500).T, torch.randn(1500, 2000)
+    for bias in (torch.randn(1500, 2)[:, 1], torch.randn(1).expand(1500), None):
+        torch.testing.assert_close(linear(x[::2], weight, bias), F.linear(x[::2], weight, bias), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(linear(x[0], weight), F.linear(x[0], weight), rtol=1e-4, atol=1e-3)
+    assert linear(x[:0], weight).shape == (0, 1500)
 
 
 def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False) -> torch.Tensor:
@@ -88,18 +97,65 @@ def test_attention_is_that_of_pytorch(length: int, causal: bool, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v, causal=causal), expected)
         low = [x.bfloat16() for x in (q, k, v)]
-        torch.testing.assert_close(attend(*low, causal=causal).float(), expected, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(attend(*low, causal=causal).float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_each_length_and_precision_has_its_kernel(monkeypatch, products):
+    calls = []
+    for module, name in ((layers, "_attend"), (F, "scaled_dot_product_attention")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, o=original, n=name, **b: calls.append(n) or o(*a, **b))
+
+    def kernels(length: int, dtype: torch.dtype = torch.float32, batch: int = 1, **options: bool) -> list[str]:
+        q, k, v = torch.randn(3, batch, 2, length, 32, dtype=dtype)
+        calls.clear()
+        products.clear()
+        attend(q, k, v, **options)
+        return [*calls, "oneDNN"] if products else list(calls)
+
+    fused = ["scaled_dot_product_attention"]
+    assert kernels(100) == ["_attend"]  # gradients
+    with torch.no_grad():
+        assert kernels(100) == kernels(600, batch=0) == fused
+        assert kernels(100, causal=True) == kernels(100, torch.bfloat16) == ["_attend"]
+        assert kernels(600) == (["oneDNN"] if layers._ONEDNN else fused)
+        monkeypatch.setattr(layers, "_LOGITS", 2 * 2 * 100 * 100)
+        assert kernels(100, torch.bfloat16, batch=3) == ["_attend", "_attend"]
         monkeypatch.setattr(layers, "_LONG", 10)
-        torch.testing.assert_close(attend(q, k, v, causal=causal), expected)
+        assert kernels(100, torch.bfloat16) == fused
 
 
-def test_queries_may_be_fewer_than_keys():
-    q, k, v = torch.randn(2, 2, 40, 64), torch.randn(2, 2, 300, 64), torch.randn(2, 2, 300, 64)
+@pytest.mark.parametrize("queries", [40, 520])
+def test_attention_of_many_keys_without_gradients(queries: int):
+    q, (k, v) = torch.randn(2, 2, queries, 64), torch.randn(2, 2, 2, 520, 64)
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v), attended(q, k, v))
 
 
-def test_a_layer_may_have_no_bias():
-    layer, x = Linear(8, 6, bias=False), torch.randn(200, 8, requires_grad=True)
+def test_stochastic_depth_drops_branches_apart_and_keeps_their_mean():
+    block = Block(8, 2, drop_path=0.3)
+    kept = block.kept(noise.sample_keys(0, 0, torch.arange(20_000)))
+    assert kept is not None
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    dropped = (kept == 0).flatten(1).float()
+    assert dropped.mean(dim=1).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
+    assert torch.corrcoef(dropped)[0, 1].abs() < 0.03
+    x = torch.randn(3, 5, 8)
+    one_branch = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])[..., None, None]
+    after = block(x, one_branch)
+    torch.testing.assert_close(after[0], (x + block.attn(block.norm1(x)))[0])
+    torch.testing.assert_close(after[1], (x + block.mlp(block.norm2(x)))[1])
+    assert torch.equal(after[2], x[2])
+
+
+def test_a_pytorch_without_this_door_is_noticed(monkeypatch):
+    assert layers._has_onednn() == layers._ONEDNN
+    monkeypatch.setattr(layers, "_product", lambda *given: torch.ops.mkldnn.no_such_door)
+    assert not layers._has_onednn()
+
+
+def test_a_layer_may_have_no_bias(products):
+    layer, x = Linear(64, 128, bias=False), torch.randn(200, 64, requires_grad=True)
     layer(x).sum().backward()
-    torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(200, 8))
+    torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(200, 64))
+    assert len(products) == 3 * layers._ONEDNN

@@ -518,8 +518,20 @@ def test_curves_are_drawn_and_go_to_tensorboard_on_demand(data, tmp_path):
     assert not list((tmp_path / "plain").glob("events*"))
 
 
-def test_a_processor_without_bfloat16_trains_in_float32(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "has_bfloat16", lambda device: False)
-    state = train(replace(RUN, precision="bfloat16", steps=1), data, tmp_path)
-    assert state.run.precision == "float32"
-    assert "has no bfloat16, and trains in float32" in capsys.readouterr().err
+@pytest.mark.parametrize("native", [True, False])
+def test_a_training_goes_on_where_there_is_no_bfloat16_and_back(data, tmp_path, native, monkeypatch, capsys):
+    run = replace(RUN, steps=2, save_every=1)
+    for here, last in ((native, "step-00000001"), (not native, "step-00000002")):
+        monkeypatch.setattr(loop, "has_bfloat16", lambda device, here=here: here)
+        state = train(run, data, tmp_path, workers=0, resume=not last.endswith("1"))
+        assert state.run.precision == ("bfloat16" if here else "float32")
+        assert ("so the training is in float32" in capsys.readouterr().err) != here
+        if last.endswith("1"):
+            shutil.rmtree(tmp_path / "step-00000002")
+            (tmp_path / "latest").write_text(last)
+
+
+def test_nothing_is_compiled_for_float32_on_a_cpu(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "compile_blocks", lambda model: pytest.fail("compiled"))
+    train(replace(RUN, precision="float32", steps=1), data, tmp_path, workers=0, compiled=True)
+    assert "quicker without compiling" in capsys.readouterr().err

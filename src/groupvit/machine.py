@@ -11,7 +11,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def keep_memory() -> None:
-    """Lets the whole process keep the memory that it has freed, for its next tensors.
+    """Lets the process keep the memory that its main thread has freed, for its next tensors.
 
     glibc hands large blocks back to the kernel, which clears the pages of each new one: a tenth to a third of an
     encoder's time on two cores. The `groupvit` command does this at its start, other programs choose: what they hold
@@ -27,12 +27,13 @@ def keep_memory() -> None:
 
 
 def has_bfloat16(device: "torch.device") -> bool:
-    """Whether the device has instructions for bfloat16; without, it is several times slower than float32."""
+    """Whether a CPU has instructions for bfloat16; without, it is several times slower than float32. Not asked of other
+    devices."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+    if device.type != "cpu":
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, bool)() for name in names)
-    return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -95,7 +95,8 @@ def evaluate(
     if out.exists():
         held = Result.load(out)
         if held.identity() != identity:
-            raise InputError(f"{out} holds another evaluation: choose another --out or delete it")
+            what = "model, protocol, photos or precision"
+            raise InputError(f"{out} holds another evaluation ({what}): choose another --out or delete it")
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
     else:

@@ -44,7 +44,7 @@ def train(
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
         tensorboard: Write the curves as TensorBoard's event files, too.
-        compile: Fuse the transformer blocks (torch.compile): minutes to start, then faster in bfloat16; needs a C++
+        compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
         keep: Checkpoints to keep besides the best: the newest so many.
     """

@@ -10,14 +10,10 @@ from torch import Tensor, nn
 
 from groupvit.models import noise
 
-_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch, "mkldnn_convolution")
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-_LITTLE = 1 << 20  # multiplications, for which a call of oneDNN costs more than it saves
-_LOGITS = 1 << 22  # of the attention maps that a CPU holds at once where no gradient is wanted; they stay in its cache
+_LITTLE = 1 << 20  # below so many multiplications a call of oneDNN costs more than it saves
+_LOGITS = 1 << 22  # of the maps that plain attention holds at once where no gradient is wanted; they stay in the cache
 _LONG = 1 << 24  # logits of one sequence that are never held
+_MANY = 512  # keys from which one head after the other is quicker than PyTorch's fused kernel
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -25,16 +21,28 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def _by_onednn(multiplications: int, *tensors: Tensor) -> bool:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias by oneDNN."""
+    bias = None if bias is None else bias.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, "none", [], "")
+
+
+def _has_onednn() -> bool:
+    """Whether this PyTorch has oneDNN, and the door to it that its documentation does not name leads there."""
+    try:
+        return _product(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [[3.0, 7.0]]
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+_ONEDNN = _has_onednn()
+
+
+def _by_onednn(multiplications: int, *tensors: Tensor | None) -> bool:
     """Whether a float32 product is worth a call of oneDNN, which is twice as fast as PyTorch's MKL on AMD's CPUs."""
-    float32 = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-    eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return _ONEDNN and float32 and eager and multiplications >= _LITTLE
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
-    """x @ weight.T + bias by oneDNN, and what it calls `then` of that."""
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), bias, then, [], "none")
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or multiplications < _LITTLE:
+        return False
+    return _ONEDNN and all(x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in tensors)
 
 
 class _Product(torch.autograd.Function):
@@ -48,8 +56,8 @@ class _Product(torch.autograd.Function):
         (gradient,), (rows, weight) = gradients, ctx.saved_tensors
         to_rows, to_weight, to_bias = ctx.needs_input_grad
         return (
-            _product(gradient, weight.T) if to_rows else None,
-            _product(gradient.T, rows.T) if to_weight else None,
+            _Product.apply(gradient, weight.T, None) if to_rows else None,
+            _Product.apply(gradient.T, rows.T, None) if to_weight else None,
             gradient.sum(dim=0) if to_bias else None,
         )
 
@@ -58,9 +66,9 @@ def linear(
     x: Float[Tensor, "*rows dim"], weight: Float[Tensor, "out dim"], bias: Float[Tensor, " out"] | None = None
 ) -> Float[Tensor, "*rows out"]:
     """`F.linear`, on a CPU by the faster of PyTorch's libraries."""
-    if not _by_onednn(x.numel() * len(weight), x, weight):
+    if not _by_onednn(x.numel() * len(weight), x, weight, bias):
         return F.linear(x, weight, bias)
-    return _Product.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
@@ -70,22 +78,6 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def _attend_by_onednn(
-    q: Float[Tensor, "heads queries dim"], k: Float[Tensor, "heads keys dim"], v: Float[Tensor, "heads keys dim"]
-) -> Float[Tensor, "queries _"]:
-    """The products of all heads are convolutions of single pixels whose channels form groups."""
-    heads, keys, _ = k.shape
-
-    def products(x: Tensor, weights: Tensor) -> Tensor:
-        pixels = x.contiguous()[None, None].permute(0, 3, 1, 2)
-        kernels = weights.flatten(0, 1)[:, :, None, None]
-        return torch.mkldnn_convolution(pixels, kernels, None, (0, 0), (1, 1), (1, 1), heads)[0, :, 0].T
-
-    maps = products(rearrange(q, "h n d -> n (h d)") * q.shape[-1] ** -0.5, k)
-    maps = maps.unflatten(-1, (heads, keys)).softmax(dim=-1)
-    return products(maps.flatten(1), v.mT)
-
-
 def attend(
     q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads keys dim"],
@@ -93,21 +85,23 @@ def attend(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "batch queries _"]:
-    """Scaled dot-product attention.
+    """Scaled dot-product attention, of all heads side by side.
 
-    PyTorch's fused kernel for CPUs is as slow in bfloat16 as in float32, and its gradient many times slower than that
-    of plain products at our lengths, so these are used there, unless the maps of one sequence are too large to hold.
+    On a CPU PyTorch's fused kernel is as slow in bfloat16 as in float32, and its gradient many times slower than that
+    of plain products at our lengths, so it is left to what these do worse: maps too large to hold, and short sequences
+    of images in float32 without gradients.
     """
     one = q.shape[1] * q.shape[2] * k.shape[2]
-    if q.device.type != "cpu" or one > _LONG:
-        return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b h n d -> b n (h d)")
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    small = q.device.type == "cpu" and one * len(q) > 0 and one <= _LONG
+    if small and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         return _attend(q, k, v, causal)
-    if not causal and _by_onednn(one * q.shape[-1], q, k, v):
-        return torch.stack([_attend_by_onednn(*each) for each in zip(q, k, v, strict=True)])
-    at_once = max(1, _LOGITS // one)
-    parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), strict=True)
-    return torch.cat([_attend(*part, causal) for part in parts])
+    if small and (causal or q.dtype != torch.float32):
+        at_once = max(1, _LOGITS // one)
+        parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), strict=True)
+        return torch.cat([_attend(*part, causal) for part in parts])
+    if small and k.shape[2] >= _MANY and _by_onednn(one * q.shape[-1], q, k, v):
+        return _attend_by_head(q, k, v)
+    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), "b h n d -> b n (h d)")
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -117,6 +111,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
             later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
             logits = logits.masked_fill(later, -torch.inf)
         return rearrange(logits.softmax(dim=-1) @ v, "b h n d -> b n (h d)")
+
+
+def _attend_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, queries, dim = q.shape
+    out = q.new_empty(batch, queries, heads, dim)
+    for image in range(batch):
+        scaled = q[image] * dim**-0.5
+        for head in range(heads):
+            maps = _product(scaled[head], k[image, head]).softmax(dim=-1)
+            out[image, :, head] = _product(maps, v[image, head].mT)
+    return out.flatten(2)
 
 
 class Mlp(nn.Module):
@@ -129,9 +134,6 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, out_dim or dim)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
-        large = _by_onednn(x.numel() * self.fc1.out_features, x, self.fc1.weight)
-        if large and self.activation is F.gelu and not torch.is_grad_enabled():
-            return self.fc2(_product(x, self.fc1.weight, self.fc1.bias, "gelu"))
         return self.fc2(self.activation(self.fc1(x)))
 
 

@@ -19,8 +19,10 @@ def compile_blocks(model: GroupViT) -> bool:
     again. A machine that cannot compile (no C++ compiler, no Triton) is told in one line, and the model stays as it is.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # until PyTorch 2.6
+    setattr(config, limit, max(getattr(config, limit), _WAYS))
     try:
-        torch._dynamo.config.recompile_limit = _WAYS
         for block in {block.norm1.weight.shape: block for block in blocks}.values():
             weight = block.norm1.weight
             trial = copy.deepcopy(block)
@@ -30,7 +32,6 @@ def compile_blocks(model: GroupViT) -> bool:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         print(f"cannot compile here, training goes on without: {reason.strip()}", file=sys.stderr)
         return False
-    torch.compiler.reset()  # the trials do not count
     for block in blocks:
         block.compile()
     return True

@@ -189,17 +189,22 @@ def train(
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
 
     `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
-    With `compiled` the transformer blocks are fused (`compile_blocks`). A device without bfloat16 trains in float32.
+    With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU without
+    instructions for bfloat16 trains in float32.
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
     """
     shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if run.precision == "bfloat16" and not has_bfloat16(device):
+    if run.precision == "bfloat16" and ranks.any(not has_bfloat16(device), device):
         run = replace(run, precision="float32")
         if not ranks.rank:
-            print("this processor has no bfloat16, and trains in float32", file=sys.stderr)
+            print("a processor here has no bfloat16, so the training is in float32", file=sys.stderr)
+    if compiled and device.type == "cpu" and run.precision == "float32":
+        compiled = False  # PyTorch's compiler would use its own, slower product
+        if not ranks.rank:
+            print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
     if not resume:
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":

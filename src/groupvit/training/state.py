@@ -24,7 +24,7 @@ from groupvit.training.runs import Run
 
 _FORMAT_VERSION = 1
 # What may change in the middle of a training without changing it.
-_FREE = ("chunk", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
+_FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
 
 
 def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
