@@ -5,6 +5,7 @@
 prints seconds of the processor, and the bytes that one call holds at its peak beyond those of the loaded model.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -22,20 +23,20 @@ from groupvit.machine import keep_memory
 from groupvit.models import RELEASE, Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
 
-What = Literal["side", "batch", "groups", "labels", "megapixels"]
+What = Literal["side", "batch", "groups", "labels", "windows"]
 SIZES: dict[What, tuple[int, ...]] = {
     "side": (224, 448, 672, 896),
     "batch": (1, 2, 4, 8, 16),
     "groups": (16, 32, 64, 128, 256),
     "labels": (10, 30, 100, 300, 990),
-    "megapixels": (1, 3, 6, 12),
+    "windows": (6, 15, 30, 63),
 }
 NAMES: dict[What, str] = {
     "side": "image encoder: image side, px",
     "batch": "image encoder: images at once, 224 px",
     "groups": "image encoder: groups of the first stage, 224 px",
     "labels": "first call of `segment`: labels",
-    "megapixels": "`segment` by windows of 448 px, 20 labels: megapixels",
+    "windows": "`segment`, 20 labels: windows of 448 px (63 are 12.6 megapixels)",
 }
 _WINDOW = 448
 
@@ -45,9 +46,10 @@ def work(what: What, size: int) -> Callable[[], object]:
     stages = (Stage(6, size, size), Stage(3, 8, 8), Stage(3)) if what == "groups" else RELEASE.image.stages
     config = with_stages(RELEASE, *stages)
     model = build_model(config).eval()
-    if what in ("labels", "megapixels"):
-        megapixels = size if what == "megapixels" else 0.25
-        shape = (round((megapixels * 1e6 * 3 / 4) ** 0.5), round((megapixels * 1e6 * 4 / 3) ** 0.5), 3)
+    if what in ("labels", "windows"):
+        windows = size if what == "windows" else 1
+        rows = max(rows for rows in range(1, math.isqrt(windows) + 1) if windows % rows == 0)
+        shape = (rows * _WINDOW, windows // rows * _WINDOW, 3)
         photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         if what == "labels":
             return lambda: Segmenter(model, config, device="cpu").segment(photo, labels_of(size))
