@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [--parts encoder growth] [--record]
 
-All of it takes nine minutes on two idle cores. Nothing is downloaded. Photos and captions are those of the
+All of it takes eight minutes on two idle cores. Nothing is downloaded. Photos and captions are those of the
 folder GROUPVIT_DATA where there is one; else photographs of scikit-image, and scenes with their captions.
 """
 
