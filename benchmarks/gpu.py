@@ -52,8 +52,9 @@ def measured(work: Callable[[], object], photos: int) -> tuple[float, float]:
 def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: float, peak: float) -> Row:
     try:
         speed, memory = measured(make(), batch)
-    except torch.OutOfMemoryError:
-        return {"work": work, "batch": f"{batch:,}", "photos/s": "does not fit", "% of peak": "", "peak, GB": ""}
+    except (torch.OutOfMemoryError, NotImplementedError) as error:
+        why = "does not fit" if isinstance(error, torch.OutOfMemoryError) else "cannot compile here"
+        return {"work": work, "batch": f"{batch:,}", "photos/s": why, "% of peak": "", "peak, GB": ""}
     share = f"{100 * speed * gflop * 1e9 / peak:.0f}"
     numbers = {"photos/s": f"{speed:,.0f}", "% of peak": share, "peak, GB": f"{memory / 1e9:.1f}"}
     return {"work": work, "batch": f"{batch:,}", **numbers}

@@ -52,8 +52,11 @@ def step(photos, text, **changes):
 def all_ways(photos, text):
     for precision in ("float32", "bfloat16"):
         for chunk in (0, 4):
-            for ours, expected in step(photos, text, precision=precision, chunk=chunk):
-                assert (ours is None) == (expected is None)
+            pairs = step(photos, text, precision=precision, chunk=chunk)
+            assert all((ours is None) == (expected is None) for ours, expected in pairs)
+            ours, expected = (torch.cat([x.flatten() for x in each if x is not None]) for each in zip(*pairs))
+            # Rounding may move a patch to another group.
+            assert torch.cosine_similarity(ours, expected, dim=0) > (0.999 if precision == "float32" else 0.9)
     for model in (plain, compiled):
         model.eval()
     images, texts = torch.rand(photos // 4, 3, 64, 64), tokenizer([text] * photos)

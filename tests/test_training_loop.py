@@ -531,6 +531,16 @@ def test_a_training_goes_on_where_there_is_no_bfloat16_and_back(data, tmp_path, 
             (tmp_path / "latest").write_text(last)
 
 
+def test_a_training_saved_with_its_precision_goes_on(data, tmp_path):
+    run = replace(RUN, steps=1)
+    train(run, data, tmp_path, workers=0)
+    file = tmp_path / "step-00000001" / "training.pt"
+    saved = torch.load(file)
+    saved["identity"]["precision"] = "another"
+    torch.save(saved, file)
+    assert train(run, data, tmp_path, workers=0, resume=True).step == 1
+
+
 def test_nothing_is_compiled_for_float32_on_a_cpu(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "compile_blocks", lambda model: pytest.fail("compiled"))
     train(replace(RUN, precision="float32", steps=1), data, tmp_path, workers=0, compiled=True)

@@ -27,8 +27,8 @@ def keep_memory() -> None:
 
 
 def has_bfloat16(device: "torch.device") -> bool:
-    """Whether a CPU has instructions for bfloat16; without, it is several times slower than float32. Not asked of other
-    devices."""
+    """Whether a CPU has instructions for bfloat16; without, it is up to several times slower than float32. Not asked of
+    other devices."""
     import torch
 
     if device.type != "cpu":

@@ -23,7 +23,7 @@ from groupvit.models import GroupViT
 from groupvit.training.runs import Run
 
 _FORMAT_VERSION = 1
-# What may change in the middle of a training without changing it.
+# What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
 _FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
 
 
@@ -167,8 +167,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
     try:
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        found, identity = saved["format_version"], saved["identity"]
-    except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
+        found, identity = saved["format_version"], {k: v for k, v in saved["identity"].items() if k not in _FREE}
+    except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
     if found != _FORMAT_VERSION:
