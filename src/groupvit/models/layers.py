@@ -90,8 +90,8 @@ def attend(
 ) -> Float[Tensor, "batch queries _"]:
     """Scaled dot-product attention, of all heads side by side; the three are of one dtype.
 
-    On a CPU maps are in at least float32 with gradients, or when they are to be as `exact` as with them; else bfloat16
-    has maps of its own kind, which trains faster but to a lower score.
+    On a CPU maps are in at least float32 with gradients, or when they are to be as `exact` as with them; otherwise those
+    of bfloat16 are in bfloat16.
 
     PyTorch's fused kernel for CPUs is as slow in bfloat16 as in float32, and its gradient many times slower than that
     of plain products at our lengths, so it is left to what these do worse: maps too large to hold, and short sequences
