@@ -98,8 +98,6 @@ def test_attention_is_that_of_pytorch(length: int, causal: bool, monkeypatch):
         torch.testing.assert_close(attend(q, k, v, causal=causal), expected)
         low = [x.bfloat16() for x in (q, k, v)]
         torch.testing.assert_close(attend(*low, causal=causal).float(), expected, rtol=0.02, atol=0.02)
-        of_low = attended(*(x.float() for x in low), causal).bfloat16()
-        torch.testing.assert_close(attend(*low, causal=causal, exact=True), of_low, rtol=0.008, atol=0)
 
 
 def test_each_length_and_precision_has_its_kernel(monkeypatch, products):
@@ -119,7 +117,7 @@ def test_each_length_and_precision_has_its_kernel(monkeypatch, products):
     assert kernels(100) == ["_attend"]  # gradients
     with torch.no_grad():
         assert kernels(100) == kernels(600, batch=0) == fused
-        assert kernels(100, causal=True) == kernels(100, torch.bfloat16) == kernels(100, exact=True) == ["_attend"]
+        assert kernels(100, causal=True) == kernels(100, torch.bfloat16) == ["_attend"]
         assert kernels(600) == (["oneDNN"] if layers._ONEDNN else fused)
         monkeypatch.setattr(layers, "_LOGITS", 2 * 2 * 100 * 100)
         assert kernels(100, torch.bfloat16, batch=3) == ["_attend", "_attend"]

@@ -86,12 +86,8 @@ def attend(
     v: Float[Tensor, "batch heads keys dim"],
     *,
     causal: bool = False,
-    exact: bool = False,
 ) -> Float[Tensor, "batch queries _"]:
     """Scaled dot-product attention, of all heads side by side; the three are of one dtype.
-
-    On a CPU maps are in at least float32 with gradients, or when they are to be as `exact` as with them; otherwise those
-    of bfloat16 are in bfloat16.
 
     PyTorch's fused kernel for CPUs is as slow in bfloat16 as in float32, and its gradient many times slower than that
     of plain products at our lengths, so it is left to what these do worse: maps too large to hold, and short sequences
@@ -99,9 +95,8 @@ def attend(
     """
     one = q.shape[1] * q.shape[2] * k.shape[2]
     small = q.device.type == "cpu" and one * len(q) > 0 and one <= _LONG
-    if small and (exact or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        return _attend(q.to(dtype), k.to(dtype), v.to(dtype), causal).to(q.dtype)
+    if small and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        return _attend(q, k, v, causal)
     if small and (causal or q.dtype != torch.float32):
         at_once = max(1, _LOGITS // one)
         parts = zip(q.split(at_once), k.split(at_once), v.split(at_once), strict=True)
@@ -112,7 +107,7 @@ def attend(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False):  # which would copy the maps to float32 and back
         logits = q * q.shape[-1] ** -0.5 @ k.mT
         if causal:
             later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -163,7 +158,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(attend(q, k, v, causal=self.causal, exact=self.training))
+        return self.proj(attend(q, k, v, causal=self.causal))
 
 
 class CrossAttention(nn.Module):
@@ -184,7 +179,7 @@ class CrossAttention(nn.Module):
             rearrange(x, "b n (h d) -> b h n d", h=self.heads)
             for x in (self.q_proj(queries), self.k_proj(context), self.v_proj(context))
         )
-        return self.proj(attend(q, k, v, exact=self.training))
+        return self.proj(attend(q, k, v))
 
 
 class Block(nn.Module):
