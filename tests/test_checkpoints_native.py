@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder: Path, call: str, monkeypa
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native.os, call, full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(InputError, match=f"in {folder}: No space left on device"):
         native.save(folder, build_model(SMALL), SMALL)
     assert bits(native.load(folder)[0]) == old
@@ -183,13 +183,13 @@ def test_a_real_limit_on_file_size_leaves_the_old_file(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from groupvit.checkpoints import native
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 path = Path(sys.argv[1])
-native.write_atomically(path, b"old")
+write_atomically(path, b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    native.write_atomically(path, bytes(2000))
+    write_atomically(path, bytes(2000))
 except InputError as error:
     print(error)
 """

@@ -1,8 +1,6 @@
 """Our own layout: a folder with `model.safetensors` and `config.json`."""
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
 
 WEIGHTS = "model.safetensors"
@@ -29,37 +28,6 @@ _HEADER = "groupvit"  # the key of our document in the metadata of the safetenso
 _FIELDS = {"format_version", "groupvit_version", "model", "image", "metadata"}
 
 StateDict = dict[str, Tensor]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` in the place of `path` once it is whole and on the disk; until then the old file stays.
-
-    A full disk, a missing permission and the like are an `InputError` that names the folder.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk, as fsync does with the bytes of a file."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from groupvit.checkpoints.names import Table, inverse, products, refuse_difference, translate, translate_all
-from groupvit.checkpoints.native import StateDict, assemble, write_atomically
+from groupvit.checkpoints.native import StateDict, assemble
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 from groupvit.models import RELEASE, GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 
 _PROJECTOR = [("fc1.", "linear_hidden.0."), ("norm.", "linear_hidden.1."), ("fc2.", "linear_out.")]

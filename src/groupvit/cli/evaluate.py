@@ -132,9 +132,10 @@ def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Pat
     import json
 
     from groupvit.evaluation.classification import ClassFolder, classify
-    from groupvit.evaluation.results import versions, write_text
+    from groupvit.evaluation.results import versions
     from groupvit.evaluation.retrieval import Retrieval
     from groupvit.evaluation.scoring import describe
+    from groupvit.files import write_atomically
     from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
     metrics: dict[str, float] = {}
@@ -154,7 +155,7 @@ def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Pat
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
     document["data"] = {"photos": photos, "sha256": digest}
     document["model"] = {"source": source, **describe(segmenter), "precision": "fp32"}
-    write_text(out, json.dumps(document, indent=1) + "\n")
+    write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def report(result: "Result") -> str:

@@ -1,10 +1,10 @@
 """`groupvit segment`: label maps and pictures for photos, folders and patterns."""
 
 import glob
+import io
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import tyro
 
 from groupvit.cli.progress import progress
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -148,13 +149,15 @@ def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": result.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(result.image, g) for i, g in enumerate(result.groups, start=1)}
     for kind, picture in pictures.items():
-        _replace(_beside(stem, f"{kind}.png"), lambda temporary, p=picture: p.save(temporary, format="PNG"))
+        data = io.BytesIO()
+        picture.save(data, format="PNG")
+        write_atomically(_beside(stem, f"{kind}.png"), data.getvalue())
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:
         entry["words"] = words.get(entry["name"], ())
     text = json.dumps({**record, **values, "version": groupvit.__version__}, indent=2) + "\n"
-    _replace(_beside(stem, "json"), lambda temporary: temporary.write_text(text))
+    write_atomically(_beside(stem, "json"), text.encode())
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     found = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
     return f"{_beside(stem, 'overlay.png')}: {found}"
@@ -162,14 +165,3 @@ def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record
 
 def _beside(stem: Path, suffix: str) -> Path:
     return stem.with_name(f"{stem.name}.{suffix}")
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

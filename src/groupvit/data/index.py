@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from groupvit.data.processes import mapped
 from groupvit.data.shards import Fault, Row, Sample, read_image, scan_shard
 from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 from groupvit.text import nouns as noun_rules
 from groupvit.text.nouns import Style, nouns, nouns_of_photo
 
@@ -124,17 +124,10 @@ def _table_of(rows: list[Row]) -> Any:
 
 def _write(path: Path, table: Any) -> None:
     pa = _arrow()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the index {path}: {error.strerror or error}") from error
+    file = pa.BufferOutputStream()
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(path, file.getvalue().to_pybytes())
 
 
 def build_index(shard: File, path: Path) -> Index:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from groupvit.errors import InputError
 from groupvit.evaluation import metrics
 from groupvit.evaluation.metrics import Areas, Matrix
+from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
@@ -236,7 +236,7 @@ class Result:
         }
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
-        write_text(path, text)
+        write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "Result":
@@ -263,18 +263,6 @@ class Result:
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in place of one that may be there, once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

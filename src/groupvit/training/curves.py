@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from groupvit.checkpoints.native import write_atomically
+from groupvit.files import write_atomically
 
 _LEFT_OUT = {"step", "time", "unreadable", "warning"}
 

@@ -14,8 +14,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from groupvit.checkpoints.native import write_atomically
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 
 _PATIENCE = timedelta(hours=2)
 """How long the others wait for the first process, which evaluates and saves."""

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from groupvit.checkpoints.native import write_atomically
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
 EVERY = 10

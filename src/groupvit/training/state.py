@@ -19,6 +19,7 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.storage import File
 from groupvit.errors import InputError
+from groupvit.files import sync_folder, write_atomically
 from groupvit.models import GroupViT
 from groupvit.training.runs import Run
 
@@ -124,10 +125,10 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
             torch.save(_document(state), file)
             file.flush()
             os.fsync(file.fileno())
-        native.sync_folder(partial)
+        sync_folder(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-        native.write_atomically(out / "latest", folder.name.encode())
+        write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = f"the last checkpoint is {latest(out)}" if latest(out) else "there is no checkpoint yet"
@@ -136,7 +137,7 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
     if state.best_step is not None:
         best = folder_of(out, state.best_step)
-        native.write_atomically(out / "best", best.name.encode())
+        write_atomically(out / "best", best.name.encode())
         kept.add(best)
     # Older ones, and what a killed process or a step back left. A file that another process still reads may stay: the
     # next save tries again.

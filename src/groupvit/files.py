@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+import os
+import uuid
+from pathlib import Path
+
+from groupvit.errors import InputError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts `data` in the place of `path` once it is whole and on the disk; until then the old file stays.
+
+    Its folder is made. A full disk, a missing permission and the like are an `InputError` that names the folder.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, as fsync does with the bytes of a file."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
