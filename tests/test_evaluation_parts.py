@@ -72,7 +72,9 @@ def test_processes_see_each_other_s_photos(tmp_path):
 def test_parts_of_another_evaluation_are_not_mixed_in(tmp_path):
     with Parts(tmp_path / "a.json", IDENTITY):
         pass
-    with pytest.raises(InputError, match=r"a.json.part-0 is of an evaluation with another protocol"):
+    with pytest.raises(
+        InputError, match=r"a.json.part-0 is of an evaluation with another protocol \(name\): delete it"
+    ):
         Parts(tmp_path / "a.json", IDENTITY | {"protocol": {"name": "other"}})
 
 

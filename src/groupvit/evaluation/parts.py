@@ -3,7 +3,7 @@
 import glob
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Parts:
             identity = dict(json.loads(line)["evaluation"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no part of an evaluation: delete it or choose another --out") from error
-        if differing := [key for key in self.identity if identity.get(key) != self.identity[key]]:
+        if differing := list(_differing(self.identity, identity)):
             raise InputError(
                 f"{path} is of an evaluation with another {' and '.join(differing)}: delete it or choose another --out"
             )
@@ -96,3 +96,14 @@ class Parts:
         self._file.close()
         for path in self._read:
             path.unlink(missing_ok=True)
+
+
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """The names of fields that differ, and which part of them: "model" with "precision"."""
+    for key, value in own.items():
+        held = other.get(key)
+        if isinstance(value, dict) and isinstance(held, dict) and held != value:
+            parts = sorted(name for name in {*value, *held} if value.get(name) != held.get(name))
+            yield f"{key} ({', '.join(parts)})"
+        elif held != value:
+            yield key
