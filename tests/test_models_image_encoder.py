@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
-from groupvit.models.image_encoder import ImageEncoder
+from groupvit.models.image_encoder import ConvStem, ImageEncoder, ResidualBlock
 
 TWO_STAGES = (Stage(2, 6, 6), Stage(1, 3, 3), Stage(1))
 ONE_STAGE = (Stage(2, 6, 3), Stage(1))
@@ -53,7 +53,7 @@ def test_plain_vit_has_one_segment_per_patch():
 @pytest.mark.parametrize(
     ("height", "width", "grid"), [(32, 32, (4, 4)), (64, 40, (8, 5)), (33, 50, (5, 7)), (5, 7, (1, 1))]
 )
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_any_size_runs_and_is_padded_to_whole_patches(height, width, grid, stem):
     module = encoder(stem=stem)
     features = module(images(height, width))
@@ -61,6 +61,13 @@ def test_any_size_runs_and_is_padded_to_whole_patches(height, width, grid, stem)
     padded = torch.zeros(2, 3, grid[0] * 8, grid[1] * 8, dtype=torch.float64)
     padded[..., :height, :width] = images(height, width)
     torch.testing.assert_close(module(padded).pooled, features.pooled)
+
+
+@pytest.mark.parametrize(("patch_size", "blocks"), [(4, 4), (8, 5), (32, 5)])
+def test_a_residual_stem_adds_blocks_where_the_picture_is_small(patch_size, blocks):
+    stem = ConvStem(patch_size, 64, residual=True)
+    assert sum(isinstance(module, ResidualBlock) for module in stem) == blocks
+    assert not any(isinstance(module, ResidualBlock) for module in ConvStem(patch_size, 64))
 
 
 def test_positions_are_resampled_only_when_the_grid_differs():

@@ -3,17 +3,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
-from groupvit.training.optim import learning_rate, parameter_groups
+from groupvit.errors import InputError
+from groupvit.models import GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.training.optim import MuonAndAdamW, hidden_matrices, learning_rate, parameter_groups, set_rate
 
+muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brought Muon")
 SCHEDULE = {"steps": 100, "warmup": 10, "peak": 1.6e-3, "start": 4e-6, "end": 4e-5}
 
 
-def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
+def small_model() -> GroupViT:
     stages = (Stage(1, 4, 4), Stage(1, 2, 2))
     image = ImageEncoderConfig(32, 8, 32, 2, stages=stages, assign_logits="cosine", stem="conv")
     text = TextEncoderConfig(width=16, heads=2, layers=1)
-    model = build_model(ModelConfig(image, text, segment_loss=True))
+    return build_model(ModelConfig(image, text, segment_loss=True))
+
+
+def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
+    model = small_model()
     decayed, kept = parameter_groups(model, 0.05)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -36,6 +42,52 @@ def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
     assert "image_encoder.stages.0.grouping.assign.scale" in groups[1]
     assert "logit_scale" in groups[1]
     assert "text_encoder.token_embedding.weight" in groups[0]
+
+
+def test_muon_is_for_what_maps_features_to_features():
+    model = small_model()
+    names = hidden_matrices(model)
+    rest = {name for name, parameter in model.named_parameters() if parameter.ndim > 1} - set(names)
+    assert rest == {
+        "image_encoder.stem.0.weight",
+        "image_encoder.pos_embed",
+        "image_encoder.stages.0.group_tokens",
+        "image_encoder.stages.1.group_tokens",
+        "text_encoder.pos_embed",
+        "text_encoder.token_embedding.weight",
+    }
+    patches = build_model(ModelConfig(ImageEncoderConfig(32, 8, 32, 2, stages=(Stage(1),))))
+    assert "image_encoder.stem.weight" not in hidden_matrices(patches)
+
+
+@muon
+def test_muon_steps_kernels_as_matrices_and_adamw_the_rest():
+    torch.manual_seed(0)
+    model = small_model()
+    optimizer = MuonAndAdamW(model, lr=1e-3, weight_decay=0.0, muon=4.0)
+    set_rate(optimizer, 2e-3)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == [2e-3, 2e-3, 8e-3]
+    hidden = set(hidden_matrices(model))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        step = parameter.detach() - before[name]
+        if name in hidden:  # one size in all directions, as far as five iterations get
+            sizes = torch.linalg.svdvals(step.flatten(1)) / (0.2 * 8e-3 * max(step.flatten(1).shape) ** 0.5)
+            assert sizes.quantile(0.1) > 0.65, name
+            assert sizes.max() < 1.25, name
+        else:
+            torch.testing.assert_close(step.abs(), torch.full_like(step, 2e-3), rtol=0.02, atol=0)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_older_pytorch_without_muon_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(InputError, match=r"needs PyTorch 2.9 or newer, and this is "):
+        MuonAndAdamW(small_model(), lr=1e-3, weight_decay=0.0, muon=4.0)
 
 
 def test_schedule_warms_up_linearly_and_falls_along_a_cosine():

@@ -12,7 +12,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Its folder is made. A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -103,7 +103,7 @@ def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str
     for key, value in own.items():
         held = other.get(key)
         if isinstance(value, dict) and isinstance(held, dict) and held != value:
-            parts = sorted(name for name in {*value, *held} if value.get(name) != held.get(name))
+            parts = sorted(name for name in {*value, *held} if value.get(name, "absent") != held.get(name, "absent"))
             yield f"{key} ({', '.join(parts)})"
         elif held != value:
             yield key

@@ -30,7 +30,7 @@ class ImageEncoderConfig:
     mlp_ratio: float = 4.0
     stages: tuple[Stage, ...] = (Stage(6, 64, 64), Stage(3, 8, 8), Stage(3))
     drop_path: float = 0.1
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Literal["patch", "conv", "residual"] = "patch"
     hard_assignment: bool = True
     assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot"
     assign_eps: float = 1.0

@@ -65,10 +65,26 @@ def occupied(assignments: Sequence[Assignment]) -> Bool[Tensor, "batch groups"]:
     return _compose([assignment.hard for assignment in assignments]).sum(dim=-1) > 0
 
 
-class ConvStem(nn.Sequential):
-    """Strided 3 x 3 convolutions in place of one large one (Xiao et al., 2021); `patch_size` is a power of two."""
+class ResidualBlock(nn.Sequential):
+    """Two 3 x 3 convolutions beside the identity, each after its norm and activation (He et al., 2016)."""
 
-    def __init__(self, patch_size: int, dim: int):
+    def __init__(self, channels: int):
+        layers = [(nn.GroupNorm(1, channels), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)]
+        super().__init__(*layers[0], *layers[1])
+
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        return input + super().forward(input)
+
+
+class ConvStem(nn.Sequential):
+    """Strided 3 x 3 convolutions in place of one large one (Xiao et al., 2021); `patch_size` is a power of two.
+
+    With `residual`, two residual blocks follow each of the last two strided convolutions and one the third to last.
+    """
+
+    def __init__(self, patch_size: int, dim: int, *, residual: bool = False):
         if patch_size & (patch_size - 1):
             raise ValueError(f"a convolutional stem halves: patch size {patch_size} is no power of two")
         layers: list[nn.Module] = []
@@ -76,8 +92,12 @@ class ConvStem(nn.Sequential):
         for halving in reversed(range(patch_size.bit_length() - 1)):
             width = max(dim >> halving, 16)
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU()]
+            layers += [ResidualBlock(width) for _ in range(min(2, 3 - halving) if residual else 0)]
             channels = width
         super().__init__(*layers, nn.Conv2d(channels, dim, 1))
+
+    def forward(self, input: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim rows columns"]:
+        return super().forward(input.contiguous(memory_format=torch.channels_last))  # quicker on a CPU
 
 
 class GroupingStage(nn.Module):
@@ -143,14 +163,18 @@ class ImageEncoder(nn.Module):
         stages: Sequence[Stage],
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: Literal["patch", "conv", "residual"] = "patch",
         project_group_tokens: bool = True,
         **grouping: Any,
     ):
         super().__init__()
         self.patch_size = patch_size
         self.pool_occupied = not grouping.get("group_residual", True)
-        self.stem = ConvStem(patch_size, dim) if stem == "conv" else nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.stem = (
+            nn.Conv2d(3, dim, patch_size, stride=patch_size)
+            if stem == "patch"
+            else ConvStem(patch_size, dim, residual=stem == "residual")
+        )
         self.norm_stem = nn.LayerNorm(dim)
         side = image_size // patch_size
         self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))

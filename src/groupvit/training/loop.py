@@ -36,7 +36,7 @@ from groupvit.training.curves import draw
 from groupvit.training.distributed import ALONE, Processes, mark_started
 from groupvit.training.health import Alarm, caption_chance, distinct_share, watched
 from groupvit.training.objective import Vocabulary
-from groupvit.training.optim import learning_rate, parameter_groups
+from groupvit.training.optim import MuonAndAdamW, learning_rate, parameter_groups, set_rate
 from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
 from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
@@ -111,7 +111,10 @@ def _start(
     if init:
         initialise(model, init)
     model = model.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
+    if run.muon:
+        optimizer = MuonAndAdamW(model, lr=run.lr, weight_decay=run.weight_decay, muon=run.muon)
+    else:
+        optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
     return TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.ema))
 
 
@@ -286,8 +289,7 @@ def _train(
                 end=run.lr_end,
                 warmup_prefix=run.warmup_prefix,
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
             keys = noise.sample_keys(state.seed, state.step, positions)
             batch = _augmented(batch, memory, run.model.image.image_size)

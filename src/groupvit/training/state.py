@@ -21,11 +21,14 @@ from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.files import sync_folder, write_atomically
 from groupvit.models import GroupViT
+from groupvit.training.optim import MuonAndAdamW
 from groupvit.training.runs import Run
 
 _FORMAT_VERSION = 1
 # What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
 _FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
+# What the run of an earlier version does not have.
+_ADDED = {"muon": 0.0}
 
 
 def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
@@ -49,7 +52,7 @@ class TrainingState:
     nouns: tuple[str, ...]
     photos: CaptionedPhotos
     model: GroupViT
-    optimizer: Optimizer
+    optimizer: Optimizer | MuonAndAdamW
     average: AveragedModel | None
     step: int = 0
     position: int = 0
@@ -174,7 +177,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
     if found != _FORMAT_VERSION:
         raise InputError(f"{folder}/training.pt has format {found}, and this groupvit reads {_FORMAT_VERSION}")
-    if differing := list(_differences(identity, _plain(state.identity()))):
+    if differing := list(_differences(_ADDED | identity, _plain(state.identity()))):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
     weights, _ = native.load(folder)
