@@ -227,6 +227,7 @@ PHOTOS = Run(
     batch_size=256,
     warmup=400,
     weight_decay=0.1,
+    muon=4.0,
     crop=(0.1, 1.0),
     caption_weight=0.5,
     segment_weight=0.1,
@@ -250,11 +251,10 @@ PHOTOS_SMALL = replace(
     mix=0.25,
     ema=0.99,
     in_memory=176,
-    muon=4.0,
     evaluate_every=330,
     save_every=330,
     cost="measured: 56 minutes on one core, the other one busy",
-    expected="29.0 mIoU on voc4, 30.9 % R@10, text to image ([MODEL_CARD.md](MODEL_CARD.md))",
+    expected="29.6 mIoU on voc4, 30.8 % R@10, text to image ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
