@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from groupvit.checkpoints import names, native, release
+from groupvit.checkpoints import names, release
 from groupvit.errors import InputError
 from groupvit.models import (
     RELEASE,
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         release.save(path, build_model(SMALL), SMALL)
     assert path.read_bytes() == old
