@@ -24,7 +24,7 @@ from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
 from groupvit.training.compiled import compile_blocks
 from groupvit.training.objective import Vocabulary
-from groupvit.training.optim import parameter_groups
+from groupvit.training.optim import make_optimizer
 from groupvit.training.runs import Run, get_run
 
 PHOTOS = 32
@@ -43,13 +43,13 @@ def captioned(data: Path, size: int) -> Batch:
 
 
 def our_step(run: Run, batch: Batch, *, compiled: bool = False) -> Callable[[], None]:
-    """Loss, gradients and AdamW where the batch is."""
+    """Loss, gradients and the run's optimiser where the batch is."""
     device = batch.captions.device
     torch.manual_seed(0)
     model = build_model(run.model).to(device).train()
     if compiled and not compile_blocks(model):
         raise NotImplementedError("this machine cannot compile")
-    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
+    optimizer = make_optimizer(model, run)
     words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance).to(device)
     keys = noise.sample_keys(0, 0, torch.arange(len(batch.images), device=device))
 

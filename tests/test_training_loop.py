@@ -148,13 +148,8 @@ def test_a_handful_of_scenes_is_learnt_by_heart(tmp_path):
     assert min(curve[-2:]) < 0.5  # guessing among eight costs log(8) = 2.1
 
 
-MUON = pytest.param(
-    {"muon": 4.0}, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brought Muon")
-)
-
-
 @pytest.mark.parametrize(
-    "changes", [{"ema": 0.9}, {"augment": "color"}, {"augment": "randaugment"}, {"in_memory": 48}, MUON]
+    "changes", [{"ema": 0.9}, {"augment": "color"}, {"augment": "randaugment"}, {"in_memory": 48}, {"muon": 4.0}]
 )
 def test_every_option_resumes_to_the_bit_with_another_number_of_workers(data, tmp_path, changes):
     run = replace(RUN, save_every=2, steps=4, **changes)

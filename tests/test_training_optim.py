@@ -1,13 +1,24 @@
+from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
-from groupvit.errors import InputError
 from groupvit.models import GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
-from groupvit.training.optim import MuonAndAdamW, hidden_matrices, learning_rate, parameter_groups, set_rate
+from groupvit.training.optim import (
+    Muon,
+    hidden_matrices,
+    learning_rate,
+    make_optimizer,
+    orthogonal,
+    parameter_groups,
+    set_rate,
+)
+from groupvit.training.runs import get_run
 
-muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brought Muon")
+MUON = replace(get_run("debug"), muon=4.0)
 SCHEDULE = {"steps": 100, "warmup": 10, "peak": 1.6e-3, "start": 4e-6, "end": 4e-5}
 
 
@@ -60,11 +71,11 @@ def test_muon_is_for_what_maps_features_to_features():
     assert "image_encoder.stem.weight" not in hidden_matrices(patches)
 
 
-@muon
-def test_muon_steps_kernels_as_matrices_and_adamw_the_rest():
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_muon_steps_kernels_as_matrices_and_adamw_the_rest(precision: Literal["bfloat16", "float32"]) -> None:
     torch.manual_seed(0)
     model = small_model()
-    optimizer = MuonAndAdamW(model, lr=1e-3, weight_decay=0.0, muon=4.0)
+    optimizer = make_optimizer(model, replace(MUON, weight_decay=0.0, precision=precision))
     set_rate(optimizer, 2e-3)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [2e-3, 2e-3, 8e-3]
     hidden = set(hidden_matrices(model))
@@ -84,10 +95,41 @@ def test_muon_steps_kernels_as_matrices_and_adamw_the_rest():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_older_pytorch_without_muon_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(InputError, match=r"needs PyTorch 2.9 or newer, and this is "):
-        MuonAndAdamW(small_model(), lr=1e-3, weight_decay=0.0, muon=4.0)
+def test_orthogonal_keeps_the_directions_and_levels_their_sizes() -> None:
+    torch.manual_seed(0)
+    for shape in ((12, 30), (30, 12)):
+        left, sizes, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        found = left.T @ orthogonal(left * sizes @ right, torch.float32) @ right.T
+        assert found.diagonal().min() > 0.65
+        assert found.diagonal().max() < 1.25
+        torch.testing.assert_close(found, found.diagonal().diag(), rtol=0, atol=1e-4)
+    assert not orthogonal(torch.zeros(3, 4), torch.float32).any()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brought Muon")
+def test_steps_of_matrices_are_those_of_pytorchs_muon() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(6, 9, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 0.01, "weight_decay": 0.5}
+    steps = (
+        Muon([{"params": [ours.weight]}], dtype=torch.bfloat16, **settings),
+        torch.optim.Muon([theirs.weight], adjust_lr_fn="match_rms_adamw", **settings),
+    )
+    for _ in range(4):
+        ours.weight.grad = torch.randn(9, 6)
+        theirs.weight.grad = ours.weight.grad.clone()
+        for optimizer in steps:
+            optimizer.step()
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-4)
+
+
+def test_muon_decays_what_it_steps_and_leaves_what_has_no_gradient() -> None:
+    weights = [nn.Parameter(torch.ones(2, 3, 1, 1)) for _ in range(2)]
+    weights[0].grad = torch.zeros(2, 3, 1, 1)
+    Muon([{"params": weights}], lr=0.1, weight_decay=0.5, dtype=torch.float32).step()
+    torch.testing.assert_close(weights[0].detach(), torch.full((2, 3, 1, 1), 0.95))
+    assert torch.equal(weights[1].detach(), torch.ones(2, 3, 1, 1))
 
 
 def test_schedule_warms_up_linearly_and_falls_along_a_cosine():

@@ -36,7 +36,7 @@ from groupvit.training.curves import draw
 from groupvit.training.distributed import ALONE, Processes, mark_started
 from groupvit.training.health import Alarm, caption_chance, distinct_share, watched
 from groupvit.training.objective import Vocabulary
-from groupvit.training.optim import MuonAndAdamW, learning_rate, parameter_groups, set_rate
+from groupvit.training.optim import learning_rate, make_optimizer, set_rate
 from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
 from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
@@ -111,11 +111,7 @@ def _start(
     if init:
         initialise(model, init)
     model = model.to(device).train()
-    if run.muon:
-        optimizer = MuonAndAdamW(model, lr=run.lr, weight_decay=run.weight_decay, muon=run.muon)
-    else:
-        optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
-    return TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.ema))
+    return TrainingState(run, seed, nouns, photos, model, make_optimizer(model, run), average_of(model, run.ema))
 
 
 def _load(

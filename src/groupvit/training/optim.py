@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from groupvit.errors import InputError
+from groupvit.training.runs import Run
 
 NO_DECAY = ("pos_embed", "group_tokens")
 
@@ -29,28 +30,74 @@ def set_rate(optimizer: "torch.optim.Optimizer | MuonAndAdamW", rate: float) -> 
         group["lr"] = rate * group.get("lr_scale", 1)
 
 
-class MuonAndAdamW:
-    """Muon (Jordan et al., 2024) for the matrices and kernels of hidden layers, AdamW for all other parameters.
+def make_optimizer(model: nn.Module, run: Run) -> "torch.optim.Optimizer | MuonAndAdamW":
+    """What the run says."""
+    if run.muon:
+        return MuonAndAdamW(model, run)
+    return torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.lr, fused=True)
 
-    Muon's step of a matrix has the size of AdamW's (Liu et al., 2025) at `muon` times the rate, but one size in all
-    directions. A kernel is a matrix with a row for each output channel. Word vectors and the layer that sees pixels
-    stay AdamW's. Needs PyTorch 2.9.
+
+def orthogonal(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """The matrix with its singular values near 1 (0.7 to 1.2), in `dtype`.
+
+    Five Newton-Schulz steps of degree five, with the coefficients of Jordan et al. (2024), Muon: the larger values are
+    pushed up quickly rather than exactly.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.to(dtype).T if tall else matrix.to(dtype)
+    found = found / found.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), found, beta=3.4445)
+    return found.T if tall else found
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024): Nesterov's momentum of 0.95 made orthogonal, with decoupled weight decay.
+
+    For matrices, and for kernels as matrices with a row for each output channel. An update's root mean square is 0.2 of
+    the rate, about that of AdamW's (Liu et al., 2025). PyTorch's own (2.9) takes no kernels, and computes in bfloat16,
+    which many CPUs cannot.
     """
 
-    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float, muon: float):
-        if not hasattr(torch.optim, "Muon"):
-            raise InputError(f"this run's optimiser needs PyTorch 2.9 or newer, and this is {torch.__version__}")
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, weight_decay: float, dtype: torch.dtype):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                gradient = parameter.grad.flatten(1)
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
+                update = orthogonal(gradient.lerp(momentum, 0.95), self._dtype)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                size = 0.2 * max(update.shape) ** 0.5
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * size)
+
+
+class MuonAndAdamW:
+    """Muon for the matrices and kernels of hidden layers at `muon` times the rate, AdamW for all other parameters.
+
+    Word vectors and the layer that sees pixels stay AdamW's.
+    """
+
+    def __init__(self, model: nn.Module, run: Run):
         named = dict(model.named_parameters())
-        self._hidden = [named[name] for name in hidden_matrices(model)]
-        # torch's Muon takes matrices only: those it steps share their memory with the kernels.
-        self._matrices = [nn.Parameter(parameter.detach().view(len(parameter), -1)) for parameter in self._hidden]
-        hidden = {id(parameter) for parameter in self._hidden}
-        groups = parameter_groups(model, weight_decay)
+        hidden = {name: named[name] for name in hidden_matrices(model)}
+        own = {id(parameter) for parameter in hidden.values()}
+        groups = parameter_groups(model, run.weight_decay)
         for group in groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in hidden]
-        self._adamw = torch.optim.AdamW(groups, lr=lr, fused=True)
-        group = {"params": self._matrices, "lr_scale": muon}
-        self._muon = torch.optim.Muon([group], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        self._adamw = torch.optim.AdamW(groups, lr=run.lr, fused=True)
+        dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
+        hidden_group = {"params": list(hidden.values()), "lr_scale": run.muon}
+        self._muon = Muon([hidden_group], lr=run.lr, weight_decay=run.weight_decay, dtype=dtype)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -58,14 +105,11 @@ class MuonAndAdamW:
 
     def step(self) -> None:
         self._adamw.step()
-        for matrix, parameter in zip(self._matrices, self._hidden, strict=True):
-            matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
         self._muon.step()
 
     def zero_grad(self) -> None:
         self._adamw.zero_grad()
-        for parameter in (*self._matrices, *self._hidden):
-            parameter.grad = None
+        self._muon.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         return {"adamw": self._adamw.state_dict(), "muon": self._muon.state_dict()}
