@@ -3,6 +3,7 @@
     groupvit train photos-small --data SHARDS --out runs/photos-small
     python -m experiments.photos bundle runs/photos-small --captions SHARDS
     python -m experiments.photos score photos --captions SHARDS --evaluation FOLDER --plain runs/photos-plain --record
+    python -m experiments.photos compare photos runs/photos-small-1 --captions SHARDS --evaluation FOLDER --record
 
 `FOLDER` holds `pets`, `voc/VOCdevkit/VOC2012` and `camvid` (docs/DATASETS.md), `SHARDS` the run's shards and
 `flickr8k-test-*.tar`. `--plain` is a plain ViT trained on the same photos with captions alone (the run `photos-plain`);
@@ -44,6 +45,8 @@ BENCHMARKS = {
     "camvid5": "camvid",
 }
 """Where each lies in the folder for evaluation."""
+
+ELLIPSE = "centred ellipse, own label"
 
 CONSOLE = Console(stderr=True)
 _LARGEST = 16 * 10**6
@@ -121,6 +124,11 @@ def _between(interval: tuple[float, float] | None, form: str = ".1f") -> str:
     return f"({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
 
 
+def retrieved(segmenter: Segmenter, captions: Path) -> dict[str, float]:
+    """Recall on Flickr8k's test photos and their captions."""
+    return Retrieval([captions / "flickr8k-test-*.tar"], segmenter.config)(segmenter.model)
+
+
 def score(
     model: Annotated[str, tyro.conf.Positional],
     captions: Path,
@@ -145,7 +153,7 @@ def score(
     for name, folder in BENCHMARKS.items():
         CONSOLE.print(f"{name} …")
         table += rows(name, segmenter, vit, open_benchmark(name, evaluation / folder).first(limit))
-    found = Retrieval([captions / "flickr8k-test-*.tar"], segmenter.config)(segmenter.model)
+    found = retrieved(segmenter, captions)
     retrieval = [
         {"from": way.replace("_", " "), **{f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)}}
         for way in ("text_to_image", "image_to_text")
@@ -156,6 +164,42 @@ def score(
             record_table("MODEL_CARD.md", name, lines, began_at)
 
 
+def compare(
+    models: Annotated[list[str], tyro.conf.Positional],
+    captions: Path,
+    evaluation: Path,
+    limit: int | None = None,
+    record: bool = False,
+) -> None:
+    """Print a line for each of several models: mIoU on each benchmark, and retrieval.
+
+    Args:
+        models: Names, trainings or checkpoints.
+        captions: Folder with flickr8k-test-*.tar.
+        evaluation: Folder with the benchmarks.
+        limit: At most so many photos of each benchmark.
+        record: Write the figures to docs/results.json and the table to docs/MODEL_CARD.md.
+    """
+    began_at, lines = commit() if record else "", []
+    for source in models:
+        CONSOLE.print(f"{source} …")
+        segmenter = api.load(source)
+        parameters = sum(parameter.numel() for parameter in segmenter.model.image_encoder.parameters())
+        line = {"training": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
+        for name, folder in BENCHMARKS.items():
+            dataset = open_benchmark(name, evaluation / folder).first(limit)
+            line[name] = f"{mean_iou(evaluate(segmenter, dataset, CALIBRATED_NATIVE).matrix):.1f}"
+            if name == "pets":
+                predict = floors(segmenter, dataset, CALIBRATED_NATIVE.labels(dataset))[ELLIPSE]
+                line["pets, its ellipse"] = f"{mean_iou(evaluate_predictions(dataset, predict, ELLIPSE).matrix):.1f}"
+        found = retrieved(segmenter, captions)
+        line["R@10, text to image"] = f"{found['text_to_image_r10']:.1f}"
+        lines.append(line)
+    print_rows(lines)
+    if record:
+        record_table("MODEL_CARD.md", "photos_trainings", lines, began_at)
+
+
 if __name__ == "__main__":
     with errors_in_one_line():
-        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score})
+        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare})
