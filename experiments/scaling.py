@@ -17,13 +17,13 @@ from experiments.record import commit, print_rows, record_table
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
-from groupvit.training.runs import get_run
+from groupvit.training.runs import PAIRS, get_run
 
 BATCH = 4096
-PHOTOS = 30 * 28_663_147
+PHOTOS = 30 * (PAIRS["cc12m"] + PAIRS["yfcc14m"])
 PAPER_RATE = PHOTOS / (16 * 48 * 3600)
-"""Photos a second and V100: 30 epochs of 28.7 million photos in two days on 16 of them (§4.1), loss and messages
-included, which the table counts once more."""
+"""Photos a second and V100: the paper's 30 epochs in two days on 16 of them (§4.1), loss and messages included, which
+the table counts once more."""
 
 
 def count_flops() -> tuple[float, float]:
