@@ -79,6 +79,13 @@ def test_a_source_that_is_nowhere_is_one_line(run_cli: RunCli) -> None:
     assert err.count("\n") == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_line(source: Path, tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "file").write_text("precious")
+    code, out, err = run_cli("convert", source, tmp_path / "file" / "out", "--to", "native")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+
+
 def test_verify_finds_a_changed_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = LAYOUTS["transformers"].save
 

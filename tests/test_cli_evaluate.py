@@ -202,6 +202,21 @@ def test_wrong_input_is_one_line(arguments, said, evaluate, pets):
     assert err.count("\n") == 1
 
 
+def test_a_folder_in_the_place_of_the_result_is_said_before_the_work(evaluate, tmp_path):
+    code, out, err = evaluate("classification", "--root", tmp_path, "--out", ".")
+    assert (code, out, err) == (2, "", "groupvit: error: . is a folder: --out names the result file\n")
+
+
+def test_a_result_of_other_classes_is_another(evaluate, tmp_path):
+    LAYOUTS["folder"](tmp_path / "data")
+    assert evaluate("folder", "--root", tmp_path / "data", "--out", "a.json")[0] == 0
+    names = tmp_path / "data" / "classes.txt"
+    names.write_text("\n".join(reversed(names.read_text().split())))
+    code, _, err = evaluate("folder", "--root", tmp_path / "data", "--out", "a.json")
+    assert code == 2
+    assert "a.json holds another evaluation" in err
+
+
 def test_data_that_is_wrong_is_one_line(evaluate, pets):
     mask = next((pets / "annotations/trimaps").iterdir())
     for break_it, said in (

@@ -62,12 +62,14 @@ def test_a_run_trains_on_shards_of_any_name(run_cli, scenes_folder, tmp_path):
     assert "miou" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("option", [("--steps", 0), ("--batch-size", -1), ("--workers", -1), ("--seed", -1)], ids=str)
+@pytest.mark.parametrize(
+    "option", [("--steps", 0), ("--batch-size", 1), ("--batch-size", -1), ("--workers", -1), ("--seed", -1)], ids=str
+)
 def test_impossible_numbers_are_one_line(run_cli, scenes_folder, option):
     code, out, err = run_cli("train", "debug", "--data", scenes_folder, *option)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert "at least" in err
+    assert "at least" in err, err
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_one_line(run_cli, scenes_folder, tmp_path):

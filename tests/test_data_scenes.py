@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,20 @@ def test_training_pictures_are_not_the_evaluation_pictures(folder):
     evaluated = {path.read_bytes() for path in (folder / "eval" / "images").iterdir()}
     assert len(evaluated) == 4
     assert trained.isdisjoint(evaluated)
+
+
+def test_where_scenes_cannot_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("precious")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=r"cannot write scenes to .*: Not a directory"):
+            scenes.write(place, train=1, evaluation=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "scenes.json").write_text("{")
+    with pytest.raises(InputError, match="other is not empty"):
+        scenes.write(tmp_path / "other", train=1, evaluation=1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="not the one you are in"):
+        scenes.write(Path(), train=1, evaluation=1)
 
 
 def test_the_same_set_is_left_alone_and_another_is_not_overwritten(folder, tmp_path):

@@ -230,7 +230,7 @@ def test_shards_are_found_by_folder_file_glob_braces_and_list(shards):
     assert find_shards([shards[3], folder]) == [shards[3], *shards[:3], *shards[4:]]
 
 
-@pytest.mark.parametrize("source", ["", "train-9*.tar", "train-{0000..0009}.tar"])
+@pytest.mark.parametrize("source", ["", "train-9*.tar", "train-{0000..0009}.tar", "train-{0003..0001}.tar"])
 def test_shards_that_are_not_there_are_named(shards, tmp_path, source):
     folder = shards[0].parent if source else tmp_path
     with pytest.raises(InputError, match="no such shard"):

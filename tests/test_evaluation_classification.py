@@ -29,6 +29,7 @@ def root(tmp_path):
         for colour in colours:
             Image.new("RGB", (40, 30), colour).save(tmp_path / name / f"{colour}.png")
         (tmp_path / name / ".hidden").touch()
+    (tmp_path / ".hidden").mkdir()
     return tmp_path
 
 

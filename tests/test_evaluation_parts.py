@@ -1,5 +1,7 @@
+import errno
 import json
 import threading
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -52,6 +54,28 @@ def test_a_header_that_was_cut_off_is_written_again(tmp_path):
         parts.add(scored(0))
     with Parts(tmp_path / "a.json", IDENTITY) as again:
         assert len(again.scores) == 1
+
+
+class Full:
+    """A file on a full disk, whose buffer cannot be written when it is closed either."""
+
+    name = "a.json.part-0"
+
+    def write(self, _: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = partialmethod(write, b"")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    def add() -> None:
+        with Parts(tmp_path / "a.json", IDENTITY) as parts:
+            parts._file.close()
+            parts._file = Full()
+            parts.add(scored(0))
+
+    with pytest.raises(InputError, match=r"part-0 .No space left"):
+        add()
 
 
 def test_processes_see_each_other_s_photos(tmp_path):

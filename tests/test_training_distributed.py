@@ -12,7 +12,8 @@ from torch import Tensor
 
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
-from groupvit.training.distributed import Processes
+from groupvit.errors import InputError
+from groupvit.training.distributed import Processes, joined, mark_started, restarted
 from test_training_cached_batch import RUNS, gradients
 
 GRADIENTS = """
@@ -154,6 +155,25 @@ def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(data: 
     said = torchrun(TRAINING, tmp_path, data, tmp_path / "run", processes=1, restarts=1, code=1)
     assert "holds a training" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_first_start_forgets_the_mark_of_an_earlier_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun calls a run without a name
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    mark_started(tmp_path)
+    assert not restarted(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not restarted(tmp_path)
+    mark_started(tmp_path)
+    assert restarted(tmp_path)
+
+
+def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="WORLD_SIZE is set and MASTER_ADDR is not"), joined():
+        pass
 
 
 def test_processes_that_see_different_checkpoints_do_not_train(data: Path, tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
         state.write_bytes(damage)
         with pytest.raises(InputError, match=r"training.pt is damaged"):
             train(run, data, tmp_path, workers=0, resume=True)
+    document = torch.load(io.BytesIO(whole), weights_only=True)
+    torch.save({key: value for key, value in document.items() if key != "optimizer"}, state)
+    with pytest.raises(InputError, match=r"training.pt is damaged or missing \('optimizer'\)"):
+        train(run, data, tmp_path, workers=0, resume=True)
     (tmp_path / "latest").write_text("step-00000099")
     with pytest.raises(InputError, match=r"latest names no checkpoint"):
         train(run, data, tmp_path, workers=0, resume=True)
@@ -357,6 +361,39 @@ def test_gradients_that_stay_infinite_end_the_training_with_the_last_checkpoint(
             train(replace(RUN, steps=100, save_every=6), data, tmp_path, workers=0)
 
 
+def test_without_a_checkpoint_the_last_one_is_not_called_none(data, tmp_path, monkeypatch):
+    spoil(monkeypatch, range(100))
+    with pytest.raises(InputError, match=r"no finite gradient in 10 steps up to 9; there is no checkpoint yet"):
+        train(replace(RUN, steps=100, save_every=100), data, tmp_path, workers=0)
+
+
+def test_counts_of_the_metrics_go_on_after_a_resume(data, tmp_path, monkeypatch):
+    run = replace(RUN, steps=20, save_every=10)
+    with monkeypatch.context() as patch:
+        spoil(patch, range(2, 4))
+        train(run, data, tmp_path, workers=0)
+    (tmp_path / "latest").write_text("step-00000010")
+    train(run, data, tmp_path, workers=0, resume=True)
+    assert [line["skipped"] for line in metrics(tmp_path)] == [2, 2]
+
+
+def test_an_evaluation_that_fails_loses_no_step(data, tmp_path):
+    def evaluate(_: object) -> dict[str, float]:
+        raise InputError("no photos any more")
+
+    with pytest.raises(InputError, match="no photos any more"):
+        train(RUN, data, tmp_path, workers=0, evaluate=evaluate)
+    assert (tmp_path / "latest").read_text() == "step-00000003"
+
+
+def test_labels_that_training_cannot_be_measured_with_are_said_at_once(data, tmp_path):
+    shutil.copytree(data / "eval", tmp_path / "eval")
+    names = (tmp_path / "eval" / "classes.txt").read_text().splitlines()
+    (tmp_path / "eval" / "classes.txt").write_text("\n".join(["background", *names[1:]]))
+    with pytest.raises(InputError, match=r"eval/classes.txt: .*background"):
+        evaluation_of(TINY, tmp_path / "eval")
+
+
 def test_a_training_that_came_while_the_data_were_indexed_is_not_erased(data, tmp_path, monkeypatch):
     indexed = loop.open_photos
 
@@ -398,6 +435,15 @@ def test_after_a_step_back_the_best_checkpoint_is_one_that_is_there(data, tmp_pa
     train(run, data, tmp_path, workers=0, keep=4, resume=True, evaluate=lambda model: {"score": 0.2})
     assert (tmp_path / "best").read_text() == "step-00000004"
     assert torch.load(tmp_path / "step-00000004" / "training.pt", weights_only=True)["best_score"] == 0.2
+
+
+def test_after_a_step_back_behind_all_evaluations_none_is_best(data, tmp_path):
+    run = replace(RUN, steps=4, evaluate_every=4, save_every=2)
+    train(run, data, tmp_path, workers=0, evaluate=lambda model: {"score": 0.5})
+    assert (tmp_path / "best").read_text() == "step-00000004"
+    (tmp_path / "latest").write_text("step-00000002")
+    train(run, data, tmp_path, workers=0, resume=True)
+    assert not (tmp_path / "best").exists()
 
 
 @pytest.mark.parametrize("obstacle", ["lock", "metrics.jsonl", "file", "long"])

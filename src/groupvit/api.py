@@ -1,5 +1,6 @@
 """What the package's face offers: models by name."""
 
+import os
 from pathlib import Path
 
 from groupvit import checkpoints
@@ -28,7 +29,7 @@ def locate(source: str | Path, *, revision: str | None = None, allow_pickle: boo
     """Where the checkpoint lies on this machine, downloaded if need be; an `InputError` lists the places looked at."""
     if source in BUNDLED:
         return Path(__file__).parent / "bundled" / str(source)
-    if Path(source).exists():
+    if os.path.exists(source):  # of a name too long for a file, Path.exists is an error
         if revision:
             raise InputError(f"{source} is on this machine and has no revision {revision}")
         return Path(source)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is a photo by its name."""
 
 import os
 import uuid
@@ -6,13 +6,15 @@ from pathlib import Path
 
 from groupvit.errors import InputError
 
+PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Puts `data` in the place of `path` once it is whole and on the disk; until then the old file stays.
 
     Its folder is made. A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # machines share folders, and process numbers
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -62,7 +62,8 @@ def convert(
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
+        elif partial.exists():
+            partial.unlink()
     print(f"wrote {dst}")
 
 

@@ -38,10 +38,10 @@ def evaluate(
     torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
-        model: A trained model: a folder, a file, or a name on the hub.
-        benchmark: voc21, voc20, context60, context59, coco-object-instances, coco-object-stuff, pets, camvid11,
-            camvid11-test, or folder (images/, masks/, classes.txt); classification (a folder for each class), or
-            retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
+        model: A trained model: "photos", a folder, a file, or a name on the hub.
+        benchmark: voc21, voc20, voc4, context60, context59, coco-object-instances, coco-object-stuff, pets,
+            camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
+            each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022 or calibrated-native (docs/PROTOCOLS.md).
         limit: At most so many photos, spread evenly over the data set.
@@ -95,7 +95,7 @@ def evaluate(
     if out.exists():
         held = Result.load(out)
         if held.identity() != identity:
-            what = "model, protocol, photos or precision"
+            what = "model, protocol, classes, photos or precision"
             raise InputError(f"{out} holds another evaluation ({what}): choose another --out or delete it")
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
@@ -138,6 +138,8 @@ def _whole_photos(segmenter: "Segmenter", source: str, benchmark: str, root: Pat
     from groupvit.files import write_atomically
     from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: --out names the result file")
     metrics: dict[str, float] = {}
     if benchmark == "retrieval":
         retrieval = Retrieval([root], segmenter.config)
@@ -183,8 +185,9 @@ def report(result: "Result") -> str:
         )
     for stage, naming in enumerate(numbers["naming"], start=1):
         lines.append(
-            f"naming with the true regions in stage {stage}: {naming['accuracy']:.2f} of {naming['regions']} regions, "
-            f"{naming['pixel_accuracy']:.2f} of their pixels"
+            f"naming with the true regions in stage {stage}: "
+            f"{naming['accuracy']:.2f} % of {naming['regions']} regions, "
+            f"{naming['pixel_accuracy']:.2f} % of their pixels"
         )
     width = max(map(len, numbers["classes"]))
     lines.append(f"{'class':{width}}    IoU  accuracy  boundary IoU")

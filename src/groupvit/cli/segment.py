@@ -12,14 +12,12 @@ import tyro
 
 from groupvit.cli.progress import progress
 from groupvit.errors import InputError
-from groupvit.files import write_atomically
+from groupvit.files import PHOTO_SUFFIXES, write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from groupvit.segmentation import Label, Segmentation
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def segment(
@@ -40,7 +38,7 @@ def segment(
 
     Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.png, NAME.groups-1.png and so on
     for each grouping stage (unless a window slides), and NAME.json. The published checkpoints were evaluated with
-    --short-side 448 --window 448 --stride 224.
+    --short-side 448 --window 448 --stride 224 (and gated scores, which `groupvit evaluate` has).
 
     Args:
         photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
@@ -64,6 +62,8 @@ def segment(
     parsed = parse_labels(labels)
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
+    if background is not None and not 0 <= background <= 1:
+        raise InputError(f"--background {background:g}: a score lies between 0 and 1")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +100,7 @@ def _find(photos: Sequence[str]) -> list[Path]:
     for photo in photos:
         path = Path(photo)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
             problem = "folder has no images"
         elif path.exists():
             found, problem = [path], ""

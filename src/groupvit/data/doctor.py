@@ -19,6 +19,7 @@ from groupvit.data.processes import mapped
 from groupvit.data.storage import File
 from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
+from groupvit.files import PHOTO_SUFFIXES
 from groupvit.text.nouns import nouns
 from groupvit.text.tokenizer import Tokenizer
 
@@ -26,7 +27,6 @@ T = TypeVar("T")
 
 _BATCHES = 32
 _PHOTOS_A_JOB = 64
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _digests_of(paths: Sequence[Path]) -> list[tuple[Path, int | str]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
     if not paths:
         raise InputError(f"{folder}: no images to compare with; give the folder of an evaluation")
     return paths

@@ -55,7 +55,7 @@ def _arrow() -> Any:
     try:
         return importlib.import_module("pyarrow")
     except ImportError:
-        raise InputError('indexes need the package pyarrow: pip install "groupvit[train]"') from None
+        raise InputError("indexes need the package pyarrow: pip install pyarrow") from None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -261,14 +262,25 @@ def write(
     if size < 8 or size % 8 or min(train, evaluation) < 1 or seed < 0:
         raise InputError("scenes need a size that is a multiple of 8, pictures of both kinds, and a seed from 0 on")
     made = {"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed}
+    if folder.absolute() == Path.cwd():
+        raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
+    try:
+        _write(folder, made, progress)
+    except OSError as error:
+        raise InputError(f"cannot write scenes to {folder}: {error.strerror or error}") from error
+
+
+def _write(folder: Path, made: dict[str, int], progress: Callable[[Iterable[Sample], int], Iterable[Sample]]) -> None:
     stamp = folder / "scenes.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == made:
-        return
+    with suppress(ValueError):
+        if stamp.is_file() and json.loads(stamp.read_text()) == made:
+            return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no scenes of this version, size and seed; name a new folder")
     partial_folder = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
-    _write_evaluation(partial_folder / "eval", evaluation, seed=2 * seed + 1, size=size)
+    train, size, seed = made["train"], made["size"], made["seed"]
+    _write_evaluation(partial_folder / "eval", made["evaluation"], seed=2 * seed + 1, size=size)
     with mapped(os.cpu_count() or 1) as each:
         chunks = (range(first, min(first + 100, train)) for first in range(0, train, 100))
         samples = chain.from_iterable(each(partial(_samples, seed=2 * seed, size=size), chunks))

@@ -113,6 +113,8 @@ def _expand_braces(pattern: str) -> list[str]:
     if not match:
         return [pattern]
     first, last, names = match.groups()
+    if not names and int(first) > int(last):
+        raise InputError(f"{pattern}: no such shard, for {{{first}..{last}}} counts down")
     parts = names.split(",") if names else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [expanded for part in parts for expanded in _expand_braces(head + part + tail)]

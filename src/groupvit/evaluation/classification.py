@@ -47,7 +47,9 @@ class ClassFolder:
         Classes are called as `classes.txt` says (one name a line, in that order) if it is there; the 1,000 folders of
         ImageNet as CLIP calls them; others by their folders. An `InputError` says what does not fit.
         """
-        if not root.is_dir() or not (folders := sorted(path for path in root.iterdir() if path.is_dir())):
+        inside = root.iterdir() if root.is_dir() else ()
+        folders = sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
+        if not folders:
             raise InputError(f"{root} holds no folders; classification needs one folder of photos for each class")
         photos = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
         if empty := [folder.name for folder, files in zip(folders, photos, strict=True) if not files]:

@@ -101,6 +101,8 @@ def _labels(listing: Path) -> tuple[str, ...]:
     lines = read_text(listing).rstrip().splitlines()
     if not lines or not all(map(str.strip, lines)):
         raise InputError(f"{listing} has a blank line: each line is the label of one index, from 0")
+    if len(lines) > IGNORE:
+        raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
     bare = clean(lines[0]).lower() == BACKGROUND
     if bare and len(lines) < 3:
         raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
@@ -239,7 +241,7 @@ def _decode(segmentation: Any, height: int, width: int) -> Mask:
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise InputError("COCO's masks need pycocotools: pip install 'groupvit[eval]'") from error
+        raise InputError("COCO's masks need pycocotools: pip install pycocotools") from error
     runs: Any = segmentation
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are of NumPy 1's kind

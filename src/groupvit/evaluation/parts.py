@@ -4,6 +4,7 @@ import glob
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # only what `add` could not write, and has said so
+            self._file.close()
 
     def remove(self) -> None:
         """Deletes all parts, once their result is written."""

@@ -1,5 +1,6 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_kn
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
 from groupvit.evaluation.scoring import class_indices
+from groupvit.files import write_atomically
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
@@ -89,7 +91,9 @@ def draw(
         if chosen:
             pictures[kind] = grid(_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen)
     for name, picture in pictures.items():
-        picture.save(out / f"{name}.png")
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        write_atomically(out / f"{name}.png", data.getvalue())
     return [out / f"{name}.png" for name in pictures]
 
 
@@ -141,7 +145,7 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("charts need matplotlib: pip install 'groupvit[eval]'") from error
+        raise InputError("charts need matplotlib: pip install matplotlib") from error
     figure = Figure((width, height), dpi=120, layout="constrained")
     return figure, figure.subplots()
 

@@ -123,6 +123,7 @@ class Result:
                 {
                     "format": _FORMAT,
                     "benchmark": self.benchmark,
+                    "classes": self.classes,
                     "protocol": self.protocol,
                     "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
                     "list of photos": _digest(photos),

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from groupvit.errors import InputError
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score
 from groupvit.models import GroupViT, ModelConfig
+from groupvit.segmentation.labels import parse_labels
 from groupvit.segmentation.segmenter import Segmenter
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
@@ -18,6 +20,10 @@ def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     if held_out.suffix == ".tar":
         return Retrieval([held_out], config)
     photos = MaskFolder.open(held_out)
+    try:
+        parse_labels(photos.labels)
+    except InputError as error:
+        raise InputError(f"{held_out}/classes.txt: {error}") from error
     read = list(photos)
 
     def evaluate(model: GroupViT) -> dict[str, float]:

@@ -77,7 +77,7 @@ def _textblob() -> Any:
     try:
         textblob = importlib.import_module("textblob.en")
     except ImportError:
-        raise InputError('nouns need the package textblob: pip install "groupvit[train]"') from None
+        raise InputError("nouns need the package textblob: pip install textblob") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files of its lexicon open
         textblob.tag("a man")

@@ -83,10 +83,14 @@ def mark_started(out: Path) -> None:
 
 
 def restarted(out: Path) -> bool:
-    """Whether torchrun has started this process again, and the training in `out` is its own, not an earlier one."""
-    mark = out / "torchrun"
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    return again and mark.is_file() and mark.read_text() == os.environ.get("TORCHELASTIC_RUN_ID")
+    """Whether torchrun has started this process again, and the training in `out` is its own, not an earlier one.
+
+    At its first start the mark of an earlier one is removed: without a name given, torchrun calls all its runs "none".
+    """
+    mark, name = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
+    if name and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        mark.unlink(missing_ok=True)
+    return mark.is_file() and mark.read_text() == name
 
 
 @contextmanager
@@ -97,8 +101,8 @@ def joined() -> Iterator[tuple[Processes, torch.device]]:
     if world == 1:
         yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
-    if "RANK" not in os.environ:
-        raise InputError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")
+    if missing := sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
+        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
     device = torch.device("cpu")
     if cuda:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

@@ -134,7 +134,7 @@ class Alarm:
         self.first, self.lowest = self.first or loss, min(self.lowest, loss)
         return self.first > 0 and loss > self.lowest + 0.25 * self.first
 
-    def _signs(self, step: int, values: dict[str, float]) -> dict[str, bool]:
+    def _signs(self, step: int, values: dict[str, Any]) -> dict[str, bool]:
         # After twice the warm-up healthy: 0.9 of chance and less; collapsed: 0.99 and more.
         stuck = step > 2 * self.warmup and values.get("caption", 0.0) > 0.98 * self.chance
         signs = {

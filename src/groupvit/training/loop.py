@@ -213,6 +213,8 @@ def train(
             f"photos share attention in fours, so batch ({run.batch_size}) and chunk ({run.chunk}) are multiples of 4"
             + f" in each of {ranks.world} processes" * (ranks.world > 1)
         )
+    if run.batch_size // ranks.world < 2:
+        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
     if ranks.rank:
         ranks.wait()  # for the indexes, which the first process makes where there are none
     photos = open_photos(shards, processes)
@@ -306,7 +308,8 @@ def _train(
             optimizer.zero_grad()
             if skipped == _SKIPS:
                 raise InputError(
-                    f"no finite gradient in {_SKIPS} steps up to {state.step}; the last checkpoint is {saved}"
+                    f"no finite gradient in {_SKIPS} steps up to {state.step}; "
+                    + (f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet")
                 )
             state = state.advance()
             loss = torch.stack(list(terms.values())).sum()
@@ -316,7 +319,11 @@ def _train(
             last = state.step == run.steps
             if first and evaluate and (last or state.step % run.evaluate_every == 0):
                 state.weights.eval()
-                scores = evaluate(state.weights)
+                try:
+                    scores = evaluate(state.weights)
+                except InputError:
+                    save(out, state, keep=keep)
+                    raise
                 model.train()
                 progress.write(state.step, scores)
                 state = state.scored(scores)

@@ -47,13 +47,14 @@ class Progress:
         self.steps = steps
         self.batch_size = batch_size
         self.alarm = alarm
+        self.unreadable = 0
+        self.skips = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
             if "loss" in (earlier := json.loads(line)):
                 self.alarm.check(earlier["step"], earlier)
+                self.unreadable, self.skips = earlier.get("unreadable", 0), earlier.get("skipped", 0)
         self.restart_clock(step)
         self.printed = 0.0
-        self.unreadable = 0
-        self.skips = 0
         console = Console(stderr=True, quiet=file is None)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
@@ -68,7 +69,8 @@ class Progress:
     ) -> None:
         self.bar.stop()
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # only what `write` could not, and has said so
+                self.file.close()
         if self.board:
             self.board.close()
 

@@ -25,6 +25,7 @@ from groupvit.training.optim import MuonAndAdamW
 from groupvit.training.runs import Run
 
 _FORMAT_VERSION = 1
+_ENTRIES = {"identity", "step", "position", "best_step", "best_score", "optimizer", "model", "generators"}
 # What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
 _FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
 # What the run of an earlier version does not have.
@@ -171,6 +172,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
     try:
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        if missing := sorted(_ENTRIES - saved.keys()):
+            raise KeyError(missing[0])
         found, identity = saved["format_version"], {k: v for k, v in saved["identity"].items() if k not in _FREE}
     except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -190,7 +193,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
     if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
     state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
-    if state.best_step is not None and not folder_of(out, state.best_step).is_dir():  # after a step back
+    if state.best_step is None or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
         return replace(state, best_step=None, best_score=-math.inf)
     return state
