@@ -88,9 +88,12 @@ def restarted(out: Path) -> bool:
     At its first start the mark of an earlier one is removed: without a name given, torchrun calls all its runs "none".
     """
     mark, name = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
-    if name and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if not (name and mark.is_file()):
+        return False
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         mark.unlink(missing_ok=True)
-    return mark.is_file() and mark.read_text() == name
+        return False
+    return mark.read_text() == name
 
 
 @contextmanager
