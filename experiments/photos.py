@@ -92,7 +92,7 @@ def others(model: Segmenter, plain: Segmenter | None, dataset: Dataset) -> Itera
     for name, predict in named.items():
         yield name, evaluate_predictions(dataset, predict, name)
     if plain:
-        yield "CLIP-ViT, k-means", evaluate(clustered(plain, "k-means"), dataset, CALIBRATED_NATIVE)
+        yield "plain ViT, captions alone, k-means", evaluate(clustered(plain, "k-means"), dataset, CALIBRATED_NATIVE)
 
 
 def rows(name: str, model: Segmenter, plain: Segmenter | None, dataset: Dataset) -> Iterator[dict[str, str]]:

@@ -346,9 +346,10 @@ RUNS: dict[str, Run] = {
         segment_weight=0.0,
         patch_weight=0.0,
         mix=0.0,
+        steps=2400,
         paper="Table 4 rows 1 to 4: ViT, in miniature",
-        cost="not measured since it has its stem and Muon",
-        expected="not measured; before, with AdamW, 18.4 % R@10 at step 1,600",
+        cost="measured: 67 minutes on one core, the other one busy",
+        expected="30.8 % R@10, text to image",
     ),
     "debug": replace(
         SCENES,
