@@ -1,10 +1,15 @@
 """Files that are there whole or not at all, and what is a photo by its name."""
 
+import io
 import os
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groupvit.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 
@@ -28,6 +33,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
+
+
+def write_picture(path: Path, picture: "Image.Image") -> None:
+    """`write_atomically` of the picture as PNG."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_atomically(path, data.getvalue())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """`groupvit segment`: label maps and pictures for photos, folders and patterns."""
 
 import glob
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import tyro
 
 from groupvit.cli.progress import progress
 from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES, write_atomically
+from groupvit.files import PHOTO_SUFFIXES, write_atomically, write_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,9 +148,7 @@ def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": result.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(result.image, g) for i, g in enumerate(result.groups, start=1)}
     for kind, picture in pictures.items():
-        data = io.BytesIO()
-        picture.save(data, format="PNG")
-        write_atomically(_beside(stem, f"{kind}.png"), data.getvalue())
+        write_picture(_beside(stem, f"{kind}.png"), picture)
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:

@@ -1,6 +1,5 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_kn
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
 from groupvit.evaluation.scoring import class_indices
-from groupvit.files import write_atomically
+from groupvit.files import write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
@@ -91,9 +90,7 @@ def draw(
         if chosen:
             pictures[kind] = grid(_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen)
     for name, picture in pictures.items():
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        write_atomically(out / f"{name}.png", data.getvalue())
+        write_picture(out / f"{name}.png", picture)
     return [out / f"{name}.png" for name in pictures]
 
 

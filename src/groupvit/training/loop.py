@@ -39,7 +39,7 @@ from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, make_optimizer, set_rate
 from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
-from groupvit.training.state import TrainingState, average_of, folder_of, locked, restore, save
+from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
@@ -307,10 +307,7 @@ def _train(
                 progress.skipped(state.step)
             optimizer.zero_grad()
             if skipped == _SKIPS:
-                raise InputError(
-                    f"no finite gradient in {_SKIPS} steps up to {state.step}; "
-                    + (f"the last checkpoint is {saved}" if saved else "there is no checkpoint yet")
-                )
+                raise InputError(f"no finite gradient in {_SKIPS} steps up to {state.step}; {last_saved(out)}")
             state = state.advance()
             loss = torch.stack(list(terms.values())).sum()
             temperatures = {name: temperature(scale) for name, scale in scales.items()}

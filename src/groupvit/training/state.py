@@ -115,6 +115,12 @@ def folder_of(out: Path, step: int) -> Path:
     return out / f"step-{step:08d}"
 
 
+def last_saved(out: Path) -> str:
+    """For messages: which checkpoint a training can go on from."""
+    last = latest(out)
+    return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+
+
 def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     """Write `out/step-N`, move the pointers `latest` and `best`, and drop all but the newest `keep` and the best.
 
@@ -135,8 +141,7 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
         write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        last = f"the last checkpoint is {latest(out)}" if latest(out) else "there is no checkpoint yet"
-        raise InputError(f"cannot save to {folder}: {error}; {last}") from error
+        raise InputError(f"cannot save to {folder}: {error}; {last_saved(out)}") from error
     steps = set(out.glob(f"step-{'[0-9]' * 8}"))
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
     if state.best_step is not None:
