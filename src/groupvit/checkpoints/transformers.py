@@ -213,12 +213,13 @@ def read_config(document: dict[str, Any], multi_label_scale: bool, source: Path)
 def recognises(path: Path) -> bool:
     """Whether `path` is a folder of this layout."""
     try:
-        return _read_json(path / CONFIG).get("model_type") == "groupvit"
+        return read_json(path / CONFIG).get("model_type") == "groupvit"
     except InputError:
         return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -240,7 +241,7 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     found.pop(_LEGACY, None)
     if _SCALE in metadata:
         found[_SCALE] = _parse_scale(metadata[_SCALE], source)
-    config = read_config(_read_json(path / CONFIG), _SCALE in metadata, path / CONFIG)
+    config = read_config(read_json(path / CONFIG), _SCALE in metadata, path / CONFIG)
     return assemble(found, config, source, encode=encode, decode=lambda state: decode(state, source)), config
 
 

@@ -53,6 +53,26 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
+class ViTConfig:
+    """A pre-trained ViT (`trunks.ViTTrunk`); defaults are ViT-S/16. `mean` and `std` are on RGB in [0, 1]."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    dim: int = 384
+    heads: int = 6
+    depth: int = 12
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-12
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ViTConfig":
+        """The configuration of plain values; an unknown, missing or mistyped field is an `InputError`."""
+        return _parse(cls, values, "vit")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 

@@ -1,0 +1,245 @@
+"""Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from groupvit.models.layers import Block, Linear
+
+EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
+
+_SCALES = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}  # of channels and of depth
+# Blocks, kernel, stride and channels of each stage (EfficientNet's Table 1)
+_STAGES = [(1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112), (4, 5, 2, 192), (1, 3, 1, 320)]
+_LATE = 5  # the stage that strides last
+_STEM, _HEAD, _CLASSES = 32, 1280, 1000
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution whose output has ceil(size / stride) rows and columns: TensorFlow's padding "SAME"."""
+
+    def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+        height, width = (
+            max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            for size, kernel, stride, dilation in zip(
+                input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
+        )
+        if height % 2 or width % 2:  # the odd row and column come last
+            input = F.pad(input, (0, width % 2, 0, height % 2))
+        padding = (height // 2, width // 2)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class FixedBatchNorm(nn.Module):
+    """Batch norm by the statistics of pre-training, also while training; scale and shift are learned.
+
+    No subclass of PyTorch's, which training mode or a conversion to synchronised norms would wake.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-3)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and, where wanted, ReLU6."""
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        activate: bool = True,
+    ):
+        super().__init__()
+        self.conv = SameConv2d(dim, out_dim, kernel, stride, dilation=dilation, groups=groups, bias=False)
+        self.norm = FixedBatchNorm(out_dim)
+        self.activate = activate
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+        x = self.norm(self.conv(x))
+        return F.relu6(x) if self.activate else x
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, projection (Sandler et al., 2018), beside the identity where shapes allow."""
+
+    def __init__(self, dim: int, out_dim: int, kernel: int, *, stride: int, dilation: int, expansion: int):
+        super().__init__()
+        hidden = expansion * dim
+        self.expand = ConvNorm(dim, hidden) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(hidden, hidden, kernel, stride=stride, dilation=dilation, groups=hidden)
+        self.project = ConvNorm(hidden, out_dim, activate=False)
+        self.residual = stride == 1 and dim == out_dim
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+        branch = self.project(self.depthwise(self.expand(x)))
+        return branch + x if self.residual else branch
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet (Tan and Le, 2019) without squeeze-excitation and with ReLU6, for images of any height and width.
+
+    `channels` and `strides` (pixels) are those of the three maps. `dilate` keeps the last one at stride 16: its only
+    strided convolution strides no more and the depthwise ones after it are dilated, so that where the sides are even
+    the odd rows and columns, counted from 0, are the map that it would be at stride 32.
+    """
+
+    def __init__(self, variant: EfficientNetVariant, *, dilate: bool = False):
+        super().__init__()
+        width, depth = _SCALES[variant]
+        dims = [int(channels * width + 4) // 8 * 8 for *_, channels in _STAGES]  # to the nearest multiple of 8
+        depths = [math.ceil(repeats * depth) for repeats, *_ in _STAGES]
+        depths[0], depths[-1] = _STAGES[0][0], _STAGES[-1][0]  # as stem and head, not scaled
+        self.channels = (dims[2], dims[4], _HEAD)
+        self.strides = (8, 16, 16 if dilate else 32)
+        self.ends = (sum(depths[:3]), sum(depths[:_LATE]))  # blocks up to stride 8, and up to stride 16
+        self.stem = ConvNorm(3, _STEM, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        dim = _STEM
+        for i, (_, kernel, stride, _) in enumerate(_STAGES):
+            for j in range(depths[i]):
+                dilated = dilate and i >= _LATE
+                block = InvertedResidual(
+                    dim,
+                    dims[i],
+                    kernel,
+                    stride=1 if j or dilated else stride,
+                    dilation=2 if dilated and (i, j) != (_LATE, 0) else 1,
+                    expansion=6 if i else 1,
+                )
+                self.blocks.append(block)
+                dim = dims[i]
+        self.head = ConvNorm(dim, _HEAD)
+        self.classifier = Linear(_HEAD, _CLASSES)
+
+    @staticmethod
+    def preprocess(
+        pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels from -1 to 1, as in pre-training; exact also in bfloat16.
+
+        Channels come last in memory: a CPU convolves that faster, most of all in bfloat16.
+        """
+        return (pixels.to(dtype, memory_format=torch.channels_last) - 127) / 128
+
+    def early(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch fine rows8 columns8"], Float[Tensor, "batch coarse rows16 columns16"]]:
+        """The maps of stride 8 and 16, most of the work of an image."""
+        blocks, (first, second) = list(self.blocks), self.ends
+        fine = self.stem(images)
+        for block in blocks[:first]:
+            fine = block(fine)
+        coarse = fine
+        for block in blocks[first:second]:
+            coarse = block(coarse)
+        return fine, coarse
+
+    def late(
+        self, coarse: Float[Tensor, "batch coarse rows16 columns16"]
+    ) -> Float[Tensor, "batch last rows32 columns32"]:
+        """The last map from the one of stride 16."""
+        x = coarse
+        for block in list(self.blocks)[self.ends[1] :]:
+            x = block(x)
+        return self.head(x)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+        """The three maps, finest first."""
+        fine, coarse = self.early(images)
+        return fine, coarse, self.late(coarse)
+
+    def classify(self, last: Float[Tensor, "batch last rows columns"]) -> Float[Tensor, "batch 1000 rows columns"]:
+        """Logits of ImageNet's classes at every cell; their mean over the cells is the network's own answer."""
+        return self.classifier(last.movedim(1, -1)).movedim(-1, 1)
+
+
+class ViTTrunk(nn.Module):
+    """The plain pre-norm ViT (Dosovitskiy et al., 2021) as in `transformers`, for images of any height and width.
+
+    `mean` and `std`, on RGB in [0, 1], are those of pre-training: 0.5 for Google's weights, ImageNet's for DeiT's and
+    DINO's.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        heads: int,
+        depth: int,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-12,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ):
+        super().__init__()
+        self.channels = (dim, dim)
+        self.strides = (patch_size, patch_size)
+        self.mean, self.std = mean, std
+        self.side = image_size // patch_size
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+
+    def preprocess(
+        self, pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels as in pre-training."""
+        mean, std = (torch.tensor(v, device=pixels.device, dtype=dtype).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.to(dtype) / 255 - mean) / std
+
+    def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 tokens dim"]:
+        """The learned positions of the class token and of a grid, resampled (bicubic) if that is not training's."""
+        if (height, width) == (self.side, self.side):
+            return self.pos_embed
+        grid = rearrange(self.pos_embed[:, 1:], "1 (h w) d -> 1 d h w", h=self.side)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch dim rows columns"], Float[Tensor, "batch dim rows columns"]]:
+        """The patches after half of the blocks, which know what is there, and after all and the norm, which know more
+        of the whole image. Right and bottom are padded to whole patches."""
+        patch = self.strides[0]
+        height, width = images.shape[-2:]
+        patches = self.stem(F.pad(images, (0, -width % patch, 0, -height % patch)))
+        rows, columns = patches.shape[-2:]
+        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        x = torch.cat([self.class_token.expand(len(images), -1, -1), tokens], dim=1)
+        x = x + self.position_embedding(rows, columns).to(x.dtype)
+        middle = x
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i == len(self.blocks) // 2 - 1:
+                middle = x
+        local, last = (rearrange(y[:, 1:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
+        return local, last
