@@ -16,10 +16,10 @@ from benchmarks.timing import Clock, Rows, alternate, versus
 from PIL import Image
 from torch import Tensor
 
-from groupvit.evaluation.classification import imagenet_names
 from groupvit.evaluation.datasets import CLASSES
 from groupvit.models import RELEASE, GroupViT, build_model, normalize
 from groupvit.segmentation import Segmentation, Segmenter
+from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 

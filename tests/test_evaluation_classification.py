@@ -3,9 +3,10 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.classification import ClassFolder, classify, imagenet_names, similarities, top_k
+from groupvit.evaluation.classification import ClassFolder, classify, similarities, top_k
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
+from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
 CONFIG = ModelConfig(

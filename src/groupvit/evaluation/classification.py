@@ -1,7 +1,6 @@
 """Zero-shot classification: what is the whole photo called? (Radford et al., 2021, §3.1)"""
 
 import hashlib
-import importlib.resources
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,18 +17,10 @@ from groupvit.errors import InputError
 from groupvit.evaluation.datasets import read_text
 from groupvit.models import normalize
 from groupvit.segmentation.segmenter import Segmenter
+from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
 
 _CHUNK = 64
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """CLIP's names of the 1,000 classes, in the order of their WordNet ids; "missile" and "sunglasses" stand twice.
-
-    Data of Radford et al. (2021): MIT licence, copyright (c) 2021 OpenAI.
-    """
-    file = importlib.resources.files("groupvit.evaluation") / "imagenet_names.txt"
-    return tuple(file.read_text(encoding="utf-8").splitlines())
 
 
 @dataclass(frozen=True)
