@@ -25,6 +25,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
+from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
 from groupvit.training.loop import train
 from groupvit.training.runs import Run
@@ -116,6 +117,23 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
     (tmp_path / "latest").write_text("step-00000099")
     with pytest.raises(InputError, match=r"latest names no checkpoint"):
         train(run, data, tmp_path, workers=0, resume=True)
+
+
+def test_photos_whose_source_could_not_say_a_noun_do_not_make_it_rare(data, tmp_path):
+    captions = find_shards(data / "train")
+    tagged = [replace(sample, tags=("sky",)) for sample in read_shard(*captions)]
+    (tmp_path / "t-vocabulary.txt").write_text("sky")
+    tags, tokenizer = write_shards(tagged, tmp_path, prefix="t"), Tokenizer(16)
+    for balance in ("prior", "weights"):
+        run = replace(RUN, balance=balance)
+        alone, both = (
+            loop.make_vocabulary(run, CaptionedPhotos.open(s), tokenizer) for s in (captions, captions + tags)
+        )
+        assert (both.nouns[0], set(both.nouns)) == ("sky", {"sky", *alone.nouns})
+        own, again = (words.nouns.index("ball") for words in (alone, both))
+        assert both.log_odds[again] == alone.log_odds[own]
+        rates = both.log_odds.sigmoid().rsqrt() if balance == "weights" else torch.ones(len(both.nouns))
+        torch.testing.assert_close(both.weights, rates / rates.mean(), rtol=1e-3, atol=0)
 
 
 def test_half_a_line_in_the_curve_does_not_hinder_resuming(data, tmp_path):

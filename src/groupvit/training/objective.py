@@ -1,6 +1,6 @@
 """The objective of one step: which embeddings meet in which loss (§3.2, Fig. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +26,10 @@ class Vocabulary:
     log_odds: Float[Tensor, " vocabulary"]
 
     @classmethod
-    def from_counts(cls, counts: dict[str, int], photos: int, tokenizer: Tokenizer, balance: Balance) -> "Vocabulary":
-        """`counts`: in how many of the `photos` each noun stands in a caption."""
+    def from_counts(
+        cls, counts: Mapping[str, int | float], photos: int, tokenizer: Tokenizer, balance: Balance
+    ) -> "Vocabulary":
+        """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it."""
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
         weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
         tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
