@@ -119,6 +119,23 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
         train(run, data, tmp_path, workers=0, resume=True)
 
 
+def test_captions_and_tags_train_together(data, tmp_path):
+    """Half of the photos have captions, and half tags of a source that knows two things and neither ball nor colour."""
+    samples = list(read_shard(*find_shards(data / "train")))
+    made_up, tags = ("a photo of a sky",), ("sky", "hot dog")
+    tagged = [replace(sample, key=f"{sample.key}t", captions=made_up, tags=tags) for sample in samples]
+    write_shards([sample for pair in zip(samples, tagged, strict=True) for sample in pair], tmp_path, prefix="train")
+    run = replace(RUN, train="*.tar", balance="prior", steps=10)
+    with pytest.raises(InputError, match=r"train-vocabulary.txt does not exist; .*train-0000.tar has tags"):
+        train(run, tmp_path, tmp_path / "run", workers=0)
+    (tmp_path / "train-vocabulary.txt").write_text("sky\nhot dog\n")
+    state = train(run, tmp_path, tmp_path / "run", workers=0)
+    assert {"sky", "hot dog", "ball"} <= set(state.nouns)
+    (line,) = metrics(tmp_path / "run")
+    assert min(line[name] for name in ("caption", "multi_label", "segment_nouns")) > 0
+    assert line["distinct_captions"] == 1
+
+
 def test_photos_whose_source_could_not_say_a_noun_do_not_make_it_rare(data, tmp_path):
     captions = find_shards(data / "train")
     tagged = [replace(sample, tags=("sky",)) for sample in read_shard(*captions)]

@@ -297,8 +297,8 @@ def _train(
             reported = (state.step + 1) % EVERY == 0
             with watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
-            if reported:
-                health["distinct_captions"] = distinct_share(batch.captions)
+            if reported and batch.human.any():
+                health["distinct_captions"] = distinct_share(batch.captions[batch.human])
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
                 optimizer.step()
