@@ -45,9 +45,8 @@ def random_batch(size: int, run: Run) -> Batch:
     prompts = [f"a photo of a {rng.choice(_WORDS)}." for _ in range(size * run.prompts)]
     side = run.model.image.image_size
     images = torch.from_numpy(rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8))
-    return Batch(
-        images, tokenizer(captions), tokenizer(prompts).unflatten(0, (size, -1)), torch.zeros(size, 0, dtype=torch.bool)
-    )
+    no_nouns, human = torch.zeros(size, 0, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
+    return Batch(images, tokenizer(captions), tokenizer(prompts).unflatten(0, (size, -1)), no_nouns, no_nouns, human)
 
 
 def step(size: int, chunk: int, ranks: Processes) -> None:

@@ -127,7 +127,8 @@ def test_the_peer_has_our_features_texts_and_loss() -> None:
         assert torch.allclose(model.image_encoder(normalize(images)).pooled, pooled, atol=1e-5)
         assert torch.allclose(model.encode_text(tokens[0]), peer.embed_texts(other, tokens[0]), atol=1e-5)
         total = peer.loss(other, normalize(images), tokens)
-    batch = Batch(images, tokens[:, 0], tokens[:, 1:], torch.zeros(5, 0, dtype=torch.bool))
+    no_nouns = torch.zeros(5, 0, dtype=torch.bool)
+    batch = Batch(images, tokens[:, 0], tokens[:, 1:], no_nouns, no_nouns, torch.ones(5, dtype=torch.bool))
     words = Vocabulary.from_counts({}, 1, one_photo.Tokenizer(), run.balance)
     with torch.no_grad():
         features = model.image_encoder(normalize(images))

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_the_doctor_groups_what_it_finds_and_says_what_to_do(
     assert section.count("shards/broken-0000.tar: b\N{REPLACEMENT CHARACTER}") == 3
     assert "  and 2 more (--json names all)\n  -> write the shard again" in section
     assert section.endswith("errors: 5; notes: 0; training should wait until the errors have been looked at\n")
+
+
+def test_the_doctor_counts_photos_with_tags(run_cli: RunCli, shards: list[Path]) -> None:
+    tagged = [replace(sample, tags=("sky",)) for sample in read_shard(shards[2])]
+    (shard,) = write_shards(tagged, shards[2].parent, prefix="tags")
+    shards[2].unlink()
+    (shard.parent / "tags-vocabulary.txt").write_text("sky\n")
+    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1)
+    assert (code, err) == (0, "")
+    assert out.startswith("3 shards, 60 photos, 40 captions; 20 photos have tags instead\n")
 
 
 def test_json_holds_every_finding(run_cli: RunCli, shards: list[Path]) -> None:

@@ -71,7 +71,7 @@ def test_what_is_drawn_belongs_to_the_sample_and_not_to_its_batch(photos):
     """Crop, colour, caption and prompts, sample by sample, whatever the batch size."""
     large = stream(photos, 2, batch_size=30)
     small = stream(photos, 20, batch_size=3)
-    for name in ("images", "color", "captions", "prompts", "present"):
+    for name in ("images", "color", "captions", "prompts", "present", "known", "human"):
         together = torch.cat([getattr(batch, name) for batch in large])
         assert torch.equal(torch.cat([getattr(batch, name) for batch in small]), together)
 
@@ -91,12 +91,26 @@ def test_nouns_of_all_captions_are_present(photos):
     assert batch.present.int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
+def test_what_the_source_of_tags_could_not_have_said_is_not_known(tmp_path):
+    tagged = [Sample(str(i), picture(i), ("a photo",), tags=tags) for i, tags in enumerate([("boat",), ("woman",)])]
+    (tmp_path / "t-vocabulary.txt").write_text("dog\nhorse\nwoman\n")
+    photos = CaptionedPhotos.open(write_shards([*tagged, Sample("2", picture(2), ("a cat",))], tmp_path, prefix="t"))
+    places, vocabulary = np.array([[0, 0, row] for row in range(3)]), ("dog", "cat", "boat", "person")
+    batch = batches_of(photos, vocabulary=vocabulary)[places]
+    assert batch.human.tolist() == [False, False, True]
+    assert batch.present.int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    assert batch.known.int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1]]
+    boat = Tokenizer(16)("boat")[0, 1]
+    assert (batch.prompts == boat).any(dim=2).tolist() == [[True, True], [False, False], [False, False]]
+    assert batches_of(photos, vocabulary=())[places].human.tolist() == [False, False, True]
+
+
 def test_what_a_run_does_not_use_is_not_made(photos):
     (batch,) = stream(photos, 1, augmentation="crop", prompts=0, vocabulary=())
     assert batch.images.shape == (6, 3, 16, 16)
     assert [len(batch.rows), len(batch.boxes), len(batch.color)] == [0, 0, 0]
     assert batch.prompts.shape == (6, 0, 16)
-    assert batch.present.shape == (6, 0)
+    assert batch.present.shape == batch.known.shape == (6, 0)
 
 
 def test_a_photo_that_cannot_be_decoded_is_named_and_its_neighbour_taken(photos):
@@ -123,7 +137,7 @@ def test_photos_in_memory_are_cropped_where_those_on_the_disk_are(photos):
     assert len(rows.unreadable) == 1
     crops = memory.crop(rows.rows, rows.boxes, rows.mirrored, 16)
     assert (crops.int() - disk.images.int()).abs().float().mean() < 2
-    for name in ("color", "captions", "prompts", "present"):
+    for name in ("color", "captions", "prompts", "present", "known", "human"):
         assert torch.equal(getattr(rows, name), getattr(disk, name))
 
 

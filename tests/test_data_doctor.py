@@ -4,6 +4,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,31 @@ def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
     assert captions.median_length == (5 + 77) / 2
     assert captions.cut == pytest.approx(2 / 6)
     assert captions.one_word == pytest.approx(1 / 6)
+
+
+def test_tags_need_a_vocabulary_that_holds_them_and_their_captions_are_no_captions(tmp_path: Path) -> None:
+    photos = [
+        replace(sample, tags=("Dogs", "traffic light", f"thing{i % 20}")[: 3 - i % 2]) if i < 40 else sample
+        for i, sample in enumerate(scene_samples(60))
+    ]
+    photos = [replace(photo, captions=("a photo of a dog",)) if photo.tags else photo for photo in photos]
+    shards = write_shards(photos, tmp_path, prefix="coco-tags", per_shard=20)
+    words = tmp_path / "coco-tags-vocabulary.txt"
+    report = examine(shards)
+    assert [(f.kind, Path(f.shard).name, f.detail) for f in report.findings] == [
+        ("no-vocabulary", shard.name, f"{words} does not exist") for shard in shards[:2]
+    ]
+    assert (report.photos, report.tagged, report.captions.captions) == (60, 40, 20)
+    words.write_text("\n".join(["dog", *(f"thing{i}" for i in range(2, 20))]))
+    report = examine(shards)
+    assert [(f.kind, Path(f.shard).name, f.detail) for f in report.findings] == [
+        (kind, shard.name, detail)
+        for shard in shards[:2]
+        for kind, detail in (("unlisted-tag", '"thing0", 1 photos'), ("unlisted-tag", '"traffic light", 20 photos'))
+    ]
+    assert not report.ready
+    words.write_text("\n".join(["dog", "traffic light", *(f"thing{i}" for i in range(20))]))
+    assert examine(shards).findings == ()
 
 
 def test_a_photo_without_nouns_is_counted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -41,7 +42,9 @@ def test_nouns_are_those_of_the_captions(shards):
             found = tuple(photos.nouns(*place, i, style) for i in range(len(sample.captions)))
             assert found == tuple(nouns(caption, style=style) for caption in sample.captions)
         assert set(photos.nouns_of_photo(*place)) == nouns_of_photo(sample.captions)
-    assert photos.noun_counts() == {"dog": 23, "man": 6, "person": 6, "horse": 6, "grass": 6, "cat": 6}
+    counts, known = photos.noun_counts()
+    assert counts == {"dog": 23, "man": 6, "person": 6, "horse": 6, "grass": 6, "cat": 6}
+    assert known == dict.fromkeys(counts, 23)
 
 
 def test_several_processes_make_the_same_indexes(shards):
@@ -84,7 +87,7 @@ def test_a_shard_that_is_indexed_anew_is_read_anew(shards):
     write_shards(samples(23)[::-1], shards[0].parent, prefix="train", per_shard=9)
     photos = CaptionedPhotos.open(shards[:1])
     assert photos.captions(0, 1) == samples(23)[21].captions
-    assert photos.noun_counts()["dog"] == 9
+    assert photos.noun_counts()[0]["dog"] == 9
 
 
 def test_the_hash_of_an_index_is_that_of_what_it_lists(shards, tmp_path):
@@ -188,6 +191,89 @@ def test_a_copy_for_another_process_is_small_and_reads_the_same(shards):
     copy = pickle.dumps(photos)
     assert len(copy) < 3000
     assert pickle.loads(copy).read(1, 3) == photos.read(1, 3)
+
+
+TAGS = (("dogs", "traffic light"), ("woman",), (), ("sofa",))
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """Two shards of a source that could have said four words, and used a fifth, after one with captions."""
+    made_up = [replace(sample, tags=TAGS[i % 4]) for i, sample in enumerate(samples(10))]
+    (tmp_path / "coco-tags-vocabulary.txt").write_text("dog\nTraffic light\nwoman\nzebras\n")
+    human = write_shards(samples(3), tmp_path, prefix="captions")
+    return human + write_shards([*made_up, *samples(2)], tmp_path, prefix="coco-tags", per_shard=6)
+
+
+def test_nouns_of_a_photo_with_tags_are_these_and_not_those_of_its_caption(tagged):
+    photos = CaptionedPhotos.open(tagged)
+    assert [photos.nouns_of_photo(1, row) for row in range(4)] == [
+        ["dog", "traffic light"],
+        ["person", "woman"],
+        [],
+        ["sofa"],
+    ]
+    for style in ("paper", "release"):
+        assert [photos.nouns(1, 0, caption, style) for caption in (0, 1)] == [("dog", "traffic light")] * 2
+        assert photos.nouns(1, 1, 0, style) == ("woman",)
+    assert [photos.read(1, row).tags for row in range(4)] == list(TAGS)
+    assert photos.read(0, 0).tags is None
+    assert photos.nouns_of_photo(2, 5) == sorted(nouns_of_photo(samples(2)[1].captions))
+
+
+def test_what_a_source_could_have_said_is_its_vocabulary_and_what_it_did_say(tagged):
+    photos = CaptionedPhotos.open(tagged)
+    said = {"dog", "traffic light", "woman", "zebra", "sofa"}
+    assert [photos.sayable(1, row) for row in range(6)] == [said] * 6
+    assert photos.sayable(0, 0) is None
+    assert [photos.sayable(2, row) for row in range(6)] == [said] * 4 + [None] * 2
+
+
+def test_a_noun_is_counted_among_the_photos_whose_source_could_have_said_it(tagged):
+    counts, known = CaptionedPhotos.open(tagged).noun_counts()
+    assert counts["dog"] == 3 + 2 + 3
+    assert (counts["traffic light"], counts["sofa"], counts["cat"], counts["zebra"]) == (3, 2, 1, 0)
+    assert known.keys() == counts.keys()
+    assert (known["dog"], known["traffic light"], known["sofa"]) == (15, 15, 15)
+    assert known["cat"] == known["grass"] == 5
+    assert counts["person"] == 2 + 3
+    assert known["person"] == 5 + 3  # every woman is one, and who the others are this source could not say
+
+
+def test_a_vocabulary_that_is_edited_makes_the_index_of_its_shards_anew(tagged):
+    index_shards(tagged, where=beside)
+    before = [index.content for index in index_shards(tagged, where=beside)]
+    with (tagged[1].parent / "coco-tags-vocabulary.txt").open("a") as file:
+        file.write("cat\n")
+    assert [find_index(shard) is None for shard in tagged] == [False, True, True]
+    photos = CaptionedPhotos.open(tagged)
+    assert photos.noun_counts()[1]["cat"] == 15
+    after = [index.content for index in photos.indexes]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, False]
+
+
+def test_tags_without_a_vocabulary_are_refused_whether_indexed_before_or_not(tagged):
+    words = tagged[1].parent / "coco-tags-vocabulary.txt"
+    listed = words.read_bytes()
+    for damage, reason in ((None, "does not exist"), (b"\xff", "is not UTF-8")):
+        words.unlink() if damage is None else words.write_bytes(damage)
+        human, *errors = index_shards(tagged)
+        assert isinstance(human, Index)
+        for error, shard in zip(errors, tagged[1:], strict=True):
+            assert str(error).startswith(f"{words} {reason}; {shard} has tags: write there all words")
+            assert "\n" not in str(error)
+        words.write_bytes(listed)
+        assert all(isinstance(index, Index) for index in index_shards(tagged))
+
+
+def test_a_vocabulary_behind_a_url_is_read_there(tagged):
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/tagged/coco-tags-0000.tar", tagged[1].read_bytes())
+    with pytest.raises(InputError, match=r"memory://tagged/coco-tags-vocabulary.txt does not exist"):
+        CaptionedPhotos.open(["memory://tagged/coco-tags-0000.tar"])
+    remote.pipe("/tagged/coco-tags-vocabulary.txt", b"dog")
+    photos = CaptionedPhotos.open(["memory://tagged/coco-tags-0000.tar"])
+    assert photos.sayable(0, 0) == {"dog", "traffic light", "woman", "sofa"}
 
 
 def test_an_index_that_cannot_be_written_is_one_line(shards, tmp_path):

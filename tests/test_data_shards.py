@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from groupvit.data.shards import Sample, find_shards, read_shard, scan_shard, write_shards
+from groupvit.data.shards import Sample, find_shards, read_shard, read_vocabulary, scan_shard, write_shards
 from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
 
@@ -78,6 +78,33 @@ def test_captions_are_found_wherever_img2dataset_puts_them(tmp_path, contents, e
     assert [sample.captions for sample in read_shard(path)] == [expected]
 
 
+def test_tags_are_read_where_the_kind_says_so(tmp_path):
+    texts = [b'{"kind": "tags", "tags": ["dog", " "]}', b'{"kind": "captions", "tags": ["dog"]}', b'{"tags": ["dog"]}']
+    contents = {
+        f"{i}.{ending}": data
+        for i, json in enumerate(texts)
+        for ending, data in (("jpg", picture(i)), ("txt", b"a dog"), ("json", json))
+    }
+    read = list(read_shard(write_tar(tmp_path / "a.tar", contents)))
+    assert [sample.tags for sample in read] == [("dog",), None, None]
+    assert list(read_shard(*write_shards(read, tmp_path, prefix="again"))) == read
+
+
+@pytest.mark.parametrize(
+    ("shard", "file"),
+    [
+        ("coco-tags-0001.tar", "coco-tags-vocabulary.txt"),
+        ("00000.tar", "vocabulary.txt"),
+        ("voc2012.tar", "voc2012-vocabulary.txt"),
+    ],
+)
+def test_a_vocabulary_is_named_as_its_shards(tmp_path, shard, file):
+    (tmp_path / file).write_bytes("\ufeffdog\r\n\n traffic light \r\n".encode())
+    assert read_vocabulary(tmp_path / shard) == ("dog", "traffic light")
+    fsspec.filesystem("memory").pipe(f"/words/{file}", b"dog\ncat")
+    assert read_vocabulary(f"memory://words/{shard}") == ("dog", "cat")
+
+
 def test_members_in_folders_keep_the_folder_in_their_key(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"v1.2/a.png": b"x", "v1.2/a.txt": b"dog", "b/a.png": b"y", "b/a.txt": b"cat"})
     assert [sample.key for sample in read_shard(path)] == ["v1.2/a", "b/a"]
@@ -102,6 +129,10 @@ GOOD = {"z.jpg": b"x", "z.txt": b"dog"}
         ({"a.jpg": b"x", "a.json": b'{"captions": {"x": 1}}'}, "bad-json"),
         ({"a.jpg": b"x", "a.json": b'{"caption": 7}'}, "bad-json"),
         ({"a.jpg": b"x", "a.json": b"[" * 200_000}, "bad-json"),
+        ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags"}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": "dog"}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": [1]}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": ["\\ud800"]}'}, "not-utf8"),
         ({"a.jpg": b"x", "a.json": b'{"caption": "a \\ud800 dog"}'}, "not-utf8"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from groupvit.data.shards import find_shards, scan_shard
 from groupvit.errors import InputError
 from groupvit.text import nouns as module
-from groupvit.text.nouns import lemma, noun_prompts, nouns, nouns_of_photo, vocabulary
+from groupvit.text.nouns import lemma, noun_prompts, nouns, nouns_of_photo, nouns_of_tags, vocabulary
 from groupvit.text.templates import IMAGENET_TEMPLATES_80
 
 pytest.importorskip("textblob")
@@ -111,6 +111,11 @@ def test_all_templates_are_used():
 def test_a_photo_of_a_man_is_a_photo_of_a_person():
     assert nouns_of_photo(["A man", "Some guy with a dog"]) == {"man", "guy", "dog", "person"}
     assert nouns_of_photo(["A dog"]) == {"dog"}
+
+
+def test_tags_are_nouns_whatever_the_tagger_takes_them_for():
+    tags = ("Dogs", "traffic  light", "wine glasses", "Skis", "running", "dog", "people")
+    assert nouns_of_tags(tags) == ("dog", "traffic light", "wine glasses", "ski", "running", "person")
 
 
 def test_vocabulary_sorts_by_count_then_alphabet():

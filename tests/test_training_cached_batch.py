@@ -50,18 +50,25 @@ KEYS = noise.sample_keys(0, 7, torch.arange(16))
 
 
 def batch_of(run: Run) -> tuple[Batch, Vocabulary]:
-    """Sixteen photos with captions of many lengths, three prompts each where the run has prompts, and a few nouns."""
+    """Sixteen photos with captions of many lengths, three prompts each where the run has prompts, and a few nouns.
+
+    The captions of the last seven are made of tags, of a source that does not know every noun.
+    """
     generator = torch.Generator().manual_seed(0)
     nouns = ["dog", "cat", "hat", "tree"]
     captions = ["a " + " and a ".join(nouns[: 1 + i % 4]) + " again" * i for i in range(16)]
     prompts = TOKENIZER([f"a photo of a {nouns[(i * i) % 4]}." for i in range(16 * run.prompts)])
     present = torch.rand(16, 4, generator=generator) < 0.4
+    human = torch.arange(16) < 9
+    known = present | human[:, None] | torch.tensor([True, False, True, False])
     words = {noun: 3 + i for i, noun in enumerate(nouns)} if run.segment_weight or run.patch_weight else {}
     return Batch(
         torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=generator),
         TOKENIZER(captions),
         prompts.unflatten(0, (16, run.prompts)),
         present if words else present[:, :0],
+        known if words else known[:, :0],
+        human,
     ), Vocabulary.from_counts(words, 16, TOKENIZER, run.balance)
 
 

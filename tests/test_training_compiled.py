@@ -41,7 +41,9 @@ def same(ours, expected):
 def step(photos, text, **changes):
     images = torch.randint(0, 256, (photos, 3, 64, 64), generator=torch.Generator().manual_seed(photos)).byte()
     none = tokenizer([]).reshape(photos, 0, 32)
-    batch = Batch(images, tokenizer([text] * photos), none, torch.arange(3 * photos).view(photos, 3) % 5 > 2)
+    present = torch.arange(3 * photos).view(photos, 3) % 5 > 2
+    human = torch.ones(photos, dtype=torch.bool)
+    batch = Batch(images, tokenizer([text] * photos), none, present, torch.ones_like(present), human)
     keys = noise.sample_keys(0, 0, torch.arange(photos))
     for model in (plain, compiled):
         model.zero_grad()

@@ -29,7 +29,8 @@ with joined() as (ranks, _):
     for name, run in RUNS.items():
         for chunk in (0, 4):
             model, (batch, words) = model_of(run, torch.float64), batch_of(run)
-            half = {part: getattr(batch, part)[own] for part in ("images", "captions", "prompts", "present")}
+            parts = ("images", "captions", "prompts", "present", "known", "human")
+            half = {part: getattr(batch, part)[own] for part in parts}
             given = replace(batch, **half), replace(run, chunk=chunk), words, KEYS[own]
             terms = backward(model, *given, mixed=run.mixed(0), processes=ranks)
             grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -25,6 +25,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
+from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
 from groupvit.training.loop import train
 from groupvit.training.runs import Run
@@ -116,6 +117,40 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
     (tmp_path / "latest").write_text("step-00000099")
     with pytest.raises(InputError, match=r"latest names no checkpoint"):
         train(run, data, tmp_path, workers=0, resume=True)
+
+
+def test_captions_and_tags_train_together(data, tmp_path):
+    """Half of the photos have captions, and half tags of a source that knows two things and neither ball nor colour."""
+    samples = list(read_shard(*find_shards(data / "train")))
+    made_up, tags = ("a photo of a sky",), ("sky", "hot dog")
+    tagged = [replace(sample, key=f"{sample.key}t", captions=made_up, tags=tags) for sample in samples]
+    write_shards([sample for pair in zip(samples, tagged, strict=True) for sample in pair], tmp_path, prefix="train")
+    run = replace(RUN, train="*.tar", balance="prior", steps=10)
+    with pytest.raises(InputError, match=r"train-vocabulary.txt does not exist; .*train-0000.tar has tags"):
+        train(run, tmp_path, tmp_path / "run", workers=0)
+    (tmp_path / "train-vocabulary.txt").write_text("sky\nhot dog\n")
+    state = train(run, tmp_path, tmp_path / "run", workers=0)
+    assert {"sky", "hot dog", "ball"} <= set(state.nouns)
+    (line,) = metrics(tmp_path / "run")
+    assert min(line[name] for name in ("caption", "multi_label", "segment_nouns")) > 0
+    assert line["distinct_captions"] == 1
+
+
+def test_photos_whose_source_could_not_say_a_noun_do_not_make_it_rare(data, tmp_path):
+    captions = find_shards(data / "train")
+    tagged = [replace(sample, tags=("sky",)) for sample in read_shard(*captions)]
+    (tmp_path / "t-vocabulary.txt").write_text("sky")
+    tags, tokenizer = write_shards(tagged, tmp_path, prefix="t"), Tokenizer(16)
+    for balance in ("prior", "weights"):
+        run = replace(RUN, balance=balance)
+        alone, both = (
+            loop.make_vocabulary(run, CaptionedPhotos.open(s), tokenizer) for s in (captions, captions + tags)
+        )
+        assert (both.nouns[0], set(both.nouns)) == ("sky", {"sky", *alone.nouns})
+        own, again = (words.nouns.index("ball") for words in (alone, both))
+        assert both.log_odds[again] == alone.log_odds[own]
+        rates = both.log_odds.sigmoid().rsqrt() if balance == "weights" else torch.ones(len(both.nouns))
+        torch.testing.assert_close(both.weights, rates / rates.mean(), rtol=1e-3, atol=0)
 
 
 def test_half_a_line_in_the_curve_does_not_hinder_resuming(data, tmp_path):

@@ -70,41 +70,62 @@ def segment_inputs():
     occupied = torch.rand(BATCH, SEGMENTS) < 0.6
     occupied[:, 0] = True
     present = torch.rand(BATCH, WORDS) < 0.3
+    known = present | (torch.rand(BATCH, WORDS) < 0.7)
     weights = torch.rand(WORDS, dtype=torch.float64)
-    return segments, occupied, nouns, present, weights
+    return segments, occupied, nouns, present, known, weights
 
 
 def test_segment_noun_loss_is_the_naive_double_loop():
-    segments, occupied, nouns, present, weights = segment_inputs()
+    segments, occupied, nouns, present, known, weights = segment_inputs()
     bias, total = -2.0, 0.0
     for b in range(BATCH):
-        for v in range(WORDS):
+        for v in known[b].nonzero().flatten().tolist():
             odds = sum(dot(segments[b, s], nouns[v]) * math.exp(bias) for s in range(SEGMENTS) if occupied[b, s])
             p = odds / (1 + odds)
             total -= float(weights[v]) * math.log(p if present[b, v] else 1 - p) / BATCH
     loss = segment_noun_loss(
-        segments, occupied, nouns, present, SCALE, torch.tensor(bias, dtype=torch.float64), weights
+        segments, occupied, nouns, present, known, SCALE, torch.tensor(bias, dtype=torch.float64), weights
     )
     assert loss.item() == pytest.approx(total, rel=1e-9)
 
 
 def test_empty_segments_do_not_matter_and_get_no_gradient():
-    segments, occupied, nouns, present, weights = segment_inputs()
+    segments, occupied, nouns, present, known, weights = segment_inputs()
     segments.requires_grad_()
     bias = torch.tensor(-2.0, dtype=torch.float64)
-    segment_noun_loss(segments, occupied, nouns, present, SCALE, bias, weights).backward()
+    segment_noun_loss(segments, occupied, nouns, present, known, SCALE, bias, weights).backward()
     assert segments.grad is not None
     assert segments.grad.isfinite().all()
     assert not segments.grad[~occupied].any()
     assert segments.grad[occupied].abs().sum(dim=-1).min() > 0
 
 
+def test_a_noun_that_is_not_known_is_neither_there_nor_missing():
+    segments, occupied, nouns, present, _, weights = segment_inputs()
+    known = torch.rand(BATCH, WORDS) < 0.6
+    known[0], known[1:3], known[:, 1] = False, True, False
+
+    def gradients(present: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        bias = torch.full((WORDS,), -2.0, dtype=torch.float64)
+        leaves = [tensor.clone().requires_grad_() for tensor in (segments, nouns, bias)]
+        loss = segment_noun_loss(leaves[0], occupied, leaves[1], present, known, SCALE, leaves[2], weights)
+        return torch.autograd.grad(loss, leaves)
+
+    of_segments, of_nouns, of_bias = gradients(present)
+    assert not of_segments[0].any()
+    assert not of_nouns[1].any()
+    assert not of_bias[1]
+    assert of_segments[1].any()
+    assert of_nouns[0].any()
+    assert all(map(torch.equal, gradients(present ^ ~known), (of_segments, of_nouns, of_bias)))
+
+
 def test_the_segment_that_fits_a_noun_best_learns_most_from_it():
-    segments, _, nouns, _, _ = segment_inputs()
+    segments, _, nouns, *_ = segment_inputs()
     segments.requires_grad_()
     occupied, bias = torch.ones(BATCH, SEGMENTS, dtype=torch.bool), torch.tensor(-2.0, dtype=torch.float64)
     present, weights = torch.ones(BATCH, 1, dtype=torch.bool), torch.ones(1, dtype=torch.float64)
-    segment_noun_loss(segments, occupied, nouns[:1], present, SCALE, bias, weights).backward()
+    segment_noun_loss(segments, occupied, nouns[:1], present, present, SCALE, bias, weights).backward()
     assert segments.grad is not None
     assert torch.equal(segments.grad.norm(dim=-1).argmax(dim=1), (segments @ nouns[0]).argmax(dim=1))
 
@@ -221,7 +242,9 @@ def test_without_positives_each_image_belongs_to_its_own_text():
 def test_the_sigmoid_loss_of_captions_is_the_noun_loss_of_photos_with_one_segment():
     images, texts, positives = unit(BATCH), unit(WORDS), torch.rand(BATCH, WORDS) < 0.3
     occupied, weights = torch.ones(BATCH, 1, dtype=torch.bool), torch.ones(WORDS, dtype=torch.float64)
-    expected = segment_noun_loss(images[:, None], occupied, texts, positives, SCALE, BIAS, weights)
+    expected = segment_noun_loss(
+        images[:, None], occupied, texts, positives, torch.ones_like(positives), SCALE, BIAS, weights
+    )
     torch.testing.assert_close(sigmoid_loss(images, texts, SCALE, BIAS, positives), expected)
 
 

@@ -41,6 +41,8 @@ def make_batch() -> Batch:
         TOKENIZER(captions),
         prompts.unflatten(0, (4, 2)),
         torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]]).bool(),
+        torch.ones(4, 3, dtype=torch.bool),
+        torch.ones(4, dtype=torch.bool),
     )
 
 
@@ -77,6 +79,7 @@ def test_terms_are_the_losses_of_the_embeddings():
         features.occupied(),
         model.encode_text(WORDS.tokens),
         batch.present,
+        batch.known,
         temperature(model.segment_logit_scale),
         model.segment_logit_bias,
         WORDS.weights,
@@ -155,6 +158,38 @@ def test_equal_captions_are_positives_of_the_sigmoid_loss():
     expected = losses.sigmoid_loss(images, model.encode_text(batch.captions), scale, model.logit_bias, positives)
     found = terms_of(model, replace(batch, prompts=batch.prompts[:, :0]), run, no_words, KEYS)
     torch.testing.assert_close(found["caption"], expected)
+
+
+@pytest.mark.parametrize("caption_loss", ["softmax", "sigmoid"])
+def test_captions_made_of_tags_take_no_part_in_the_caption_losses(caption_loss):
+    config = replace(CONFIG, logit_bias=caption_loss == "sigmoid")
+    run = replace(RUN, model=config, caption_loss=caption_loss, local_weight=1.0)
+    model, whole = build_model(config).eval(), make_batch()
+    human = torch.tensor([True, False, True, True])
+    names = ("images", "captions", "prompts", "present", "known", "human")
+    fewer = {name: getattr(whole, name)[human] for name in names}
+    expected = terms_of(model, replace(whole, **fewer), run, WORDS, KEYS[human])
+    found = terms_of(model, replace(whole, human=human), run, WORDS, KEYS)
+    everyone = terms_of(model, whole, run, WORDS, KEYS)
+    for name in ("caption", "local"):
+        torch.testing.assert_close(found[name], expected[name])
+        assert (found[name] - everyone[name]).abs() > 1e-3
+    for name in ("multi_label", "segment_nouns", "patch_nouns"):
+        assert torch.equal(found[name], everyone[name])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("caption_loss", ["softmax", "sigmoid"])
+def test_fewer_than_two_human_captions_have_nothing_to_tell_apart(caption_loss, count):
+    config = replace(CONFIG, logit_bias=caption_loss == "sigmoid")
+    run = Run(config, "", 1, 4, caption_loss=caption_loss, local_weight=1.0)
+    model, batch = build_model(config).train(), make_batch()
+    batch = replace(batch, prompts=batch.prompts[:, :0], human=torch.arange(4) < count)
+    terms = terms_of(model, batch, run, WORDS, KEYS)
+    assert {name: term.item() for name, term in terms.items()} == {"caption": 0, "local": 0}
+    torch.stack(list(terms.values())).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_segments_are_aligned_with_the_words_between_start_and_end():

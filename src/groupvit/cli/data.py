@@ -102,9 +102,10 @@ def doctor(
     """Tell what is wrong with training shards, and whether training should start.
 
     Errors lose samples or teach the wrong thing: broken tars; links; images that cannot be decoded, are tiny or huge;
-    missing, empty or non-UTF-8 captions; keys that come twice; URLs in the place of captions; photos of the evaluation;
-    too few nouns a batch. Notes do not: copies of photos, and captions that many photos share. Photos are compared by
-    their pixels; resized or newly compressed copies are not found. Exit code 0: start; 1: look at the errors first.
+    missing, empty or non-UTF-8 captions; tags without a vocabulary or outside it; keys that come twice; URLs in the
+    place of captions; photos of the evaluation; too few nouns a batch. Notes do not: copies of photos, and captions
+    that many photos share. Photos are compared by their pixels; resized or newly compressed copies are not found. Exit
+    code 0: start; 1: look at the errors first.
 
     Args:
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
@@ -173,7 +174,8 @@ def _json(report: "Report") -> str:
 def _text(report: "Report") -> str:
     captions, nouns = report.captions, report.nouns
     lines = [
-        f"{report.shards:,} shards, {report.photos:,} photos, {captions.captions:,} captions",
+        f"{report.shards:,} shards, {report.photos:,} photos, {captions.captions:,} captions"
+        + f"; {report.tagged:,} photos have tags instead" * (report.tagged > 0),
         f"captions have {captions.median_length:.0f} tokens (median), {captions.length_95:.0f} (95th percentile);"
         f" {captions.cut:.1%} are cut at 77; {captions.one_word:.1%} are one word",
         f"nouns: {nouns.distinct:,} distinct, {nouns.frequent:,} of them in ten photos or more;"

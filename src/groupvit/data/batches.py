@@ -31,6 +31,7 @@ _NEIGHBOURS = 16
 class Batch:
     """Photos, one caption each, `count` noun prompts each, and which nouns of the vocabulary their captions name.
 
+    Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`.
     Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
     `mirrored`); the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
     `unreadable` names the photos in whose place a neighbour stands.
@@ -40,6 +41,8 @@ class Batch:
     captions: Int[Tensor, "batch length"]
     prompts: Int[Tensor, "batch count length"]
     present: Bool[Tensor, "batch vocabulary"]
+    known: Bool[Tensor, "batch vocabulary"]
+    human: Bool[Tensor, " batch"]
     rows: Int[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     boxes: Float[Tensor, "_ 4"] = field(default_factory=lambda: torch.empty(0, 4))
     mirrored: Bool[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
@@ -67,6 +70,7 @@ class _Example(NamedTuple):
     caption: str
     prompts: list[str]
     nouns: list[str]
+    sayable: frozenset[str] | None
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,13 @@ class Batches(Dataset[Batch]):
         unreadable: list[str] = []
         examples = [self._readable(epoch, shard, row, unreadable) for epoch, shard, row in places.tolist()]
         size, in_memory = self.image_size, self.sizes is not None
-        present = np.zeros((len(examples), len(self.vocabulary)), dtype=bool)
+        present, known = np.zeros((2, len(examples), len(self.vocabulary)), dtype=bool)
         column = {noun: i for i, noun in enumerate(self.vocabulary)}
-        for row, example in zip(present, examples, strict=True):
+        for row, marks, example in zip(present, known, examples, strict=True):
             row[[column[noun] for noun in example.nouns if noun in column]] = True
+            sayable = () if example.sayable is None else example.sayable
+            marks[[column[noun] for noun in sayable if noun in column]] = True
+            marks |= row | (example.sayable is None)
         texts = [example.caption for example in examples] + [text for example in examples for text in example.prompts]
         captions, prompts = self.tokenizer(texts).split([len(examples), len(examples) * self.prompts])
         return Batch(
@@ -105,6 +112,8 @@ class Batches(Dataset[Batch]):
             captions,
             prompts.unflatten(0, (len(examples), self.prompts)),
             torch.from_numpy(present),
+            torch.from_numpy(known),
+            torch.tensor([example.sayable is None for example in examples]),
             torch.tensor([example.row for example in examples if in_memory], dtype=torch.int64),
             torch.tensor([example.box for example in examples if in_memory]).reshape(-1, 4),
             torch.tensor([example.mirrored for example in examples if in_memory], dtype=torch.bool),
@@ -140,7 +149,8 @@ class Batches(Dataset[Batch]):
         prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
         color = draw_color(generator) if self.augmentation == "color" else None
         nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
-        return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns)
+        sayable = self.photos.sayable(shard, row)
+        return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns, sayable)
 
     def _crop(self, sample: Sample, generator: np.random.Generator) -> UInt8[Tensor, "3 height width"]:
         def draw(width: int, height: int) -> Crop:

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from groupvit.data.findings import MIN_SIDE, Finding
-from groupvit.data.shards import TEXT_ENDINGS, Fault, Row, read_image, scan_shard
+from groupvit.data.shards import TEXT_ENDINGS, Fault, Row, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, open_file, stamp
 from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
-from groupvit.text.nouns import nouns, nouns_of_photo
+from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 
 _LONGEST = 256  # tokens; longer captions count as this long
@@ -39,6 +39,7 @@ class Examined:
     noun_counts: Counter[str] = field(default_factory=Counter)
     drawn_nouns: list[tuple[str, ...]] = field(default_factory=list)
     without_noun: int = 0
+    tagged: int = 0
 
     @property
     def photos(self) -> int:
@@ -104,15 +105,35 @@ def _decoded(found: Examined, row: Row, data: bytes) -> None:
     found.digests.append(digest(image))
 
 
-def _add_captions(found: Examined, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> None:
+def _add_texts(found: Examined, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> None:
+    if row.tags is None:
+        _add_captions(found, row, tokenizer)
+        of_photo, drawn = nouns_of_photo(row.captions), nouns(row.captions[int(generator.integers(len(row.captions)))])
+    else:  # captions made of them are no sentences, and the caption losses leave them out
+        drawn = nouns_of_tags(row.tags)
+        of_photo = with_person(drawn)
+    found.tagged += row.tags is not None
+    found.noun_counts.update(of_photo)
+    found.without_noun += not of_photo
+    found.drawn_nouns.append(drawn)
+
+
+def _add_captions(found: Examined, row: Row, tokenizer: Tokenizer) -> None:
     ends = tokenizer(row.captions) == tokenizer.end_of_text
     found.lengths.update((ends.int().argmax(dim=1) + 1).tolist())
     found.one_word += sum(len(caption.split()) == 1 for caption in row.captions)
     found.captions.update(set(row.captions))
-    of_photo = nouns_of_photo(row.captions)
-    found.noun_counts.update(of_photo)
-    found.without_noun += not of_photo
-    found.drawn_nouns.append(nouns(row.captions[int(generator.integers(len(row.captions)))]))
+
+
+def _add_unlisted(found: Examined, shard: File, rows: Sequence[Row]) -> None:
+    try:
+        listed = set(nouns_of_tags(read_vocabulary(shard)))
+    except InputError as error:
+        found.add("no-vocabulary", detail=str(error).partition(";")[0])
+        return
+    used = Counter(noun for row in rows for noun in nouns_of_tags(row.tags or ()))
+    for noun in sorted(used.keys() - listed):
+        found.add("unlisted-tag", detail=f'"{noun}", {used[noun]:,} photos')
 
 
 def _add_url(found: Examined, row: Row, texts: dict[str, dict[str, bytes]]) -> None:
@@ -137,8 +158,10 @@ def examine_shard(shard: File) -> Examined:
         _add_faults(found, faults, texts)
         for row in rows:
             _decoded(found, row, read_image(shard, row, expected))
-            _add_captions(found, row, generator, tokenizer)
+            _add_texts(found, row, generator, tokenizer)
             _add_url(found, row, texts)
+        if found.tagged:
+            _add_unlisted(found, shard, rows)
         if not rows and not found.findings:
             found.add("no-samples", detail="" if expected[0] else "the file is empty")
     except InputError as error:

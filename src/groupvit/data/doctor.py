@@ -53,10 +53,11 @@ class NounStatistics:
 
 @dataclass(frozen=True)
 class Report:
-    """What `examine` found; `photos` are those that training would be given."""
+    """What `examine` found; `photos` are those that training would be given, `tagged` those of them with tags."""
 
     shards: int
     photos: int
+    tagged: int
     captions: CaptionStatistics
     nouns: NounStatistics
     findings: tuple[Finding, ...]
@@ -114,7 +115,8 @@ def examine(
     if photos and noun_statistics.per_batch < MIN_NOUNS:
         findings.append(Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}"))
     findings += [Finding("unreadable-evaluation", str(p), "", text) for p, text in digests if isinstance(text, str)]
-    return Report(len(shards), photos, _caption_statistics(found), noun_statistics, tuple(findings))
+    tagged = sum(each.tagged for each in found)
+    return Report(len(shards), photos, tagged, _caption_statistics(found), noun_statistics, tuple(findings))
 
 
 def _shared(found: Sequence[Examined], evaluation: dict[int, Path]) -> Iterator[Finding]:

@@ -49,7 +49,19 @@ KINDS = {
     "tiny": Kind("error", f"a side has fewer than {MIN_SIDE} pixels", "look at some; icons are best removed"),
     "no-caption": _of_scan("no-caption", _REMOVE),
     "not-utf8": _of_scan("not-utf8", "convert the captions to UTF-8"),
-    "bad-json": _of_scan("bad-json", "write the JSON again: an object with `captions`, a list, or `caption`"),
+    "bad-json": _of_scan(
+        "bad-json", "write the JSON again: an object with `captions`, a list, or `caption`; `tags` is a list"
+    ),
+    "no-vocabulary": Kind(
+        "error",
+        "photos have tags, and which words their source could have said is not known",
+        "write that file, one word a line; training refuses the shard",
+    ),
+    "unlisted-tag": Kind(
+        "error",
+        "a tag is not in the vocabulary of its source",
+        "add it there, or correct the tag; in shards of that source that do not use it, training takes it for unknown",
+    ),
     "url-caption": Kind(
         "error",
         "a caption is a URL or a file's name",

@@ -22,16 +22,17 @@ import numpy as np
 from jaxtyping import Int64
 
 from groupvit.data.processes import mapped
-from groupvit.data.shards import Fault, Row, Sample, read_image, scan_shard
+from groupvit.data.shards import Fault, Row, Sample, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.text import nouns as noun_rules
-from groupvit.text.nouns import Style, nouns, nouns_of_photo
+from groupvit.text.nouns import Style, nouns, nouns_of_photo, nouns_of_tags, with_person
 
-_VERSION = 2
+_VERSION = 3
 _LOOKUPS = 32
 _HEADER = b"groupvit"
+_SAYABLE = b"sayable"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Index:
     """The index of a shard at `path`: how many samples it lists, and what had to be left out.
 
     It was made when the shard had `stamp`, under `rules`, which stand for everything but the shard that could change
-    it. `content` is a hash of all that it lists.
+    it. `content` is a hash of all that it lists. `vocabulary` is that of the words that the source of its tags could
+    have said, as they were in their file; it is empty if the shard has no tags.
     """
 
     shard: File
@@ -49,6 +51,7 @@ class Index:
     samples: int
     faults: tuple[Fault, ...]
     content: str
+    vocabulary: str
 
 
 def _arrow() -> Any:
@@ -86,38 +89,56 @@ def _read(shard: File, path: Path) -> Index | None:
     try:
         values = json.loads(_open_table(path).schema.metadata[_HEADER])
         (size, changed), faults = values["stamp"], values["faults"]
-        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*f) for f in faults), values["content"]
+        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*f) for f in faults)
+        return Index(shard, path, *found, values["content"], values["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
         return None
-    return Index(shard, path, *found)
 
 
 def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index | None:
-    """The index that fits the shard as it is now, if there is one beside it or at `where`."""
+    """The index that fits the shard and its vocabulary as they are now, if there is one beside it or at `where`."""
     now = stamp(shard)
     for path in dict.fromkeys((beside(shard), where(shard))):
         index = _read(shard, path) if path.is_file() else None
-        if index and (index.stamp, index.rules) == (now, _rules()):
+        if (
+            index
+            and (index.stamp, index.rules) == (now, _rules())
+            and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard)))
+        ):
             return index
     return None
 
 
+def _hash(listed: object) -> str:
+    return hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()
+
+
 def _table_of(rows: list[Row]) -> Any:
     pa = _arrow()
-    texts = [row.captions for row in rows]
     strings = pa.list_(pa.string())
+    own = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
+
+    def of_captions(style: Style) -> Any:
+        found = [
+            [nouns(text, style=style) if tags is None else tags for text in row.captions]
+            for row, tags in zip(rows, own, strict=True)
+        ]
+        return pa.array(found, pa.list_(strings))
+
+    of_photo = [
+        nouns_of_photo(row.captions) if tags is None else with_person(tags) for row, tags in zip(rows, own, strict=True)
+    ]
     return pa.table(
         {
             "key": pa.array([row.key for row in rows], pa.string()),
             "offset": pa.array([row.offset for row in rows], pa.int64()),
             "size": pa.array([row.size for row in rows], pa.int64()),
             "header": pa.array([row.header for row in rows], pa.uint32()),
-            "captions": pa.array(texts, strings),
-            "nouns_paper": pa.array([[nouns(text) for text in each] for each in texts], pa.list_(strings)),
-            "nouns_release": pa.array(
-                [[nouns(text, style="release") for text in each] for each in texts], pa.list_(strings)
-            ),
-            "nouns_of_photo": pa.array([sorted(nouns_of_photo(each)) for each in texts], strings),
+            "captions": pa.array([row.captions for row in rows], strings),
+            "tags": pa.array([row.tags for row in rows], strings),
+            "nouns_paper": of_captions("paper"),
+            "nouns_release": of_captions("release"),
+            "nouns_of_photo": pa.array([sorted(found) for found in of_photo], strings),
         }
     )
 
@@ -134,17 +155,25 @@ def build_index(shard: File, path: Path) -> Index:
     """Scan a shard and write its index to `path`.
 
     Raises:
-        InputError: the shard cannot be read, is no tar, or holds links, which are refused.
+        InputError: the shard cannot be read, is no tar, or holds links, which are refused; or it has tags, and the
+            file of its vocabulary is missing.
     """
     now = stamp(shard)
     rows, faults = scan_shard(shard)
     if links := [fault for fault in faults if fault.kind == "link"]:
         raise InputError(f"{shard}: {links[0]}; write the shard again without it")
-    content = hashlib.blake2b(repr([(row.key, row.header, row.captions) for row in rows]).encode(), digest_size=8)
-    index = Index(shard, path, now, _rules(), len(rows), tuple(faults), content.hexdigest())
-    names = ("stamp", "rules", "samples", "faults", "content")
+    listed: list[Any] = [(row.key, row.header, row.captions) for row in rows]
+    vocabulary, sayable = "", ()
+    if any(row.tags is not None for row in rows):
+        words = read_vocabulary(shard)
+        vocabulary = _hash(words)
+        sayable = sorted(set(nouns_of_tags([*words, *(tag for row in rows for tag in row.tags or ())])))
+        listed += [[row.tags for row in rows], sayable]
+    index = Index(shard, path, now, _rules(), len(rows), tuple(faults), _hash(listed), vocabulary)
+    names = ("stamp", "rules", "samples", "faults", "content", "vocabulary")
     document = {name: getattr(index, name) for name in names}
-    _write(path, _table_of(rows).replace_schema_metadata({_HEADER: json.dumps(document)}))
+    header = {_HEADER: json.dumps(document), _SAYABLE: json.dumps(sayable)}
+    _write(path, _table_of(rows).replace_schema_metadata(header))
     return index
 
 
@@ -182,6 +211,11 @@ def _columns(index: Index) -> Any:
     return _open_table(index.path)
 
 
+@functools.cache
+def _sayable(index: Index) -> frozenset[str]:
+    return frozenset(json.loads(_columns(index).schema.metadata[_SAYABLE]))
+
+
 class CaptionedPhotos:
     """The samples of many shards, each one read away: `read(shard, row)` for rows below `counts[shard]`.
 
@@ -214,7 +248,8 @@ class CaptionedPhotos:
         """Image and captions; the shard must be as it was when it was indexed."""
         index = self.indexes[shard]
         found = Row(*(self._cell(name, shard, row) for name in Row._fields))
-        return Sample(found.key, read_image(index.shard, found, index.stamp), tuple(found.captions), str(index.shard))
+        image, tags = read_image(index.shard, found, index.stamp), found.tags
+        return Sample(found.key, image, tuple(found.captions), str(index.shard), None if tags is None else tuple(tags))
 
     def place(self, number: int) -> tuple[int, int]:
         """Shard and row of photo `number` of all."""
@@ -227,15 +262,31 @@ class CaptionedPhotos:
         return tuple(self._cell("captions", shard, row))
 
     def nouns(self, shard: int, row: int, caption: int, style: Style) -> tuple[str, ...]:
-        """What `text.nouns.nouns` says of one caption of the photo."""
+        """What `text.nouns.nouns` says of one caption of the photo, or its tags."""
         return tuple(self._cell(f"nouns_{style}", shard, row)[caption])
 
     def nouns_of_photo(self, shard: int, row: int) -> list[str]:
-        """What `text.nouns.nouns_of_photo` says of all its captions."""
+        """What `text.nouns.nouns_of_photo` says of all its captions, or of its tags."""
         return self._cell("nouns_of_photo", shard, row)
 
-    def noun_counts(self) -> Counter[str]:
-        """In how many photos' captions each noun stands."""
-        parts = [chunk.flatten() for index in self.indexes for chunk in _columns(index)["nouns_of_photo"].chunks]
-        cells = _arrow().chunked_array(parts, _arrow().string()).value_counts()
-        return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))
+    def sayable(self, shard: int, row: int) -> frozenset[str] | None:
+        """The nouns that the source of the photo's tags could have said; None for captions, which could say any."""
+        index = self.indexes[shard]
+        return _sayable(index) if index.vocabulary and self._cell("tags", shard, row) is not None else None
+
+    def noun_counts(self) -> tuple[Counter[str], Counter[str]]:
+        """In how many photos' captions or tags each noun stands, and in how many it could have stood."""
+        found = _value_counts([_columns(index) for index in self.indexes])
+        tagged = [(index, _columns(index)) for index in self.indexes if index.vocabulary]
+        tagged = [(index, table.filter(table["tags"].is_valid())) for index, table in tagged]
+        known = Counter(dict.fromkeys(found, len(self) - sum(len(table) for _, table in tagged)))
+        for index, table in tagged:
+            sayable, own = _sayable(index), _value_counts([table])
+            known.update({noun: len(table) if noun in sayable else own[noun] for noun in found})
+        return found, known
+
+
+def _value_counts(tables: Sequence[Any]) -> Counter[str]:
+    parts = [chunk.flatten() for table in tables for chunk in table["nouns_of_photo"].chunks]
+    cells = _arrow().chunked_array(parts, _arrow().string()).value_counts()
+    return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))

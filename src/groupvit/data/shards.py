@@ -1,7 +1,8 @@
 """Tar shards as img2dataset writes them (the WebDataset layout): found, scanned, read and written.
 
 A sample is the members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json` (`captions`, a
-list, or `caption`) or in `KEY.txt`. Members with other endings are passed over.
+list, or `caption`) or in `KEY.txt`. Members with other endings are passed over. Where the JSON says `"kind": "tags"`,
+the photo was labelled with `tags`, a list of words out of a vocabulary, and its captions are only made of them.
 """
 
 import glob
@@ -28,22 +29,24 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded photo and its captions; `shard` says where it was read."""
+    """An encoded photo and its captions, and the tags they are made of, if they are; `shard` says where it was read."""
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     shard: str = field(default="", compare=False)
+    tags: tuple[str, ...] | None = None
 
 
 class Row(NamedTuple):
-    """A whole sample: where its image's bytes lie, the CRC-32 of their tar header, and its captions."""
+    """A whole sample: where its image's bytes lie, the CRC-32 of their tar header, and its texts."""
 
     key: str
     offset: int
     size: int
     header: int
     captions: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
 
 
 class Fault(NamedTuple):
@@ -66,7 +69,7 @@ FAULTS = {
     "empty-image": "the image has no bytes",
     "no-caption": "no caption",
     "not-utf8": "the caption is not UTF-8",
-    "bad-json": "the JSON is broken or holds no captions",
+    "bad-json": "the JSON is broken, or its captions or tags are no texts",
 }
 """What may be wrong with a sample or a tar, before an image is decoded."""
 
@@ -155,20 +158,29 @@ def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[_Member]:
             faults.append(Fault("", "cut", f"byte {min(tar.offset, size):,}"))
 
 
-def _captions(files: dict[str, _Member]) -> tuple[str, ...] | Fault:
+def _texts(files: dict[str, _Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
+    """Captions, and tags if the sample is of that kind."""
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
         captions = meta.get("captions") or meta.get("caption") or []
         if not captions and "txt" in files:
             captions = files["txt"].text.decode()
         captions = captions if isinstance(captions, list) else [captions.strip()]
-        captions = tuple(caption.strip() for caption in captions if caption.strip())
-        "".join(captions).encode()  # JSON can spell halves of characters
+        captions, tags = _stripped(captions), None
+        if meta.get("kind") == "tags":
+            if not isinstance(meta.get("tags"), list):
+                raise TypeError("tags are no list")
+            tags = _stripped(meta["tags"])
+        "".join((*captions, *(tags or ()))).encode()  # JSON can spell halves of characters
     except UnicodeError as error:
         return Fault("", "not-utf8", str(error))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         return Fault("", "bad-json", str(error))
-    return captions or Fault("", "no-caption")
+    return (captions, tags) if captions else Fault("", "no-caption")
+
+
+def _stripped(texts: list[Any]) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _row(key: str, files: dict[str, _Member]) -> Row | Fault:
@@ -177,10 +189,10 @@ def _row(key: str, files: dict[str, _Member]) -> Row | Fault:
         return Fault(key, "two-images" if images else "no-image")
     if not images[0].size:
         return Fault(key, "empty-image")
-    captions = _captions(files)
-    if isinstance(captions, Fault):
-        return captions._replace(key=key)
-    return Row(key, images[0].offset, images[0].size, images[0].header, captions)
+    texts = _texts(files)
+    if isinstance(texts, Fault):
+        return texts._replace(key=key)
+    return Row(key, images[0].offset, images[0].size, images[0].header, *texts)
 
 
 def scan_shard(shard: File) -> tuple[list[Row], list[Fault]]:
@@ -211,6 +223,27 @@ def scan_shard(shard: File) -> tuple[list[Row], list[Fault]]:
     return [row for row in rows if isinstance(row, Row)], faults
 
 
+def read_vocabulary(shard: File) -> tuple[str, ...]:
+    """The words that the source of a shard with tags could have said, from `coco-vocabulary.txt` for `coco-0001.tar`.
+
+    Raises:
+        InputError: there is no such file, or none that can be read.
+    """
+    folder, _, name = str(shard).rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
+    name = re.sub(r"(^|-)\d+$", "", name.removesuffix(".tar")) + "-vocabulary.txt"
+    name = name.removeprefix("-")  # of 00000.tar
+    file = f"{folder}/{name}" if isinstance(shard, str) else shard.with_name(name)
+    try:
+        with told(file), open_file(file) as opened:
+            text = opened.read().decode("utf-8-sig")
+    except (InputError, UnicodeError) as error:
+        reason = error if isinstance(error, InputError) else f"{file} is not UTF-8"
+        raise InputError(
+            f"{reason}; {shard} has tags: write there all words that its source could have said, one a line"
+        ) from None
+    return _stripped(text.splitlines())
+
+
 def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
     """The image's bytes; its tar header must still be the one that was scanned."""
     data = read_range(shard, row.offset - BLOCK, BLOCK + row.size, expected)
@@ -230,7 +263,7 @@ def read_shard(shard: File) -> Iterator[Sample]:
     if faults:
         raise InputError(f"{shard}: {faults[0]}; repair the shard")
     for row in rows:
-        yield Sample(row.key, read_image(shard, row, expected), row.captions, str(shard))
+        yield Sample(row.key, read_image(shard, row, expected), row.captions, str(shard), row.tags)
 
 
 def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, per_shard: int = 1000) -> list[Path]:
@@ -260,7 +293,9 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     if not sample.captions:
         raise InputError(f"sample {sample.key} has no caption to write")
-    meta = {"key": sample.key, "captions": sample.captions}
+    meta: dict[str, Any] = {"key": sample.key, "captions": sample.captions}
+    if sample.tags is not None:
+        meta |= {"kind": "tags", "tags": sample.tags}
     contents = {
         _image_ending(sample): sample.image,
         "txt": sample.captions[0].encode(),

@@ -6,7 +6,7 @@ The tagger and the singular forms are textblob's; the few lists here mend its co
 import functools
 import importlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -157,7 +157,18 @@ def noun_prompts(
 
 def nouns_of_photo(captions: Sequence[str]) -> frozenset[str]:
     """The nouns of all captions of one photo, and `person` if one of them is a person."""
-    found = frozenset(noun for caption in captions for noun in nouns(caption))
+    return with_person(noun for caption in captions for noun in nouns(caption))
+
+
+def nouns_of_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The noun of each tag, lower case: one word in the singular, several ("traffic light") as they are."""
+    words = (" ".join(tag.lower().split()) for tag in tags)
+    return tuple(dict.fromkeys(word if " " in word else lemma(word) for word in words))
+
+
+def with_person(found: Iterable[str]) -> frozenset[str]:
+    """The nouns, and `person` if one of them is a person."""
+    found = frozenset(found)
     return found if found.isdisjoint(PERSON_WORDS) else found | {"person"}
 
 

@@ -47,8 +47,8 @@ def backward(
     gradient of the whole.
     """
     autocast = partial(torch.autocast, batch.captions.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
-    parts = {name: processes.gather(getattr(batch, name)) for name in ("captions", "prompts", "present")}
-    whole = replace(batch, **parts)
+    names = ("captions", "prompts", "present", "known", "human")
+    whole = replace(batch, **{name: processes.gather(getattr(batch, name)) for name in names})
     kinds = texts_of(whole, run, words)
     photos = _Photos(model, batch, run, keys, mixed)
     images = _Encoded(photos, len(batch.images), run.chunk, autocast, processes)

@@ -81,13 +81,16 @@ def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
 
 
 def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
-    """The nouns of the training captions that are frequent enough to learn."""
+    """The nouns of the training captions and tags that are frequent enough to learn."""
     if not (run.segment_weight or run.patch_weight):
         return Vocabulary.from_counts({}, len(photos), tokenizer, run.balance)
-    counts = vocabulary(photos.noun_counts(), run.min_count)
+    found, known = photos.noun_counts()
+    counts = vocabulary(found, run.min_count)
     if not counts:
         raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
-    return Vocabulary.from_counts(counts, len(photos), tokenizer, run.balance)
+    # Photos whose source could not say the noun do not make it rare.
+    expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
+    return Vocabulary.from_counts(expected, len(photos), tokenizer, run.balance)
 
 
 def initialise(model: GroupViT, source: Path) -> None:
@@ -294,8 +297,8 @@ def _train(
             reported = (state.step + 1) % EVERY == 0
             with watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
-            if reported:
-                health["distinct_captions"] = distinct_share(batch.captions)
+            if reported and batch.human.any():
+                health["distinct_captions"] = distinct_share(batch.captions[batch.human])
             norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
             if torch.isfinite(norm):
                 optimizer.step()

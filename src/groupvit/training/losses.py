@@ -135,12 +135,14 @@ def segment_noun_loss(
     occupied: Bool[Tensor, "batch segments"] | None,
     nouns: Float[Tensor, "vocabulary dim"],
     present: Bool[Tensor, "batch vocabulary"],
+    known: Bool[Tensor, "batch vocabulary"],
     scale: Float[Tensor, ""],
     bias: Float[Tensor, "*_"],
     weights: Float[Tensor, " vocabulary"],
 ) -> Float[Tensor, ""]:
     """Some segment must be each noun of the photo's captions, and none the other nouns of the vocabulary.
 
+    Nouns that are not `known` of a photo, neither to be in it nor not to be, add nothing to the sum over nouns.
     A noun's logit for the photo is the log-sum-exp over the segments that own a patch (`occupied`; None: all); a
     sigmoid per noun makes the loss independent of the batch. `weights`, or a `bias` for each noun, balance frequent
     and rare ones. Not in the paper: its multi-label loss asks the same of the pooled image, and then segments learn the
@@ -151,4 +153,4 @@ def segment_noun_loss(
         similarities = similarities.masked_fill(~occupied[:, :, None], -torch.inf)
     logits = similarities.logsumexp(dim=1) + bias
     losses = F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none")
-    return (losses * weights).sum(dim=1).mean()
+    return (losses * weights).masked_fill(~known, 0).sum(dim=1).mean()

@@ -1,6 +1,6 @@
 """The objective of one step: which embeddings meet in which loss (§3.2, Fig. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +26,10 @@ class Vocabulary:
     log_odds: Float[Tensor, " vocabulary"]
 
     @classmethod
-    def from_counts(cls, counts: dict[str, int], photos: int, tokenizer: Tokenizer, balance: Balance) -> "Vocabulary":
-        """`counts`: in how many of the `photos` each noun stands in a caption."""
+    def from_counts(
+        cls, counts: Mapping[str, int | float], photos: int, tokenizer: Tokenizer, balance: Balance
+    ) -> "Vocabulary":
+        """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it."""
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
         weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
         tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
@@ -143,21 +145,29 @@ def loss_terms(
         if run.balance == "prior":
             count = bias.new_tensor(parts.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
             bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - count.log()
-        return losses.segment_noun_loss(parts, exist, nouns, batch.present, scale, bias, words.weights)
+        return losses.segment_noun_loss(parts, exist, nouns, batch.present, batch.known, scale, bias, words.weights)
 
+    human = batch.human  # captions made of tags are often equal, each a wrong pair of the others: they are left out
+    few = int(human.sum()) < 2
     terms = {}
     with torch.autocast(pooled.device.type, enabled=False):  # the embeddings are float32, their products must be too
         scale = temperature(model.logit_scale)
-        if run.caption_weight and run.caption_loss == "sigmoid":
-            same = batch.captions.unique(dim=0, return_inverse=True)[1]
+        if run.caption_weight and few:
+            terms["caption"] = 0 * pooled.sum()
+        elif run.caption_weight and run.caption_loss == "sigmoid":
+            same = batch.captions[human].unique(dim=0, return_inverse=True)[1]
             positives = same[:, None] == same
-            terms["caption"] = losses.sigmoid_loss(pooled, captions, scale, model.logit_bias, positives)
+            terms["caption"] = losses.sigmoid_loss(pooled[human], captions[human], scale, model.logit_bias, positives)
         elif run.caption_weight:
-            terms["caption"] = losses.contrastive_loss(pooled, captions, scale, run.loss_form)
-        if run.local_weight:
+            terms["caption"] = losses.contrastive_loss(pooled[human], captions[human], scale, run.loss_form)
+        if run.local_weight and few:
+            terms["local"] = 0 * pooled.sum()
+        elif run.local_weight:
             grid = of_words.new_zeros(*in_captions.shape, of_words.shape[-1])
             grid[in_captions] = of_words
-            terms["local"] = losses.local_alignment_loss(segments, images.occupied, grid, in_captions, scale)
+            terms["local"] = losses.local_alignment_loss(
+                segments[human], images.occupied[human], grid[human], in_captions[human], scale
+            )
         if run.prompts:
             scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
             if run.distinct_prompts:
