@@ -95,11 +95,11 @@ def test_what_the_source_of_tags_could_not_have_said_is_not_known(tmp_path):
     tagged = [Sample(str(i), picture(i), ("a photo",), tags=tags) for i, tags in enumerate([("boat",), ("woman",)])]
     (tmp_path / "t-vocabulary.txt").write_text("dog\nhorse\nwoman\n")
     photos = CaptionedPhotos.open(write_shards([*tagged, Sample("2", picture(2), ("a cat",))], tmp_path, prefix="t"))
-    places, vocabulary = np.array([[0, 0, row] for row in range(3)]), ("dog", "cat", "boat", "person")
+    places, vocabulary = np.array([[0, 0, row] for row in range(3)]), ("dog", "cat", "boat", "person", "traffic light")
     batch = batches_of(photos, vocabulary=vocabulary)[places]
     assert batch.human.tolist() == [False, False, True]
-    assert batch.present.int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
-    assert batch.known.int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1]]
+    assert batch.present.int().tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
+    assert batch.known.int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 1, 1, 1, 0]]
     boat = Tokenizer(16)("boat")[0, 1]
     assert (batch.prompts == boat).any(dim=2).tolist() == [[True, True], [False, False], [False, False]]
     assert batches_of(photos, vocabulary=())[places].human.tolist() == [False, False, True]

@@ -17,7 +17,7 @@ from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
 from groupvit.data.transforms import Crop, draw_color, draw_crop, load_crop, to_tensor
 from groupvit.errors import InputError
-from groupvit.text.nouns import Style, noun_prompts
+from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
 
 Augmentation = Literal["crop", "color", "randaugment"]
@@ -31,7 +31,8 @@ _NEIGHBOURS = 16
 class Batch:
     """Photos, one caption each, `count` noun prompts each, and which nouns of the vocabulary their captions name.
 
-    Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`.
+    Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`,
+    nor is one of several words ("traffic light") of captions.
     Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
     `mirrored`); the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
     `unreadable` names the photos in whose place a neighbour stands.
@@ -100,11 +101,12 @@ class Batches(Dataset[Batch]):
         size, in_memory = self.image_size, self.sizes is not None
         present, known = np.zeros((2, len(examples), len(self.vocabulary)), dtype=bool)
         column = {noun: i for i, noun in enumerate(self.vocabulary)}
+        in_captions = np.array([is_word(noun) for noun in self.vocabulary], dtype=bool)
         for row, marks, example in zip(present, known, examples, strict=True):
             row[[column[noun] for noun in example.nouns if noun in column]] = True
             sayable = () if example.sayable is None else example.sayable
             marks[[column[noun] for noun in sayable if noun in column]] = True
-            marks |= row | (example.sayable is None)
+            marks |= row | (in_captions & (example.sayable is None))
         texts = [example.caption for example in examples] + [text for example in examples for text in example.prompts]
         captions, prompts = self.tokenizer(texts).split([len(examples), len(examples) * self.prompts])
         return Batch(

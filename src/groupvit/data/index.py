@@ -27,7 +27,7 @@ from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.text import nouns as noun_rules
-from groupvit.text.nouns import Style, nouns, nouns_of_photo, nouns_of_tags, with_person
+from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
 _VERSION = 3
 _LOOKUPS = 32
@@ -279,7 +279,8 @@ class CaptionedPhotos:
         found = _value_counts([_columns(index) for index in self.indexes])
         tagged = [(index, _columns(index)) for index in self.indexes if index.vocabulary]
         tagged = [(index, table.filter(table["tags"].is_valid())) for index, table in tagged]
-        known = Counter(dict.fromkeys(found, len(self) - sum(len(table) for _, table in tagged)))
+        captions = len(self) - sum(len(table) for _, table in tagged)
+        known = Counter({noun: captions * is_word(noun) for noun in found})
         for index, table in tagged:
             sayable, own = _sayable(index), _value_counts([table])
             known.update({noun: len(table) if noun in sayable else own[noun] for noun in found})

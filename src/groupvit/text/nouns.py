@@ -172,6 +172,11 @@ def with_person(found: Iterable[str]) -> frozenset[str]:
     return found if found.isdisjoint(PERSON_WORDS) else found | {"person"}
 
 
+def is_word(noun: str) -> bool:
+    """Whether it is one word: tags may be several ("traffic light"), which `nouns` never finds in a caption."""
+    return " " not in noun
+
+
 def vocabulary(counts: Mapping[str, int], min_count: int) -> dict[str, int]:
     """The nouns that `min_count` photos or more have, most frequent first; `counts` says how many photos have each."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
