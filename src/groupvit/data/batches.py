@@ -34,7 +34,7 @@ class Batch:
     Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`,
     nor is one of several words ("traffic light") of captions.
     Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
-    `mirrored`); the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
+    `mirrored`), or rows of a `TrunkCache` (`rows`, `mirrored`), whose maps are `early`; the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
     `unreadable` names the photos in whose place a neighbour stands.
     """
 
@@ -48,6 +48,7 @@ class Batch:
     boxes: Float[Tensor, "_ 4"] = field(default_factory=lambda: torch.empty(0, 4))
     mirrored: Bool[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     color: Float[Tensor, "_ 3"] = field(default_factory=lambda: torch.empty(0, 3))
+    early: tuple[Float[Tensor, "batch _ _ _"], ...] = ()
     unreadable: tuple[str, ...] = ()
 
     def pin_memory(self) -> "Batch":
@@ -59,7 +60,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors: dict[str, Any] = {k: change(value) for k, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **tensors, early=tuple(map(change, self.early)))
 
 
 class _Example(NamedTuple):
@@ -81,7 +82,8 @@ class Batches(Dataset[Batch]):
 
     Crop, colour, caption and prompts of a sample are functions of (seed, epoch, shard, row) alone. `scale` is the
     share of a photo's area that a crop keeps. With `sizes`, the widths and heights of photos in memory, images are
-    not read. A photo that cannot be decoded is replaced by the next one of its shard, and named.
+    not read, nor with `crops`, the number of those that a `TrunkCache` has of each photo. A photo that cannot be
+    decoded is replaced by the next one of its shard, and named.
     """
 
     photos: CaptionedPhotos
@@ -94,11 +96,12 @@ class Batches(Dataset[Batch]):
     vocabulary: tuple[str, ...]
     tokenizer: Tokenizer
     sizes: Int64[np.ndarray, "photos 2"] | None = None
+    crops: int = 0
 
     def __getitem__(self, places: Int64[np.ndarray, "batch 3"]) -> Batch:
         unreadable: list[str] = []
         examples = [self._readable(epoch, shard, row, unreadable) for epoch, shard, row in places.tolist()]
-        size, in_memory = self.image_size, self.sizes is not None
+        size, in_memory = self.image_size, self.sizes is not None or self.crops > 0
         present, known = np.zeros((2, len(examples), len(self.vocabulary)), dtype=bool)
         column = {noun: i for i, noun in enumerate(self.vocabulary)}
         in_captions = np.array([is_word(noun) for noun in self.vocabulary], dtype=bool)
@@ -134,7 +137,11 @@ class Batches(Dataset[Batch]):
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
 
     def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
-        if self.sizes is None:
+        if self.crops:
+            number = (int(self.photos.counts[:shard].sum()) + row) * self.crops + int(generator.integers(self.crops))
+            image, box, mirrored = None, (0.0, 0.0, 1.0, 1.0), bool(generator.integers(2))
+            captions = self.photos.captions(shard, row)
+        elif self.sizes is None:
             sample = self.photos.read(shard, row)
             captions = sample.captions
             image, number, box, mirrored = self._crop(sample, generator), 0, (0.0, 0.0, 1.0, 1.0), False
@@ -149,7 +156,7 @@ class Batches(Dataset[Batch]):
         chosen = int(generator.integers(len(captions)))
         words = self.photos.nouns(shard, row, chosen, self.noun_style) if self.prompts else ()
         prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
-        color = draw_color(generator) if self.augmentation == "color" else None
+        color = draw_color(generator) if self.augmentation == "color" and not self.crops else None
         nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
         sayable = self.photos.sayable(shard, row)
         return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns, sayable)

@@ -15,7 +15,6 @@ from torch import Tensor
 from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import read_text
-from groupvit.models import normalize
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
@@ -89,7 +88,9 @@ def similarities(
     rows, remaining = [], iter(photos)
     while chunk := list(islice(remaining, _CHUNK)):
         crops = [to_tensor(center_crop(resize_short_side(photo, size * 8 // 7), size)) for photo in chunk]
-        embedded = segmenter.model.encode_image(normalize(torch.stack(crops).to(segmenter.device)))
+        embedded = segmenter.model.encode_image(
+            segmenter.model.image_encoder.preprocess(torch.stack(crops).to(segmenter.device))
+        )
         rows.append((embedded.to(words.dtype) @ words.T).cpu())
     return torch.cat(rows)
 

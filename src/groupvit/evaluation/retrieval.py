@@ -10,7 +10,7 @@ from torch import Tensor
 from groupvit.data.shards import find_shards, read_shard
 from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
 from groupvit.errors import InputError
-from groupvit.models import GroupViT, ModelConfig, normalize
+from groupvit.models import GroupViT, ModelConfig
 from groupvit.text.tokenizer import Tokenizer
 
 _CHUNK = 64
@@ -49,7 +49,7 @@ class Retrieval:
         """R@1, R@5 and R@10 from text to image and from image to text, in percent."""
         device = model.logit_scale.device
         images = torch.cat(
-            [model.encode_image(normalize(chunk.to(device))) for chunk in self.photos.split(_CHUNK)]
+            [model.encode_image(model.image_encoder.preprocess(chunk.to(device))) for chunk in self.photos.split(_CHUNK)]
         ).float()
         texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
         similarity = (texts @ images.T).cpu()

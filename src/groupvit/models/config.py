@@ -12,44 +12,19 @@ class Stage:
     """Transformer blocks over segments and group tokens, then a grouping block when there are group tokens (§3.1).
 
     `group_tokens` and `output_groups` may differ: a token mixer maps the one number to the other before assignment.
+    With `seeded` groups start from the image itself (`grouping.SeededGrouping`): there are about `output_groups` of
+    them, and no group tokens.
     """
 
     depth: int
     group_tokens: int = 0
     output_groups: int = 0
+    seeded: bool = False
 
-
-@dataclass(frozen=True)
-class ImageEncoderConfig:
-    """Defaults are the published checkpoints' ViT-S; `patch_size` and `image_size` are pixels."""
-
-    image_size: int = 224
-    patch_size: int = 16
-    dim: int = 384
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    stages: tuple[Stage, ...] = (Stage(6, 64, 64), Stage(3, 8, 8), Stage(3))
-    drop_path: float = 0.1
-    stem: Literal["patch", "conv", "residual"] = "patch"
-    hard_assignment: bool = True
-    assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot"
-    assign_eps: float = 1.0
-    token_mixer: bool = True
-    pre_assign_attention: bool = True
-    channel_mlp: bool = True
-    group_residual: bool = True
-    project_group_tokens: bool = True
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """A causal transformer over CLIP's byte pairs; defaults are the published checkpoints'."""
-
-    width: int = 256
-    heads: int = 4
-    layers: int = 12
-    context_length: int = 77
-    vocab_size: int = 49408
+    @property
+    def groups(self) -> bool:
+        """True if the stage ends with a grouping."""
+        return self.seeded or self.group_tokens > 0
 
 
 @dataclass(frozen=True)
@@ -73,11 +48,49 @@ class ViTConfig:
 
 
 @dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Defaults are the published checkpoints' ViT-S; `patch_size` and `image_size` are pixels.
+
+    `stem` makes the patches, and may be a pre-trained trunk (`trunks`), whose finest map has a stride of `patch_size`;
+    `vit` is the size of a trunk "vit".
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    dim: int = 384
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    stages: tuple[Stage, ...] = (Stage(6, 64, 64), Stage(3, 8, 8), Stage(3))
+    drop_path: float = 0.1
+    stem: Literal["patch", "conv", "residual", "efficientnet-lite0", "efficientnet-lite2", "vit"] = "patch"
+    vit: ViTConfig | None = None
+    hard_assignment: bool = True
+    assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot"
+    assign_eps: float = 1.0
+    token_mixer: bool = True
+    pre_assign_attention: bool = True
+    channel_mlp: bool = True
+    group_residual: bool = True
+    project_group_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A causal transformer over CLIP's byte pairs; defaults are the published checkpoints'."""
+
+    width: int = 256
+    heads: int = 4
+    layers: int = 12
+    context_length: int = 77
+    vocab_size: int = 49408
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 
     `segment_loss` adds the scale and bias that the segment-level noun loss learns, `logit_bias` the sigmoid caption
-    loss's bias.
+    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier.
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -88,6 +101,7 @@ class ModelConfig:
     multi_label_scale: bool = True
     segment_loss: bool = False
     logit_bias: bool = False
+    teacher_loss: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,7 +113,7 @@ class ModelConfig:
         return _parse(cls, values, "model")
 
 
-_ADDED = ("logit_bias",)
+_ADDED = ("logit_bias", "teacher_loss", "seeded", "vit")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 

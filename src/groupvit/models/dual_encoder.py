@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models.config import ModelConfig
+from groupvit.models.grouping import SeededGrouping
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.layers import Linear
 from groupvit.models.text_encoder import TextEncoder
@@ -36,8 +37,8 @@ class GroupViT(nn.Module):
     """The two encoders, their projectors and the learned temperatures.
 
     `multi_label_logit_scale` is the multi-label loss's own temperature; `segment_logit_scale` and `segment_logit_bias`
-    belong to the segment-level noun loss, `logit_bias` to the sigmoid caption loss. All scales are logarithms, used
-    through `temperature`.
+    belong to the segment-level noun loss, `logit_bias` to the sigmoid caption loss, `teacher_logit_scale` to the loss
+    by a trunk's classifier. All scales are logarithms, used through `temperature`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class GroupViT(nn.Module):
         multi_label_scale: bool = True,
         segment_loss: bool = False,
         logit_bias: bool = False,
+        teacher_loss: bool = False,
     ):
         super().__init__()
         self.image_encoder = image_encoder
@@ -64,6 +66,8 @@ class GroupViT(nn.Module):
             self.segment_logit_bias = nn.Parameter(torch.tensor(SEGMENT_LOGIT_BIAS))
         if logit_bias:
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))  # Zhai et al., 2023: nearly all pairs are negative
+        if teacher_loss:
+            self.teacher_logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
     def embed_image_features(self, features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows embed"]:
         """Unit vectors of pooled features (Eq. 2) or of single segments (§3.3): one projector serves both."""
@@ -89,8 +93,7 @@ def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 def build_model(config: ModelConfig) -> GroupViT:
     """A randomly initialised model: the only reader of `ModelConfig`."""
-    values = {**asdict(config.image), "stages": config.image.stages}
-    image_encoder = ImageEncoder(**values)
+    image_encoder = ImageEncoder(**vars(config.image))
     image_encoder.apply(_init_linear)
     projector = (config.projector_dim, config.embed_dim, config.projector_norm)
     return GroupViT(
@@ -101,10 +104,14 @@ def build_model(config: ModelConfig) -> GroupViT:
         multi_label_scale=config.multi_label_scale,
         segment_loss=config.segment_loss,
         logit_bias=config.logit_bias,
+        teacher_loss=config.teacher_loss,
     )
 
 
 def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, SeededGrouping):
+        module.reset_parameters()

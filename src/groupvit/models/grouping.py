@@ -203,3 +203,82 @@ class GroupingBlock(nn.Module):
         if self.channel_mlp is None or self.norm_new is None:
             return merged
         return merged + self.channel_mlp(self.norm_new(merged))
+
+
+class SeededGrouping(nn.Module):
+    """Groups that start from the image itself and claim cells by local features, as k-means does.
+
+    The seeds are the means of a regular grid of about `groups` tiles; each of `rounds` gives every cell to the nearest
+    group and moves the group to the mean of its cells (cross-attention as k-means: Yu et al., kMaX-DeepLab, ECCV 2022;
+    seeds on a grid and position among the features: Achanta et al., SLIC, 2012). `near` makes the space in which that
+    is done, and starts as the local features themselves. A group token that is the same for every image cannot know
+    where this one falls apart.
+    """
+
+    def __init__(self, local_dim: int, groups: int, *, rounds: int = 8):
+        super().__init__()
+        self.groups = groups
+        self.rounds = rounds
+        self.near = nn.Linear(local_dim, local_dim, bias=False)
+        self.position = nn.Parameter(torch.tensor(0.25))
+        self.sharpness = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as k-means on the local features."""
+        nn.init.eye_(self.near.weight)
+
+    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
+        """How many seeds lie down and across."""
+        down = min(rows, max(1, round((self.groups * rows / columns) ** 0.5)))
+        return down, min(columns, max(1, round(self.groups / down)))
+
+    def forward(
+        self,
+        local: Float[Tensor, "batch local rows columns"],
+        segments: Float[Tensor, "batch cells dim"],
+        joined: Int[Tensor, "batch cells"] | None = None,
+    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        """The mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
+
+        Local features, rounds and softmax are in at least float32.
+        """
+        with torch.autocast(local.device.type, enabled=False):
+            places = self._places(local)
+            distances = self._distances(places, self._centres(places, *self.tiles(*local.shape[-2:]), local.shape[-2:]))
+            soft = (-distances * self.sharpness.exp().clamp(max=1000)).softmax(dim=1)
+            chosen = soft.argmax(dim=1) if joined is None else joined
+            hard = torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0)
+            weights = hard + (soft - soft.detach())
+            weights = weights / hard.sum(dim=-1, keepdim=True).clamp(min=1)
+        return weights.to(segments.dtype) @ segments, Assignment(soft, hard)
+
+    def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
+        """Features that are compared: the local ones in `near`'s space, and the position from -1 to 1."""
+        rows, columns = local.shape[-2:]
+        down = torch.linspace(-1, 1, rows, device=local.device)[:, None].expand(rows, columns)
+        across = torch.linspace(-1, 1, columns, device=local.device).expand(rows, columns)
+        position = self.position * torch.stack([down, across], dim=-1).flatten(0, 1)
+        near = self.near(local.float().flatten(2).mT)
+        return torch.cat([near, position.expand(len(near), -1, -1)], dim=-1)
+
+    def _centres(
+        self, places: Float[Tensor, "batch cells dim"], down: int, across: int, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch groups dim"]:
+        """The groups' means after the rounds; a gradient reaches the last round only."""
+        start = places.detach().mT.unflatten(2, grid)
+        centres = F.adaptive_avg_pool2d(start, (down, across)).flatten(2).mT
+        for i in range(self.rounds):
+            values = places if i == self.rounds - 1 else places.detach()
+            nearest = self._distances(values.detach(), centres).argmin(dim=1)
+            own = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
+            size = own.sum(dim=-1, keepdim=True)
+            centres = torch.where(size > 0, own @ values / size.clamp(min=1), centres)
+        return centres
+
+    @staticmethod
+    def _distances(
+        places: Float[Tensor, "batch cells dim"], centres: Float[Tensor, "batch groups dim"]
+    ) -> Float[Tensor, "batch groups cells"]:
+        """Squared distances, less each cell's own square, which is the same for all groups."""
+        return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ places.mT

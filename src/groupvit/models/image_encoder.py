@@ -1,20 +1,22 @@
 """The hierarchical vision transformer (§3.1, Fig. 2): patches become segments, stage by stage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.config import Stage
-from groupvit.models.grouping import Assignment, GroupingBlock
+from groupvit.models.config import Stage, ViTConfig
+from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping
 from groupvit.models.layers import Block, TokenMixer
+from groupvit.models.preprocessing import normalize
+from groupvit.models.trunks import EfficientNetLite, TrunkFeatures, TrunkStem, ViTTrunk, build_trunk
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ImageFeatures:
     """What the image encoder makes of a batch, before the projection to the joint space.
 
     `pooled` is the mean of the segments (Eq. 2). `ungrouped` and `assignments` have one entry per grouping stage (none
-    for a plain ViT), `grid` is the height and width of the patch grid.
+    for a plain ViT), `grid` is the height and width of the patch grid. `trunk` is what the trunk made, if there is one.
     """
 
     pooled: Float[Tensor, "batch dim"]
@@ -38,6 +40,7 @@ class ImageFeatures:
     ungrouped: tuple[Ungrouped, ...]
     assignments: tuple[Assignment, ...]
     grid: tuple[int, int]
+    trunk: TrunkFeatures | None = None
 
     def groups(self, stage: int = -1, *, hard: bool = False) -> Float[Tensor, "batch groups height width"]:
         """How much each patch belongs to each group of a stage: the product of the assignments up to it (§3.3)."""
@@ -111,12 +114,14 @@ class GroupingStage(nn.Module):
         previous_tokens: int,
         drop_paths: Sequence[float],
         mlp_ratio: float,
+        local_dim: int,
         grouping: dict[str, Any],
     ):
         super().__init__()
         self.group_tokens = None
         self.group_projector = None
         self.grouping = None
+        self.seeded = SeededGrouping(local_dim, stage.output_groups) if stage.seeded else None
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths)
         if stage.group_tokens:
             tokens = torch.zeros(1, stage.group_tokens, dim)
@@ -163,22 +168,27 @@ class ImageEncoder(nn.Module):
         stages: Sequence[Stage],
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv", "residual"] = "patch",
+        stem: Literal["patch", "conv", "residual", "efficientnet-lite0", "efficientnet-lite2", "vit"] = "patch",
+        vit: ViTConfig | None = None,
         project_group_tokens: bool = True,
         **grouping: Any,
     ):
         super().__init__()
         self.patch_size = patch_size
         self.pool_occupied = not grouping.get("group_residual", True)
-        self.stem = (
-            nn.Conv2d(3, dim, patch_size, stride=patch_size)
-            if stem == "patch"
-            else ConvStem(patch_size, dim, residual=stem == "residual")
-        )
+        if stem == "patch":
+            self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        elif stem in ("conv", "residual"):
+            self.stem = ConvStem(patch_size, dim, residual=stem == "residual")
+        else:
+            self.stem = TrunkStem(build_trunk(stem, vit), dim)
         self.norm_stem = nn.LayerNorm(dim)
-        side = image_size // patch_size
-        self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
+        if not isinstance(self.stem, TrunkStem):
+            side = image_size // patch_size
+            self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        local_dim = self.stem.local_dim if isinstance(self.stem, TrunkStem) else 0
         rates = [
             float(rate) for rate in torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu")
         ]
@@ -186,12 +196,25 @@ class ImageEncoder(nn.Module):
         previous_tokens = 0
         for stage in stages:
             drop_paths = [rates.pop(0) for _ in range(stage.depth)]
-            self.stages.append(GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, grouping))
+            self.stages.append(
+                GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, local_dim, grouping)
+            )
             previous_tokens = stage.group_tokens if project_group_tokens else 0
         self.norm = nn.LayerNorm(dim)
 
+    @property
+    def trunk(self) -> EfficientNetLite | ViTTrunk | None:
+        """The pre-trained network below, if there is one."""
+        return self.stem.trunk if isinstance(self.stem, TrunkStem) else None
+
+    def preprocess(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Images for `forward`, as the trunk was pre-trained or by ImageNet's statistics, in the model's precision."""
+        dtype = self.norm.weight.dtype
+        return normalize(pixels, dtype) if self.trunk is None else self.trunk.preprocess(pixels, dtype)
+
     def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 patches dim"]:
         """The learned positions, resampled (bicubic) when the grid is not the one of training."""
+        assert self.pos_embed is not None
         side = int(self.pos_embed.shape[1] ** 0.5)
         if (height, width) == (side, side):
             return self.pos_embed
@@ -200,15 +223,25 @@ class ImageEncoder(nn.Module):
         return rearrange(grid, "1 d h w -> 1 (h w) d")
 
     def embed(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int]]:
-        """Patch tokens with positions, and their grid. Right and bottom are padded to whole patches."""
+        self, images: Float[Tensor, "batch 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
+    ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int], TrunkFeatures | None]:
+        """Patch tokens with positions, their grid, and what the trunk made. Right and bottom are padded to whole
+        patches.
+
+        A trunk's patches are interpolated on the grid of its finest map.
+        """
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        if isinstance(self.stem, TrunkStem):
+            made = self.stem(images, early)
+            patches = rearrange(self.norm_stem(rearrange(made.patches, "b d h w -> b h w d")), "b h w d -> b d h w")
+            fine = F.interpolate(patches, made.local.shape[-2:], mode="bilinear", align_corners=False)
+            grid = (fine.shape[-2], fine.shape[-1])
+            return rearrange(fine, "b d h w -> b (h w) d"), grid, replace(made, patches=patches)
         x = self.stem(images)
         grid = (x.shape[-2], x.shape[-1])
         x = self.norm_stem(rearrange(x, "b d h w -> b (h w) d"))
-        return x + self.position_embedding(*grid).to(x.dtype), grid
+        return x + self.position_embedding(*grid).to(x.dtype), grid, None
 
     def forward(
         self,
@@ -217,6 +250,7 @@ class ImageEncoder(nn.Module):
         *,
         mixed: int = 1,
         joined: Sequence[Int[Tensor, "batch _"]] = (),
+        early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
 
@@ -225,8 +259,10 @@ class ImageEncoder(nn.Module):
         by itself (as in MixReorg, Cai et al., ICCV 2023, which groups the mixture). The batch is a multiple of it.
 
         `joined` repeats an earlier pass: `Assignment.joined` of each grouping stage, which the stages then keep to.
+        `early` are the trunk's maps before the last of these images, if they are known already; of the images only the
+        number then counts.
         """
-        segments, grid = self.embed(images)
+        segments, grid, trunk = self.embed(images, early)
         tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self._stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
@@ -237,20 +273,28 @@ class ImageEncoder(nn.Module):
                 tokens = None if tokens is None else tokens.repeat_interleave(mixed, dim=0)
             else:
                 segments, tokens = stage(segments, tokens, stage_keys)
+            given = joined[len(assignments)] if joined else None
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
-                given = joined[len(assignments)] if joined else None
                 segments, assignment = stage.grouping(tokens, segments, group_keys, given)
                 assignments.append(assignment)
+            elif stage.seeded is not None and trunk is not None:
+                ungrouped.append(Ungrouped(segments, segments[:, :0]))
+                segments, assignment = stage.seeded(trunk.local, segments, given)
+                assignments.append(assignment)
         segments = self.norm(segments)
-        return ImageFeatures(self.pool(segments, assignments), segments, tuple(ungrouped), tuple(assignments), grid)
+        pooled = self.pool(segments, assignments)
+        return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
-        """What each input of the last grouping would be as a final segment of its own.
+        """What each input of the last grouping would be as a final segment of its own; of a trunk each patch.
 
-        Needs a model whose last stage groups and keeps no group residual: then a segment is a function of its inputs.
+        Needs a trunk, or a model whose last stage groups and keeps no group residual: then a segment is a function of
+        its inputs.
         """
+        if features.trunk is not None:
+            return self.norm(rearrange(features.trunk.patches, "b d h w -> b (h w) d"))
         last = self._stages()[-1]
         if last.grouping is None or last.grouping.group_residual:
             raise ValueError(
@@ -268,7 +312,7 @@ class ImageEncoder(nn.Module):
         then tells how well the network names, all grouping from there on being right. Segments without patches lie in
         no region. Without groups (a plain ViT, or one clustered afterwards) a region is the mean of its patches.
         """
-        grouping = [module for module in self._stages() if module.grouping is not None]
+        grouping = [module for module in self._stages() if module.grouping is not None or module.seeded is not None]
         if not grouping:
             patches = features.ungrouped[-1].segments if features.ungrouped else features.segments
             return (regions / regions.sum(dim=1, keepdim=True)).to(patches.dtype) @ patches[image]
@@ -282,7 +326,10 @@ class ImageEncoder(nn.Module):
             if module is not grouping[stage]:
                 segments, tokens = module(segments, tokens, None)
                 regions = torch.eye(len(regions), dtype=regions.dtype, device=regions.device)
-            if module.grouping is not None and tokens is not None:
+            if module.seeded is not None:
+                shares = regions / regions.sum(dim=1, keepdim=True)
+                segments = shares[None].to(segments.dtype) @ segments
+            elif module.grouping is not None and tokens is not None:
                 segments = module.grouping.merge_regions(tokens, segments, regions[None])
         return self.norm(segments)[0]
 

@@ -1,7 +1,9 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from groupvit.models.config import ViTConfig
 from groupvit.models.layers import Block, Linear
 
 EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
@@ -243,3 +246,63 @@ class ViTTrunk(nn.Module):
                 middle = x
         local, last = (rearrange(y[:, 1:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
         return local, last
+
+
+@dataclass(frozen=True)
+class TrunkFeatures:
+    """What a trunk makes of images: `patches` from all of its maps, on the grid of the second to last; `local`, all
+    maps but the last, on the grid of the finest; and its `last` map itself."""
+
+    patches: Float[Tensor, "batch dim rows columns"]
+    local: Float[Tensor, "batch local fine_rows fine_columns"]
+    last: Float[Tensor, "batch last _ _"]
+
+
+class TrunkStem(nn.Module):
+    """Patches from the maps of a pre-trained trunk, and the local features by which these are grouped.
+
+    Every map is divided by the root mean square of its channels. The last maps, which recognise, go into the patches;
+    those before, which know where things end, also are the local features.
+    """
+
+    def __init__(self, trunk: EfficientNetLite | ViTTrunk, dim: int):
+        super().__init__()
+        self.trunk = trunk
+        self.local_dim = sum(trunk.channels[:-1])
+        self.from_local = nn.Conv2d(trunk.channels[-2], dim, 1)
+        self.from_last = nn.Conv2d(trunk.channels[-1], dim, 1)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
+    ) -> TrunkFeatures:
+        """`early` are the trunk's maps before the last of these images, if they are known already."""
+        if early:
+            assert isinstance(self.trunk, EfficientNetLite)
+            *maps, last = *early, self.trunk.late(early[-1])
+        else:
+            *maps, last = self.trunk(images)
+        balanced = [_balanced(local) for local in maps]
+        patches = self.from_local(balanced[-1])
+        patches = patches + _resized(self.from_last(_balanced(last)), patches.shape[-2:])
+        # Each map weighs the same in a distance.
+        local = [_resized(each, maps[0].shape[-2:]) / each.shape[1] ** 0.5 for each in balanced]
+        return TrunkFeatures(patches, torch.cat(local, dim=1), last)
+
+
+def _balanced(x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
+    return x * (x.float().square().mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
+
+
+def _resized(
+    x: Float[Tensor, "batch channels _ _"], size: tuple[int, int] | torch.Size
+) -> Float[Tensor, "batch channels rows columns"]:
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def build_trunk(name: str, vit: ViTConfig | None) -> EfficientNetLite | ViTTrunk:
+    """The trunk that a configuration's `stem` names, at random weights."""
+    if name != "vit":
+        return EfficientNetLite(cast(EfficientNetVariant, name))
+    if vit is None:
+        raise ValueError("a trunk 'vit' needs its sizes, `vit`")
+    return ViTTrunk(**vars(vit))

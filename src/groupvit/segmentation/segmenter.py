@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from groupvit.errors import InputError
-from groupvit.models import GroupViT, ImageFeatures, ModelConfig, normalize, temperature
+from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
 from groupvit.segmentation.resampling import resampled_argmax, resampled_rows
 from groupvit.segmentation.result import Segmentation
@@ -243,7 +243,7 @@ class Segmenter:
             return {}
         segments = [
             self.model.image_encoder.segments_of(features, image, shares.to(self.device), stage)
-            for stage in range(max(1, sum(stage.group_tokens > 0 for stage in self.config.image.stages)))
+            for stage in range(max(1, sum(stage.groups for stage in self.config.image.stages)))
         ]
         return {"regions": found, "region_scores": tuple(self._scores(torch.stack(segments), words, lengths))}
 
@@ -253,11 +253,10 @@ class Segmenter:
         height, width = size
         if antialias and photo.size != (width, height):
             photo = photo.resize((width, height), Image.Resampling.BILINEAR)
-        dtype = self.model.image_encoder.pos_embed.dtype
         pixels = rearrange(torch.from_numpy(np.array(photo)).to(self.device), "h w c -> 1 c h w")
         if photo.size != (width, height):
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False).round().to(torch.uint8)
-        return normalize(pixels, dtype)[0]
+        return self.model.image_encoder.preprocess(pixels)[0]
 
     def _scores(
         self, segments: Float[Tensor, "batch segments dim"], words: Float[Tensor, "words embed"], lengths: list[int]

@@ -51,7 +51,7 @@ def backward(
     whole = replace(batch, **{name: processes.gather(getattr(batch, name)) for name in names})
     kinds = texts_of(whole, run, words)
     photos = _Photos(model, batch, run, keys, mixed)
-    images = _Encoded(photos, len(batch.images), run.chunk, autocast, processes)
+    images = _Encoded(photos, len(batch.captions), run.chunk, autocast, processes)
     texts = []
     for i, kind in enumerate(kinds):
         own = processes.share(kind)
@@ -59,7 +59,8 @@ def backward(
         texts.append(_Encoded(encode, len(own), run.chunk, autocast, processes))
     with autocast():
         pooled, segments, patches = images.leaves
-        of_images = Images(pooled, segments, patches, processes.gather(torch.cat(photos.occupied)), ())
+        occupied, taught = (processes.gather(torch.cat(parts)) for parts in (photos.occupied, photos.taught))
+        of_images = Images(pooled, segments, patches, occupied, taught, ())
         of_texts = [encoded.leaves[0][: len(kind)] for encoded, kind in zip(texts, kinds, strict=True)]
         terms = loss_terms(model, run, of_images, of_texts, whole, words)
     torch.stack(list(terms.values())).sum().backward()
@@ -74,21 +75,26 @@ def _encode_rows(model: GroupViT, tokens: Int[Tensor, "texts length"], own: slic
 
 
 class _Photos:
-    """Encodes images of a batch; those it has encoded before keep to their groups. `occupied` is of the first time."""
+    """Encodes images of a batch; those it has encoded before keep to their groups. `occupied` and `taught` are of the
+    first time."""
 
     def __init__(self, model: GroupViT, batch: Batch, run: Run, keys: Int[Tensor, " batch"], mixed: int):
         self.encode = partial(encode_images, model, run=run, mixed=mixed)
         self.images = batch.images
+        self.early = batch.early
         self.keys = keys
         self.joined: dict[int, tuple[Tensor, ...]] = {}
         self.occupied: list[Tensor] = []
+        self.taught: list[Tensor] = []
 
     def __call__(self, own: slice) -> Features:
         joined = self.joined.get(own.start, ())
-        made = self.encode(self.images[own], keys=self.keys[own], joined=joined)
+        early = tuple(each[own] for each in self.early)
+        made = self.encode(self.images[own], keys=self.keys[own], joined=joined, early=early)
         if own.start not in self.joined:
             self.joined[own.start] = made.joined
             self.occupied.append(made.occupied)
+            self.taught.append(made.taught)
         return made.pooled, made.segments, made.patches
 
 

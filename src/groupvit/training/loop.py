@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: shards in, a checkpoint out."""
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
 from groupvit.checkpoints.native import check
+from groupvit.checkpoints.trunks import PUBLISHED, load_efficientnet
 from groupvit.data.batches import Batch, Batches, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
@@ -28,6 +30,8 @@ from groupvit.data.transforms import jitter_color
 from groupvit.errors import InputError
 from groupvit.machine import has_bfloat16
 from groupvit.models import GroupViT, build_model, noise, temperature
+from groupvit.models.trunks import EfficientNetLite
+from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.cached_batch import backward
@@ -39,6 +43,7 @@ from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, make_optimizer, set_rate
 from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
+from groupvit.training.trunk_cache import TrunkCache, cached
 from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
@@ -90,7 +95,8 @@ def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> 
         raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
     # Photos whose source could not say the noun do not make it rare.
     expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
-    return Vocabulary.from_counts(expected, len(photos), tokenizer, run.balance)
+    classes = imagenet_texts() if run.teacher_weight else ()
+    return Vocabulary.from_counts(expected, len(photos), tokenizer, run.balance, classes)
 
 
 def initialise(model: GroupViT, source: Path) -> None:
@@ -99,42 +105,78 @@ def initialise(model: GroupViT, source: Path) -> None:
     Raises `InputError` for a checkpoint of another architecture.
     """
     trained, _ = load(source)
-    side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
-    with torch.no_grad():
-        trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
+    if model.image_encoder.pos_embed is not None and trained.image_encoder.pos_embed is not None:
+        side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
+        with torch.no_grad():
+            trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
     check(trained.state_dict(), model.state_dict(), source)
     model.load_state_dict(trained.state_dict())
 
 
 def _start(
-    run: Run, seed: int, nouns: tuple[str, ...], photos: CaptionedPhotos, device: torch.device, init: Path | None
+    run: Run,
+    seed: int,
+    nouns: tuple[str, ...],
+    photos: CaptionedPhotos,
+    device: torch.device,
+    init: Path | None,
+    resume: bool,
 ) -> TrainingState:
     torch.manual_seed(seed)
     model = build_model(run.model)
     if init:
         initialise(model, init)
+    elif run.model.image.stem in PUBLISHED and not resume:
+        model.image_encoder.trunk.load_state_dict(load_efficientnet(run.model.image.stem).state_dict())
+    if model.image_encoder.trunk is not None:
+        model.image_encoder.trunk.requires_grad_(False)
     model = model.to(device).train()
     return TrainingState(run, seed, nouns, photos, model, make_optimizer(model, run), average_of(model, run.ema))
+
+
+def _batches(state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None) -> Batches:
+    run = state.run
+    return Batches(
+        state.photos,
+        state.seed,
+        run.model.image.image_size,
+        run.crop,
+        run.augment,
+        run.prompts,
+        run.noun_style,
+        state.nouns,
+        Tokenizer(run.model.text.context_length),
+        sizes,
+        run.cached_crops,
+    )
+
+
+def _cache(state: TrainingState, folder: Path, device: torch.device, workers: int) -> TrunkCache:
+    """The trunk's maps of the run's crops, made first where they are missing."""
+    run, trunk = state.run, state.model.image_encoder.trunk
+    if not isinstance(trunk, EfficientNetLite):
+        raise InputError("only the maps of an EfficientNet-Lite are cached: choose a run without cached crops")
+    reading = replace(_batches(state, None), crops=0, prompts=0, vocabulary=())
+    said = (run.model.image.stem, run.model.image.image_size, run.crop, run.cached_crops, state.seed)
+    identity = json.dumps([said, [index.content for index in state.photos.indexes]])
+    return cached(
+        trunk,
+        reading,
+        run.cached_crops,
+        folder,
+        identity,
+        device,
+        workers=workers,
+        progress=tracked("caching the trunk"),
+        say=lambda line: print(line, file=sys.stderr),
+    )
 
 
 def _load(
     state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None, workers: int, pin: bool, ranks: Processes
 ) -> Iterator[Batch]:
     run = state.run
-    tokenizer = Tokenizer(run.model.text.context_length)
-    size, augmentation = run.model.image.image_size, run.augment
-    batches = Batches(
-        state.photos,
-        state.seed,
-        size,
-        run.crop,
-        augmentation,
-        run.prompts,
-        run.noun_style,
-        state.nouns,
-        tokenizer,
-        sizes,
-    )
+    size, batches = run.model.image.image_size, _batches(state, sizes)
     order = Order(state.photos.counts, state.seed)
     sampler = BatchSampler(order, run.batch_size, start=state.position, rank=ranks.rank, world=ranks.world)
     loader = DataLoader(
@@ -153,8 +195,11 @@ def _load(
     return received(loader)
 
 
-def _augmented(batch: Batch, memory: Photos | None, size: int) -> Batch:
+def _augmented(batch: Batch, memory: Photos | None, cache: TrunkCache | None, size: int) -> Batch:
     """The last part of the augmentation, which is quicker in batches."""
+    if cache:
+        device = batch.captions.device
+        return replace(batch, early=tuple(each.to(device) for each in cache.read(batch.rows, batch.mirrored)))
     images = memory.crop(batch.rows, batch.boxes, batch.mirrored, size) if memory else batch.images
     return replace(batch, images=jitter_color(images, batch.color) if len(batch.color) else images)
 
@@ -180,6 +225,7 @@ def train(
     ranks: Processes = ALONE,
     tensorboard: bool = False,
     compiled: bool = False,
+    cache: Path | None = None,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
 
@@ -193,6 +239,8 @@ def train(
     `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
     With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU without
     instructions for bfloat16 trains in float32.
+
+    `cache` is the folder of the trunk's maps (`out/cache` by default), which trainings of one run may share.
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
@@ -227,7 +275,7 @@ def train(
     with nullcontext() if ranks.rank else locked(out):
         if not (resume or ranks.rank):  # another training may have come and gone while the data were indexed
             _must_be_new(out)
-        state = _start(run, seed, words.nouns, photos, device, None if resume else init)
+        state = _start(run, seed, words.nouns, photos, device, None if resume else init, resume)
         if resume:
             state = restore(out, state)
         if compiled:
@@ -236,7 +284,7 @@ def train(
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         if not ranks.rank:
             mark_started(out)
-        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard)
+        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard, cache)
         if not ranks.rank:
             draw(out / "metrics.jsonl", out / "curves.png")
         ranks.wait()  # until the first one has saved
@@ -253,6 +301,7 @@ def _train(
     evaluate: Evaluate | None,
     ranks: Processes,
     tensorboard: bool,
+    cache_folder: Path | None,
 ) -> TrainingState:
     run, model, optimizer = state.run, state.model, state.optimizer
     saved = latest(out)
@@ -260,6 +309,7 @@ def _train(
     if run.in_memory:
         decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
         memory = decoded.to(device)
+    cache = _cache(state, cache_folder or out / "cache", device, workers) if run.cached_crops else None
     share, first = run.batch_size // ranks.world, ranks.rank == 0
     positions = torch.arange(share, device=device) + ranks.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
@@ -293,7 +343,7 @@ def _train(
             set_rate(optimizer, rate)
             buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
             keys = noise.sample_keys(state.seed, state.step, positions)
-            batch = _augmented(batch, memory, run.model.image.image_size)
+            batch = _augmented(batch, memory, cache, run.model.image.image_size)
             reported = (state.step + 1) % EVERY == 0
             with watched(model.image_encoder, active=reported) as health:
                 terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)

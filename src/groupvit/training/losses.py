@@ -154,3 +154,16 @@ def segment_noun_loss(
     logits = similarities.logsumexp(dim=1) + bias
     losses = F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none")
     return (losses * weights).masked_fill(~known, 0).sum(dim=1).mean()
+
+
+def teacher_loss(
+    cells: Float[Tensor, "batch cells dim"],
+    classes: Float[Tensor, "classes dim"],
+    taught: Float[Tensor, "batch cells classes"],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Cross-entropy between what a classifier says of each cell (`taught`, probabilities) and the softmax over texts.
+
+    Distillation (Hinton et al., 2015) cell by cell: a photo's captions tell what is in it, the classifier also where.
+    """
+    return -(taught * linear(scale * cells, classes).log_softmax(dim=-1)).sum(dim=-1).mean()

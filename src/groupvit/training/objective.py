@@ -1,15 +1,17 @@
 """The objective of one step: which embeddings meet in which loss (§3.2, Fig. 3)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from groupvit.data.batches import Batch
-from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, normalize, temperature
+from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
@@ -18,37 +20,59 @@ from groupvit.training.runs import Balance, Run
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The nouns of the segment-level loss: their prompts, and the log odds that a photo's captions name them."""
+    """The nouns of the segment-level loss: their prompts, and the log odds that a photo's captions name them.
+
+    After the nouns' prompts `tokens` has those of further words for a trunk's classes; `classes` is the share that each
+    prompt has in a class, and has no rows where no trunk teaches.
+    """
 
     nouns: tuple[str, ...]
-    tokens: Int[Tensor, "vocabulary length"]
+    tokens: Int[Tensor, "texts length"]
     weights: Float[Tensor, " vocabulary"]
     log_odds: Float[Tensor, " vocabulary"]
+    classes: Float[Tensor, "classes texts"]
 
     @classmethod
     def from_counts(
-        cls, counts: Mapping[str, int | float], photos: int, tokenizer: Tokenizer, balance: Balance
+        cls,
+        counts: Mapping[str, int | float],
+        photos: int,
+        tokenizer: Tokenizer,
+        balance: Balance,
+        classes: Sequence[Sequence[str]] = (),
     ) -> "Vocabulary":
-        """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it."""
+        """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it.
+
+        `classes` are the words of each class of the trunk that teaches.
+        """
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
         weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
-        tokens = tokenizer([SIMPLE_TEMPLATE.format(noun) for noun in counts])
+        texts = {text: i for i, text in enumerate(dict.fromkeys([*counts, *(word for own in classes for word in own)]))}
+        shares = torch.zeros(len(classes), len(texts))
+        for row, own in zip(shares, classes, strict=True):
+            row[[texts[word] for word in own]] = 1 / len(own)
+        tokens = tokenizer([SIMPLE_TEMPLATE.format(text) for text in texts])
         log_odds = torch.logit((frequency / photos).clamp(max=0.999))
-        return cls(tuple(counts), tokens, weights / weights.mean(), log_odds)
+        return cls(tuple(counts), tokens, weights / weights.mean(), log_odds, shares)
 
     def to(self, device: torch.device) -> "Vocabulary":
-        return Vocabulary(self.nouns, *(part.to(device) for part in (self.tokens, self.weights, self.log_odds)))
+        parts = (self.tokens, self.weights, self.log_odds, self.classes)
+        return Vocabulary(self.nouns, *(part.to(device) for part in parts))
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the losses take of the image encoder: pooled images, segments, patches as segments of their own, and which
-    segments own a patch; parts that no loss of the run asks for are empty. `joined` is each stage's assignment."""
+    """Image features that the losses use: pooled images, segments, patches as segments of their own, which segments
+    own a patch, and what a trunk's classifier says of its cells; parts that no loss of the run asks for are empty.
+
+    `joined` is each stage's assignment.
+    """
 
     pooled: Float[Tensor, "batch dim"]
     segments: Float[Tensor, "batch segments dim"]
     patches: Float[Tensor, "batch patches dim"]
     occupied: Bool[Tensor, "batch _"]
+    taught: Float[Tensor, "batch cells classes"]
     joined: tuple[Int[Tensor, "batch _"], ...]
 
 
@@ -60,16 +84,23 @@ def encode_images(
     *,
     mixed: int = 1,
     joined: Sequence[Int[Tensor, "batch _"]] = (),
+    early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
 ) -> Images:
-    """The image encoder's part of a step; `mixed` and `joined` are those of `ImageEncoder.forward`."""
+    """The image encoder's part of a step; `mixed`, `joined` and `early` are those of `ImageEncoder.forward`."""
     encoder = model.image_encoder
-    features = encoder(normalize(images, encoder.pos_embed.dtype), keys, mixed=mixed, joined=joined)
+    features = encoder(encoder.preprocess(images), keys, mixed=mixed, joined=joined, early=early)
     nothing = features.segments[:, :0]
+    taught = nothing
+    if run.teacher_weight:
+        assert features.trunk is not None
+        with torch.no_grad():
+            taught = rearrange(encoder.trunk.classify(features.trunk.last), "b k h w -> b (h w) k").float().softmax(-1)
     return Images(
         features.pooled,
         features.segments if run.segment_weight or run.local_weight else nothing,
         encoder.patches_alone(features) if run.patch_weight else nothing,
         features.occupied(),
+        taught,
         tuple(assignment.joined for assignment in features.assignments),
     )
 
@@ -137,6 +168,7 @@ def loss_terms(
     else:
         of_words = captions[:0]
     captions, prompts, nouns, of_words = _embed_texts(model, [captions, *texts[1:], of_words])
+    every, nouns = nouns, nouns[: len(words.nouns)]
 
     def noun_loss(
         parts: Float[Tensor, "batch parts embed"], exist: Bool[Tensor, "batch parts"] | None = None
@@ -180,7 +212,18 @@ def loss_terms(
             terms["segment_nouns"] = noun_loss(segments, images.occupied)
         if run.patch_weight:
             terms["patch_nouns"] = noun_loss(patches)
+        if run.teacher_weight:
+            cells = F.normalize(_pooled(patches, images.taught.shape[1]), dim=-1)
+            classes = F.normalize(words.classes @ every, dim=-1)
+            scale = temperature(model.teacher_logit_scale)
+            terms["teacher"] = losses.teacher_loss(cells, classes, images.taught, scale)
     return {name: weights_of(run)[name] * term for name, term in terms.items()}
+
+
+def _pooled(patches: Float[Tensor, "batch patches dim"], cells: int) -> Float[Tensor, "batch cells dim"]:
+    """The means of a square grid of patches over a coarser square grid."""
+    grid = rearrange(patches, "b (h w) d -> b d h w", h=math.isqrt(patches.shape[1]))
+    return F.adaptive_avg_pool2d(grid, math.isqrt(cells)).flatten(2).mT
 
 
 def weights_of(run: Run) -> dict[str, float]:
@@ -191,4 +234,5 @@ def weights_of(run: Run) -> dict[str, float]:
         "multi_label": 1.0,
         "segment_nouns": run.segment_weight,
         "patch_nouns": run.patch_weight,
+        "teacher": run.teacher_weight,
     }

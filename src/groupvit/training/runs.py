@@ -43,6 +43,10 @@ class Run:
     squashed to that many pixels a side (0 reads from disk). `ema` is the decay of the average of the weights (0: none).
     `mix` is the share of the steps in which photos share their attention in fours (see `ImageEncoder.forward`).
 
+    A model with a trunk starts with the trunk's published weights, which stay as they are. `teacher_weight` weighs what
+    the trunk's classifier teaches (`losses.teacher_loss`). `cached_crops` is how many crops of a photo are put through
+    the trunk before the training (`trunk_cache`; 0: photos are read, cropped and encoded at every step).
+
     `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
     the table of docs/TRAINING.md.
     """
@@ -79,6 +83,8 @@ class Run:
     ema: float = 0.0
     in_memory: int = 0
     mix: float = 0.0
+    teacher_weight: float = 0.0
+    cached_crops: int = 0
     warmup_prefix: bool = True
     paper: str = ""
     cost: str = ""
@@ -257,6 +263,48 @@ PHOTOS_SMALL = replace(
     expected="29.6 mIoU on voc4, 30.8 % R@10, text to image ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
+# Recognition from ImageNet's trunk, segments and names from captions and tags.
+PHOTOS_TRUNK = Run(
+    model=ModelConfig(
+        image=ImageEncoderConfig(
+            image_size=224,
+            patch_size=8,
+            dim=256,
+            heads=8,
+            stages=(Stage(0, output_groups=16, seeded=True),),
+            drop_path=0.0,
+            stem="efficientnet-lite2",
+            group_residual=False,
+        ),
+        text=TextEncoderConfig(width=192, heads=6, layers=2, context_length=32),
+        embed_dim=256,
+        projector_dim=1024,
+        multi_label_scale=False,
+        segment_loss=True,
+        teacher_loss=True,
+    ),
+    train="{flickr8k-train,coco-person,catdog,coco-val2014,coco-tags,places-tags,animals-tags,pacs-tags,caltech-tags,imagenet-tags}-*.tar",
+    held_out="flickr8k-test-*.tar",
+    steps=1000,
+    batch_size=128,
+    warmup=50,
+    weight_decay=0.05,
+    muon=4.0,
+    crop=(0.3, 1.0),
+    caption_weight=0.5,
+    segment_weight=0.1,
+    patch_weight=0.1,
+    teacher_weight=1.0,
+    balance="prior",
+    ema=0.99,
+    cached_crops=1,
+    evaluate_every=250,
+    save_every=250,
+    paper="none: ours, on 27,644 photos",
+    cost="not measured",
+    expected="not measured",
+)
+
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""
 
@@ -339,6 +387,7 @@ RUNS: dict[str, Run] = {
     "flickr8k": FLICKR8K,
     "photos": PHOTOS,
     "photos-small": PHOTOS_SMALL,
+    "photos-trunk": PHOTOS_TRUNK,
     "photos-plain": replace(
         PHOTOS_SMALL,
         model=replace(with_stages(PHOTOS_SMALL.model, Stage(3)), segment_loss=False),
