@@ -1,7 +1,7 @@
 """How a model is asked: everything that moves a number but is neither the model nor the data (docs/PROTOCOLS.md)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from groupvit.errors import InputError
@@ -25,7 +25,8 @@ CONTRAST: Mapping[str, Sequence[str]] = CLASSES["contrast"]
 class Protocol:
     """How photos are prepared, labels are worded and scores decided.
 
-    `short_side`, `window` and `stride` are pixels, or multiples of the model's training size where `native` is true.
+    `short_side`, `window` and `stride` are pixels, or multiples of the model's training size or of the short side that
+    suits it best (`ImageEncoderConfig.short_side`).
     `scores="gated"` is the published code's product of softmaxes (see `Segmenter.segment`). `thresholds` are those of
     the background by benchmark; without them the threshold is chosen on one half of the photos for the other.
     """
@@ -34,7 +35,7 @@ class Protocol:
     class_names: Literal["dataset", "release", "synonyms"]
     contrast: bool
     templates: tuple[str, ...]
-    native: bool
+    unit: Literal["pixels", "training size", "best size"]
     short_side: int
     window: int | None
     stride: int | None
@@ -75,7 +76,7 @@ class Protocol:
 
     def options(self, config: ModelConfig, dataset: Dataset) -> Options:
         """The keywords of `Segmenter.segment`."""
-        unit = config.image.image_size if self.native else 1
+        unit = {"pixels": 1, "training size": config.image.image_size, "best size": config.image.short_side}[self.unit]
         return {
             "templates": self.templates,
             "background": self.threshold(dataset),
@@ -98,7 +99,7 @@ RELEASE_2022 = Protocol(
     class_names="release",
     contrast=False,
     templates=(SIMPLE_TEMPLATE,),
-    native=False,
+    unit="pixels",
     short_side=448,
     window=448,
     stride=224,
@@ -114,7 +115,7 @@ PAPER_2022 = Protocol(
     class_names="dataset",
     contrast=False,
     templates=(SIMPLE_TEMPLATE,),
-    native=False,
+    unit="pixels",
     short_side=448,
     window=None,
     stride=None,
@@ -130,7 +131,7 @@ CALIBRATED_NATIVE = Protocol(
     class_names="synonyms",
     contrast=True,
     templates=(SIMPLE_TEMPLATE,),
-    native=True,
+    unit="training size",
     short_side=2,
     window=1,
     stride=None,
@@ -141,7 +142,10 @@ CALIBRATED_NATIVE = Protocol(
 )
 """For any model: windows of the training size over photos of twice that, the threshold cross-fitted on the photos."""
 
-PROTOCOLS = {protocol.name: protocol for protocol in (RELEASE_2022, PAPER_2022, CALIBRATED_NATIVE)}
+CALIBRATED_WHOLE = replace(CALIBRATED_NATIVE, name="calibrated-whole", unit="best size", short_side=1, window=2)
+"""The same with one look at the whole photo, up to 2 : 1, at the size that suits the model best."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (RELEASE_2022, PAPER_2022, CALIBRATED_NATIVE, CALIBRATED_WHOLE)}
 
 
 def get_protocol(name: str) -> Protocol:

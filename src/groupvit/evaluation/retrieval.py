@@ -49,7 +49,10 @@ class Retrieval:
         """R@1, R@5 and R@10 from text to image and from image to text, in percent."""
         device = model.logit_scale.device
         images = torch.cat(
-            [model.encode_image(model.image_encoder.preprocess(chunk.to(device))) for chunk in self.photos.split(_CHUNK)]
+            [
+                model.encode_image(model.image_encoder.preprocess(chunk.to(device)))
+                for chunk in self.photos.split(_CHUNK)
+            ]
         ).float()
         texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
         similarity = (texts @ images.T).cpu()

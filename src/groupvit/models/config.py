@@ -73,6 +73,17 @@ class ImageEncoderConfig:
     group_residual: bool = True
     project_group_tokens: bool = True
 
+    @property
+    def has_trunk(self) -> bool:
+        """True if a pre-trained trunk makes the patches."""
+        return self.stem not in ("patch", "conv", "residual")
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side at which whole photos are segmented best: more than in training with a trunk, since
+        crops show things larger than photos do (Touvron et al., 2019)."""
+        return self.image_size * 10 // 7 if self.has_trunk else self.image_size
+
 
 @dataclass(frozen=True)
 class TextEncoderConfig:

@@ -136,8 +136,10 @@ class Segmenter:
         after bilinear upsampling, as the published code does; `"hard"` multiplies hard assignments, as §3.3 says.
         A plain ViT upsamples its patches' scores.
 
-        Photos are resized to `short_side` (default: the training size). `window` and `stride` (default: half a window)
-        are pixels of the resized photo; windows overlap, their scores are averaged, and each costs one encoder pass.
+        Photos are resized to `short_side` (default: the training size, 10/7 of it for a model with a trunk). `window`
+        and `stride` (default: half a window) are pixels of the resized photo; windows overlap, their scores are
+        averaged, and each costs one encoder pass. Without a window the photo is seen as a whole, by a model with a
+        trunk up to 2 : 1.
         With `antialias` off, a pixel of the resized photo is interpolated between four pixels of the photo only.
 
         With `background`, pixels whose best score is below it become index 0, named "background", and the labels
@@ -155,7 +157,9 @@ class Segmenter:
         """
         single = isinstance(images, Image.Image | np.ndarray | str | Path)  # a path is refused as an image
         photos = [_to_rgb(image) for image in ([images] if single else images)]
-        side = self.config.image.image_size if short_side is None else short_side
+        side = self.config.image.short_side if short_side is None else short_side
+        if window is None and self.config.image.has_trunk:
+            window = 2 * side
         settings = _Settings(
             parse_labels(labels),
             tuple(templates),

@@ -43,8 +43,8 @@ from groupvit.training.objective import Vocabulary
 from groupvit.training.optim import learning_rate, make_optimizer, set_rate
 from groupvit.training.progress import EVERY, Progress, tracked
 from groupvit.training.runs import Run
-from groupvit.training.trunk_cache import TrunkCache, cached
 from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
+from groupvit.training.trunk_cache import TrunkCache, cached
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 

@@ -75,7 +75,9 @@ def cached(
             raise InputError(f"{folder}: no room for a cache ({error.strerror}): name another --cache") from error
         _fill(files, trunk, batches, crops, device, workers, progress)
         write_atomically(done, json.dumps(digest).encode())
-    return TrunkCache(tuple(np.memmap(name, np.float16, "r", shape=shape) for name, shape in zip(names, shapes, strict=True)))
+    return TrunkCache(
+        tuple(np.memmap(name, np.float16, "r", shape=shape) for name, shape in zip(names, shapes, strict=True))
+    )
 
 
 def _fill(
@@ -103,6 +105,8 @@ def _fill(
 def _places(batches: Batches, crops: int) -> Iterator[np.ndarray]:
     """(epoch, shard, row) of every crop, the crops of a photo side by side."""
     counts = batches.photos.counts
-    all_places = [(crop, shard, row) for shard in range(len(counts)) for row in range(counts[shard]) for crop in range(crops)]
+    all_places = [
+        (crop, shard, row) for shard in range(len(counts)) for row in range(counts[shard]) for crop in range(crops)
+    ]
     for start in range(0, len(all_places), _AT_ONCE):
         yield np.array(all_places[start : start + _AT_ONCE], dtype=np.int64)
