@@ -58,9 +58,9 @@ def backward(
         encode = partial(_encode_rows, model, own, words=is_words(run, i))
         texts.append(_Encoded(encode, len(own), run.chunk, autocast, processes))
     with autocast():
-        pooled, segments, patches = images.leaves
+        pooled, segments, patches, owners = images.leaves
         occupied, taught = (processes.gather(torch.cat(parts)) for parts in (photos.occupied, photos.taught))
-        of_images = Images(pooled, segments, patches, occupied, taught, ())
+        of_images = Images(pooled, segments, patches, occupied, taught, owners, ())
         of_texts = [encoded.leaves[0][: len(kind)] for encoded, kind in zip(texts, kinds, strict=True)]
         terms = loss_terms(model, run, of_images, of_texts, whole, words)
     torch.stack(list(terms.values())).sum().backward()
@@ -95,7 +95,7 @@ class _Photos:
             self.joined[own.start] = made.joined
             self.occupied.append(made.occupied)
             self.taught.append(made.taught)
-        return made.pooled, made.segments, made.patches
+        return made.pooled, made.segments, made.patches, made.owners
 
 
 class _Encoded:

@@ -63,7 +63,8 @@ class Vocabulary:
 @dataclass(frozen=True)
 class Images:
     """Image features that the losses use: pooled images, segments, patches as segments of their own, which segments
-    own a patch, and what a trunk's classifier says of its cells; parts that no loss of the run asks for are empty.
+    own a patch, what a trunk's classifier says of its cells, and the segments' shares of these; parts that no loss of
+    the run asks for are empty.
 
     `joined` is each stage's assignment.
     """
@@ -73,6 +74,7 @@ class Images:
     patches: Float[Tensor, "batch patches dim"]
     occupied: Bool[Tensor, "batch _"]
     taught: Float[Tensor, "batch cells classes"]
+    owners: Float[Tensor, "batch _ cells"]
     joined: tuple[Int[Tensor, "batch _"], ...]
 
 
@@ -95,12 +97,19 @@ def encode_images(
         assert features.trunk is not None
         with torch.no_grad():
             taught = rearrange(encoder.trunk.classify(features.trunk.last), "b k h w -> b (h w) k").float().softmax(-1)
+    owners = taught[:, :, :0].mT
+    if run.group_teacher_weight:
+        assert features.trunk is not None
+        maps = features.assignments[-1]
+        weights = rearrange(maps.hard + maps.soft - maps.soft.detach(), "b g (h w) -> b g h w", h=features.grid[0])
+        owners = F.adaptive_avg_pool2d(weights, features.trunk.last.shape[-2:]).flatten(2)
     return Images(
         features.pooled,
         features.segments if run.segment_weight or run.local_weight else nothing,
         encoder.patches_alone(features) if run.patch_weight else nothing,
         features.occupied(),
         taught,
+        owners,
         tuple(assignment.joined for assignment in features.assignments),
     )
 
@@ -217,6 +226,10 @@ def loss_terms(
             classes = F.normalize(words.classes @ every, dim=-1)
             scale = temperature(model.teacher_logit_scale)
             terms["teacher"] = losses.teacher_loss(cells, classes, images.taught, scale)
+            if run.group_teacher_weight:
+                terms["group_teacher"] = losses.group_teacher_loss(
+                    segments, images.owners, classes, images.taught, scale
+                )
     return {name: weights_of(run)[name] * term for name, term in terms.items()}
 
 
@@ -235,4 +248,5 @@ def weights_of(run: Run) -> dict[str, float]:
         "segment_nouns": run.segment_weight,
         "patch_nouns": run.patch_weight,
         "teacher": run.teacher_weight,
+        "group_teacher": run.group_teacher_weight,
     }

@@ -44,8 +44,9 @@ class Run:
     `mix` is the share of the steps in which photos share their attention in fours (see `ImageEncoder.forward`).
 
     A model with a trunk starts with the trunk's published weights, which stay as they are. `teacher_weight` weighs what
-    the trunk's classifier teaches (`losses.teacher_loss`). `cached_crops` is how many crops of a photo are put through
-    the trunk before the training (`trunk_cache`; 0: photos are read, cropped and encoded at every step).
+    the trunk's classifier teaches (`losses.teacher_loss`), `group_teacher_weight` the same through the groups.
+    `cached_crops` is how many crops of a photo are put through the trunk before the training (`trunk_cache`; 0: photos
+    are read, cropped and encoded at every step).
 
     `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
     the table of docs/TRAINING.md.
@@ -84,6 +85,7 @@ class Run:
     in_memory: int = 0
     mix: float = 0.0
     teacher_weight: float = 0.0
+    group_teacher_weight: float = 0.0
     cached_crops: int = 0
     warmup_prefix: bool = True
     paper: str = ""
