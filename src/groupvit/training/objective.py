@@ -185,7 +185,7 @@ def loss_terms(
         scale, bias = temperature(model.segment_logit_scale), model.segment_logit_bias
         if run.balance == "prior":
             count = bias.new_tensor(parts.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
-            bias = bias - SEGMENT_LOGIT_BIAS + words.log_odds - count.log()
+            bias = bias - SEGMENT_LOGIT_BIAS + run.prior * words.log_odds - count.log()
         return losses.segment_noun_loss(parts, exist, nouns, batch.present, batch.known, scale, bias, words.weights)
 
     human = batch.human  # captions made of tags are often equal, each a wrong pair of the others: they are left out

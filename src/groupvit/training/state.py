@@ -29,7 +29,7 @@ _ENTRIES = {"identity", "step", "position", "best_step", "best_score", "optimize
 # What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
 _FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
 # What the run of an earlier version does not have.
-_ADDED = {"muon": 0.0, "teacher_weight": 0.0, "cached_crops": 0}
+_ADDED = {"muon": 0.0, "prior": 1.0, "teacher_weight": 0.0, "group_teacher_weight": 0.0, "cached_crops": 0}
 
 
 def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
