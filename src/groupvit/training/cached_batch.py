@@ -48,7 +48,7 @@ def backward(
     """
     autocast = partial(torch.autocast, batch.captions.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
     names = ("captions", "prompts", "present", "known", "human")
-    whole = replace(batch, **{name: processes.gather(getattr(batch, name)) for name in names})
+    whole = replace(batch, early=(), **{name: processes.gather(getattr(batch, name)) for name in names})
     kinds = texts_of(whole, run, words)
     photos = _Photos(model, batch, run, keys, mixed)
     images = _Encoded(photos, len(batch.captions), run.chunk, autocast, processes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
+from groupvit.models.trunks import EfficientNetLite
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
@@ -78,7 +79,7 @@ class Images:
 
 def encode_images(
     model: GroupViT,
-    images: UInt8[Tensor, "batch 3 height width"],
+    images: UInt8[Tensor, "_ 3 height width"],
     run: Run,
     keys: Int[Tensor, " batch"],
     *,
@@ -93,12 +94,14 @@ def encode_images(
     taught = nothing
     if run.teacher_weight:
         assert features.trunk is not None
+        assert isinstance(encoder.trunk, EfficientNetLite)
         with torch.no_grad():
-            taught = rearrange(encoder.trunk.classify(features.trunk.last), "b k h w -> b (h w) k").float().softmax(-1)
+            logits = encoder.trunk.classify(features.trunk.last)
+            taught = _at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
     return Images(
         features.pooled,
         features.segments if run.segment_weight or run.local_weight else nothing,
-        encoder.patches_alone(features) if run.patch_weight else nothing,
+        encoder.patches_alone(features) if run.patch_weight or run.teacher_weight else nothing,
         features.occupied(),
         taught,
         tuple(assignment.joined for assignment in features.assignments),
@@ -214,7 +217,7 @@ def loss_terms(
             terms["patch_nouns"] = noun_loss(patches)
         if run.teacher_weight:
             cells = F.normalize(_pooled(patches, images.taught.shape[1]), dim=-1)
-            classes = F.normalize(words.classes @ every, dim=-1)
+            classes = F.normalize(words.classes.to(every.dtype) @ every, dim=-1)
             scale = temperature(model.teacher_logit_scale)
             terms["teacher"] = losses.teacher_loss(cells, classes, images.taught, scale)
     return {name: weights_of(run)[name] * term for name, term in terms.items()}
