@@ -13,6 +13,7 @@ from groupvit.models import (
     TextEncoderConfig,
     with_stages,
 )
+from groupvit.models.config import ViTConfig
 from groupvit.text.nouns import Style
 from groupvit.training.losses import Form
 
@@ -304,6 +305,14 @@ PHOTOS_TRUNK = Run(
     cost="not measured",
     expected="not measured",
 )
+
+
+def with_vit(run: Run, vit: ViTConfig) -> Run:
+    """The run on top of a ViT, which has neither a classifier that teaches nor maps that are cached."""
+    image = replace(run.model.image, stem="vit", vit=vit, patch_size=vit.patch_size)
+    model = replace(run.model, image=image, teacher_loss=False)
+    return replace(run, model=model, teacher_weight=0.0, cached_crops=0)
+
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""
