@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_what_cached_crops_and_teachers_cannot_do_is_said_before_anything_is_wri
 
 
 def test_a_vit_that_transformers_saved_takes_the_place_of_the_trunk(data, tmp_path):
-    sizes = {"image_size": 32, "patch_size": 16, "hidden_size": 24, "num_attention_heads": 2}
+    sizes: Any = {"image_size": 32, "patch_size": 16, "hidden_size": 24, "num_attention_heads": 2}
     config = transformers.ViTConfig(**sizes, num_hidden_layers=2, intermediate_size=48)
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
