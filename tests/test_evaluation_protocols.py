@@ -4,7 +4,15 @@ import pytest
 
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark
-from groupvit.evaluation.protocols import CALIBRATED_NATIVE, CONTRAST, PAPER_2022, PROTOCOLS, RELEASE_2022, get_protocol
+from groupvit.evaluation.protocols import (
+    CALIBRATED_NATIVE,
+    CALIBRATED_WHOLE,
+    CONTRAST,
+    PAPER_2022,
+    PROTOCOLS,
+    RELEASE_2022,
+    get_protocol,
+)
 from groupvit.models import RELEASE, ImageEncoderConfig, ModelConfig
 from layouts import LAYOUTS
 
@@ -101,3 +109,12 @@ def test_synonyms_that_meet_another_label_name_the_folder(tmp_path):
     dataset = open_benchmark("folder", tmp_path)
     with pytest.raises(InputError, match=rf"{tmp_path}: word 'puppy' of label 'puppy'"):
         CALIBRATED_NATIVE.labels(dataset)
+
+
+def test_the_whole_photo_is_shown_at_the_size_that_suits_the_model(datasets):
+    trunk = ModelConfig(ImageEncoderConfig(224, 8, stem="efficientnet-lite0"))
+    for config, side in ((RELEASE, 224), (trunk, 320)):
+        options = CALIBRATED_WHOLE.options(config, datasets["voc21"])
+        assert (options.get("short_side"), options.get("window"), options.get("stride")) == (side, 2 * side, None)
+    native = CALIBRATED_NATIVE.options(trunk, datasets["voc21"])
+    assert (native.get("short_side"), native.get("window")) == (448, 224)

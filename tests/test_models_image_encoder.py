@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
+from groupvit.models.config import ViTConfig
 from groupvit.models.image_encoder import ConvStem, ImageEncoder, ResidualBlock
 
 TWO_STAGES = (Stage(2, 6, 6), Stage(1, 3, 3), Stage(1))
@@ -214,3 +215,37 @@ def test_mixed_images_draw_noise_of_their_own():
     module, batch = encoder(NO_BLOCK_AFTER), images(32, 32, batch=1).expand(2, -1, -1, -1)
     features = module(batch, noise.sample_keys(0, 0, torch.arange(2)), mixed=2)
     assert not torch.equal(features.assignments[0].hard[0], features.assignments[0].hard[1])
+
+
+def on_trunk(stem="efficientnet-lite0", **options) -> ImageEncoder:
+    torch.manual_seed(0)
+    stages = (Stage(0, output_groups=6, seeded=True),)
+    image = ImageEncoderConfig(32, 8, 32, 2, stages=stages, drop_path=0.0, stem=stem, **options)
+    return build_model(ModelConfig(image, TextEncoderConfig(16, 2, 1, vocab_size=50), 16, 32)).image_encoder.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width", "grid"), [(32, 32, (4, 4)), (37, 50, (5, 7)), (8, 90, (1, 12))])
+def test_early_maps_of_photos_of_any_size_take_their_place(height, width, grid):
+    module = on_trunk()
+    pixels = torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
+    whole = module(module.preprocess(pixels))
+    early = module(module.preprocess(pixels[:0]), early=module.early(pixels))
+    assert whole.grid == early.grid == grid
+    assert torch.equal(whole.segments, early.segments)
+    assert torch.equal(whole.pooled, early.pooled)
+    assert torch.equal(whole.assignments[0].hard, early.assignments[0].hard)
+    assert whole.groups().shape[2:] == grid
+    assert len(module.patches_alone(whole)) == 2
+    regions = whole.assignments[0].hard[1][whole.occupied()[1]]
+    torch.testing.assert_close(module.segments_of(whole, 1, regions), whole.segments[1][whole.occupied()[1]])
+
+
+def test_a_trunk_has_no_positions_but_its_own_and_photos_as_it_was_trained_with():
+    module, vit = on_trunk(), on_trunk("vit", vit=ViTConfig(32, 8, 24, 2, 2, mean=(0.5,) * 3, std=(0.25,) * 3))
+    assert module.pos_embed is vit.pos_embed is None
+    pixels = torch.tensor([[[[0]], [[127]], [[255]]]], dtype=torch.uint8)
+    assert module.preprocess(pixels).flatten().tolist() == [-127 / 128, 0, 1]
+    assert vit.preprocess(pixels).flatten().tolist() == pytest.approx([-2, 0, 2], abs=0.02)
+    with torch.no_grad():
+        assert vit(vit.preprocess(torch.zeros(1, 3, 37, 50, dtype=torch.uint8))).grid == (5, 7)

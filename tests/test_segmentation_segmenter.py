@@ -496,3 +496,17 @@ def test_words_that_training_never_saw_are_named_once() -> None:
         segmenter.segment(photo(32, 32), ["dog", "grass"])
     with pytest.warns(UserWarning, match="training never saw: zebra, dogfish"):
         segmenter.segment(photo(32, 32), ["dog", "animal=zebra,dogfish", "grass"])
+
+
+def test_a_model_with_a_trunk_sees_photos_whole_at_ten_sevenths_and_longer_ones_in_windows() -> None:
+    segmenter = tiny(
+        Stage(0, output_groups=4, seeded=True), dtype=torch.float32, image_size=224, stem="efficientnet-lite0"
+    )
+    for (height, width), windows in (
+        ((20, 20), [(0, 0, 320, 320)]),
+        ((40, 20), [(0, 0, 640, 320)]),
+        ((20, 50), [(0, 0, 320, 640), (0, 160, 320, 640)]),
+    ):
+        found = segmenter.segment(photo(height, width), LABELS)
+        assert [(window.top, window.left, window.height, window.width) for window in found.windows] == windows
+        assert found.label_map.shape == (height, width)

@@ -45,6 +45,18 @@ RUNS = {
     "local, mixed": Run(OURS, "", 1, 16, local_weight=0.5, segment_weight=0.5, mix=1.0, precision="float32"),
     "nouns alone": Run(OURS, "", 1, 16, caption_weight=0.0, segment_weight=1.0, precision="float32"),
 }
+TRUNK = replace(
+    RELEASE,
+    image=ImageEncoderConfig(
+        32, 8, 32, 2, stages=(Stage(0, output_groups=3, seeded=True),), drop_path=0.0, stem="efficientnet-lite0"
+    ),
+    multi_label_scale=False,
+    segment_loss=True,
+    teacher_loss=True,
+)
+RUNS["trunk"] = Run(TRUNK, "", 1, 16, segment_weight=0.5, teacher_weight=0.25, precision="float32")
+RUNS["trunk, patches, early maps"] = replace(RUNS["trunk"], patch_weight=0.5, cached_crops=1)
+RUNS["trunk, its classifier alone"] = replace(RUNS["trunk"], caption_weight=0.0, segment_weight=0.0)
 TOKENIZER = Tokenizer(24)
 KEYS = noise.sample_keys(0, 7, torch.arange(16))
 
@@ -61,25 +73,33 @@ def batch_of(run: Run) -> tuple[Batch, Vocabulary]:
     present = torch.rand(16, 4, generator=generator) < 0.4
     human = torch.arange(16) < 9
     known = present | human[:, None] | torch.tensor([True, False, True, False])
+    classes = [[nouns[i % 4], f"thing {i % 7}"] for i in range(1000)] if run.teacher_weight else []
     words = {noun: 3 + i for i, noun in enumerate(nouns)} if run.segment_weight or run.patch_weight else {}
+    side = run.model.image.image_size
     return Batch(
-        torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 256, (16, 3, side, side), dtype=torch.uint8, generator=generator),
         TOKENIZER(captions),
         prompts.unflatten(0, (16, run.prompts)),
         present if words else present[:, :0],
         known if words else known[:, :0],
         human,
-    ), Vocabulary.from_counts(words, 16, TOKENIZER, run.balance)
+    ), Vocabulary.from_counts(words, 16, TOKENIZER, run.balance, classes)
 
 
 def model_of(run: Run, dtype: torch.dtype) -> GroupViT:
     torch.manual_seed(0)
-    return build_model(run.model).to(dtype).train()
+    model = build_model(run.model).to(dtype).train()
+    if model.image_encoder.trunk is not None:
+        model.image_encoder.trunk.requires_grad_(False)
+    return model
 
 
 def gradients(run: Run, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], GroupViT]:
     """Terms, every parameter's gradient, and the model with what its BatchNorm has seen."""
     model, (batch, words) = model_of(run, dtype), batch_of(run)
+    if run.cached_crops:
+        with torch.no_grad():
+            batch = replace(batch, images=batch.images[:0], early=model.image_encoder.early(batch.images))
     terms = backward(model, batch, run, words, KEYS, mixed=run.mixed(0))
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return terms, {name: gradient for name, gradient in found.items() if gradient is not None}, model
@@ -149,3 +169,22 @@ def test_no_graph_is_kept_for_more_than_a_chunk_and_the_second_pass_keeps_to_the
         assert not none
         assert len(kept) == len(made) == 2
         assert all(torch.equal(a, b) for a, b in zip(kept, made, strict=True))
+
+
+def test_early_maps_teach_what_the_images_do_and_leave_the_trunk_as_it_is() -> None:
+    run = RUNS["trunk, patches, early maps"]
+    terms, early, model = gradients(run, torch.float64)
+    again, whole, _ = gradients(replace(run, cached_crops=0), torch.float64)
+    assert terms.keys() == {"caption", "segment_nouns", "patch_nouns", "teacher"}
+    for key, value in terms.items():
+        torch.testing.assert_close(again[key], value, atol=1e-10, rtol=0)
+    assert early.keys() == whole.keys()
+    assert not [name for name in whole if ".trunk." in name]
+    assert {"image_encoder.stem.from_last.weight", "teacher_logit_scale"} < whole.keys()
+    for key, gradient in whole.items():
+        torch.testing.assert_close(early[key], gradient, atol=1e-10, rtol=0, msg=key)
+    untouched = model_of(run, torch.float64).image_encoder.trunk
+    assert untouched is not None
+    assert model.image_encoder.trunk is not None
+    for one, two in zip(untouched.state_dict().values(), model.image_encoder.trunk.state_dict().values(), strict=True):
+        assert torch.equal(one, two)

@@ -14,6 +14,7 @@ from groupvit.training.losses import (
     multi_positive_multi_label_loss,
     segment_noun_loss,
     sigmoid_loss,
+    teacher_loss,
 )
 
 BATCH, COUNT, DIM, SEGMENTS, WORDS = 5, 3, 8, 4, 6
@@ -359,3 +360,17 @@ def test_the_gradients_are_the_finite_differences():
     assert torch.autograd.gradcheck(
         lambda part, word, s: local_alignment_loss(part, occupied, word, exist, s), (segments, words, scale)
     )
+
+
+def test_the_teacher_loss_is_the_cross_entropy_of_each_cell():
+    generator = torch.Generator().manual_seed(3)
+    cells, classes = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((2, 3, 4), (5, 4)))
+    taught = torch.rand(2, 3, 5, dtype=torch.float64, generator=generator).softmax(dim=-1)
+    expected = []
+    for photo in range(2):
+        for cell in range(3):
+            logits = [float(SCALE * (cells[photo, cell] * name).sum()) for name in classes]
+            total = math.log(sum(math.exp(logit) for logit in logits))
+            expected.append(sum(float(p) * (total - x) for p, x in zip(taught[photo, cell], logits, strict=True)))
+    found = teacher_loss(cells, classes, taught, SCALE)
+    assert float(found) == pytest.approx(sum(expected) / 6, abs=1e-12)

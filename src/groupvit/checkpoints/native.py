@@ -20,7 +20,7 @@ from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 IMAGE_NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-"""ImageNet's, on RGB in [0, 1]: what every model is trained with."""
+"""ImageNet's, on RGB in [0, 1]: what every model is trained with that has no trunk; a trunk has its own."""
 
 _FORMAT_VERSION = 2  # what this reads; 1 is written where every tensor is there whole
 _EMBEDDING, _ROWS = "text_encoder.token_embedding.weight", "text_encoder.token_embedding.rows"

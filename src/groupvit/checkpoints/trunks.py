@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from groupvit.checkpoints.names import Table, products, translate
 from groupvit.checkpoints.native import CONFIG, WEIGHTS, StateDict, check, read_safetensors
@@ -87,6 +87,15 @@ def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> 
     found = as_state(read_pickle(path), path)
     found = {name: tensor for name, tensor in found.items() if not name.endswith(".num_batches_tracked")}
     return _filled(EfficientNetLite(variant, dilate=dilate), _EFFICIENTNET, found, path)
+
+
+def load_trunk(name: str, folder: Path | None) -> EfficientNetLite | ViTTrunk:
+    """The pre-trained trunk that a configuration's `stem` names; a "vit" is the one in the folder."""
+    if name != "vit":
+        return load_efficientnet(cast(EfficientNetVariant, name))
+    if folder is None:
+        raise InputError("a training with a ViT as its trunk starts with weights: add --trunk or --init")
+    return load_vit(folder)
 
 
 def _filled(trunk: Trunk, table: Table, found: StateDict, source: Path) -> Trunk:

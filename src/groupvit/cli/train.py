@@ -23,6 +23,7 @@ def train(
     keep: int = 2,
     tensorboard: bool = False,
     compile: bool = False,
+    trunk: Path | None = None,
     cache: Path | None = None,
 ) -> None:
     """Train from captioned images.
@@ -47,27 +48,37 @@ def train(
         tensorboard: Write the curves as TensorBoard's event files, too.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
-        cache: Folder for what a trunk makes of the photos, by default OUT/cache; trainings on the same crops may share it.
         keep: Checkpoints to keep besides the best: the newest so many.
+        trunk: Folder of a pre-trained ViT (config.json and model.safetensors of transformers), on which the run then
+            stands, as it is.
+        cache: Folder for what the run's trunk makes of the photos, by default OUT/cache; trainings may share it.
     """
     import os
     import shlex
+    import sys
     from dataclasses import replace
     from importlib.util import find_spec
 
     from groupvit import api
     from groupvit.checkpoints import latest
+    from groupvit.checkpoints.trunks import read_vit_config
     from groupvit.data.shards import find_shards
     from groupvit.data.storage import is_url
     from groupvit.errors import InputError
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.distributed import joined, restarted
     from groupvit.training.loop import train as train_run
-    from groupvit.training.runs import get_run
+    from groupvit.training.runs import get_run, with_vit
 
     settings = get_run(run)
     changes = {"train": train, "held_out": held_out, "steps": steps, "batch_size": batch_size, "chunk": chunk}
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    if trunk:
+        if settings.teacher_weight:
+            print(f"{trunk} has no classifier to learn from: captions and tags alone teach", file=sys.stderr)
+        settings = with_vit(settings, read_vit_config(trunk))
+    if cache and not settings.cached_crops:
+        raise InputError("this training caches nothing: leave out --cache")
     if min(settings.steps, settings.batch_size, keep) < 1 or min(workers, settings.chunk) < 0 or not 0 <= seed < 2**63:
         raise InputError(
             "steps, batch size and keep are at least 1, workers and chunk at least 0, the seed 0 to 2**63 - 1"
@@ -99,13 +110,15 @@ def train(
             ranks=ranks,
             tensorboard=tensorboard,
             compiled=compile,
+            trunk=trunk,
             cache=cache,
         )
     if ranks.rank:
         return
     print(f"{latest(out)}: {state.step} of {settings.steps} steps")
     if state.step < settings.steps:
-        options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep, "cache": cache, **changes}
+        options = {"data": data, "out": out, "seed": seed, "workers": workers, "keep": keep}
+        options |= {"trunk": trunk, "cache": cache, **changes}
         given = [
             part
             for name, value in options.items()

@@ -34,8 +34,9 @@ class Batch:
     Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`,
     nor is one of several words ("traffic light") of captions.
     Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
-    `mirrored`), or rows of a `TrunkCache` (`rows`, `mirrored`), whose maps are `early`; the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty.
-    `unreadable` names the photos in whose place a neighbour stands.
+    `mirrored`), or rows of a `TrunkCache` (`rows`, `mirrored`), whose maps become `early`; the other fields are empty
+    then. `color` holds the factors of `jitter_color`, or is empty. `unreadable` names the photos in whose place a
+    neighbour stands.
     """
 
     images: UInt8[Tensor, "_ 3 height width"]
@@ -82,8 +83,8 @@ class Batches(Dataset[Batch]):
 
     Crop, colour, caption and prompts of a sample are functions of (seed, epoch, shard, row) alone. `scale` is the
     share of a photo's area that a crop keeps. With `sizes`, the widths and heights of photos in memory, images are
-    not read, nor with `crops`, the number of those that a `TrunkCache` has of each photo. A photo that cannot be
-    decoded is replaced by the next one of its shard, and named.
+    not read, nor with `cached`, the rows in a `TrunkCache` of each photo's crops. A photo that cannot be decoded (its
+    size is 0, its rows are -1) is replaced by the next one of its shard, and named.
     """
 
     photos: CaptionedPhotos
@@ -96,12 +97,12 @@ class Batches(Dataset[Batch]):
     vocabulary: tuple[str, ...]
     tokenizer: Tokenizer
     sizes: Int64[np.ndarray, "photos 2"] | None = None
-    crops: int = 0
+    cached: Int64[np.ndarray, "photos crops"] | None = None
 
     def __getitem__(self, places: Int64[np.ndarray, "batch 3"]) -> Batch:
         unreadable: list[str] = []
         examples = [self._readable(epoch, shard, row, unreadable) for epoch, shard, row in places.tolist()]
-        size, in_memory = self.image_size, self.sizes is not None or self.crops > 0
+        size, in_memory = self.image_size, self.sizes is not None or self.cached is not None
         present, known = np.zeros((2, len(examples), len(self.vocabulary)), dtype=bool)
         column = {noun: i for i, noun in enumerate(self.vocabulary)}
         in_captions = np.array([is_word(noun) for noun in self.vocabulary], dtype=bool)
@@ -123,7 +124,7 @@ class Batches(Dataset[Batch]):
             torch.tensor([example.box for example in examples if in_memory]).reshape(-1, 4),
             torch.tensor([example.mirrored for example in examples if in_memory], dtype=torch.bool),
             _stack([example.color for example in examples], (3,), torch.float32),
-            tuple(unreadable),
+            unreadable=tuple(unreadable),
         )
 
     def _readable(self, epoch: int, shard: int, row: int, unreadable: list[str]) -> _Example:
@@ -137,29 +138,32 @@ class Batches(Dataset[Batch]):
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
 
     def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
-        if self.crops:
-            number = (int(self.photos.counts[:shard].sum()) + row) * self.crops + int(generator.integers(self.crops))
-            image, box, mirrored = None, (0.0, 0.0, 1.0, 1.0), bool(generator.integers(2))
+        number, image, box, mirrored = int(self.photos.counts[:shard].sum()) + row, None, (0.0, 0.0, 1.0, 1.0), False
+        if self.cached is not None:
+            number, mirrored = int(generator.choice(self.cached[number])), bool(generator.integers(2))
+            if number < 0:
+                raise self._undecodable(shard, row)
             captions = self.photos.captions(shard, row)
-        elif self.sizes is None:
-            sample = self.photos.read(shard, row)
-            captions = sample.captions
-            image, number, box, mirrored = self._crop(sample, generator), 0, (0.0, 0.0, 1.0, 1.0), False
-        else:
-            number = int(self.photos.counts[:shard].sum()) + row
+        elif self.sizes is not None:
             width, height = self.sizes[number].tolist()
             if not width:
-                raise _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
+                raise self._undecodable(shard, row)
             crop = draw_crop(width, height, self.scale, generator)
-            image, box, mirrored = None, crop.relative(width, height), crop.mirrored
+            box, mirrored = crop.relative(width, height), crop.mirrored
             captions = self.photos.captions(shard, row)
+        else:
+            sample = self.photos.read(shard, row)
+            image, captions = self._crop(sample, generator), sample.captions
         chosen = int(generator.integers(len(captions)))
         words = self.photos.nouns(shard, row, chosen, self.noun_style) if self.prompts else ()
         prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
-        color = draw_color(generator) if self.augmentation == "color" and not self.crops else None
+        color = draw_color(generator) if self.augmentation == "color" else None
         nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
         sayable = self.photos.sayable(shard, row)
         return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns, sayable)
+
+    def _undecodable(self, shard: int, row: int) -> "_Undecodable":
+        return _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
 
     def _crop(self, sample: Sample, generator: np.random.Generator) -> UInt8[Tensor, "3 height width"]:
         def draw(width: int, height: int) -> Crop:
@@ -231,6 +235,32 @@ class _Decoded(Dataset[Any]):
             return to_tensor(load_crop(sample.image, sample.key, self.side, whole)), size
         except InputError:
             return torch.zeros(3, self.side, self.side, dtype=torch.uint8), (0, 0)
+
+
+@dataclass(frozen=True)
+class RandomCrops(Dataset[Any]):
+    """`count` random crops of every photo, one after the other, and whether it could be decoded (else zeros)."""
+
+    photos: CaptionedPhotos
+    seed: int
+    side: int
+    scale: tuple[float, float]
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.photos) * self.count
+
+    def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 side side"], bool]:
+        sample = self.photos.read(*self.photos.place(number // self.count))
+        generator = np.random.default_rng([self.seed, number])
+
+        def draw(width: int, height: int) -> Crop:
+            return draw_crop(width, height, self.scale, generator)
+
+        try:
+            return to_tensor(load_crop(sample.image, sample.key, self.side, draw)), True
+        except InputError:
+            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), False
 
 
 def decode(

@@ -244,8 +244,8 @@ class SeededGrouping(nn.Module):
         Local features, rounds and softmax are in at least float32.
         """
         with torch.autocast(local.device.type, enabled=False):
-            places = self._places(local)
-            distances = self._distances(places, self._centres(places, *self.tiles(*local.shape[-2:]), local.shape[-2:]))
+            places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
+            distances = self._distances(places, self._centres(places, local.shape[-2], local.shape[-1]))
             soft = (-distances * self.sharpness.exp().clamp(max=1000)).softmax(dim=1)
             chosen = soft.argmax(dim=1) if joined is None else joined
             hard = torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0)
@@ -259,15 +259,15 @@ class SeededGrouping(nn.Module):
         down = torch.linspace(-1, 1, rows, device=local.device)[:, None].expand(rows, columns)
         across = torch.linspace(-1, 1, columns, device=local.device).expand(rows, columns)
         position = self.position * torch.stack([down, across], dim=-1).flatten(0, 1)
-        near = self.near(local.float().flatten(2).mT)
-        return torch.cat([near, position.expand(len(near), -1, -1)], dim=-1)
+        near = F.linear(local.flatten(2).mT, self.near.weight.to(local.dtype))
+        return torch.cat([near, position.to(local.dtype).expand(len(near), -1, -1)], dim=-1)
 
     def _centres(
-        self, places: Float[Tensor, "batch cells dim"], down: int, across: int, grid: tuple[int, int]
+        self, places: Float[Tensor, "batch cells dim"], rows: int, columns: int
     ) -> Float[Tensor, "batch groups dim"]:
         """The groups' means after the rounds; a gradient reaches the last round only."""
-        start = places.detach().mT.unflatten(2, grid)
-        centres = F.adaptive_avg_pool2d(start, (down, across)).flatten(2).mT
+        start = places.detach().mT.unflatten(2, (rows, columns))
+        centres = F.adaptive_avg_pool2d(start, self.tiles(rows, columns)).flatten(2).mT
         for i in range(self.rounds):
             values = places if i == self.rounds - 1 else places.detach()
             nearest = self._distances(values.detach(), centres).argmin(dim=1)

@@ -175,13 +175,19 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         self.patch_size = patch_size
-        self.pool_occupied = not grouping.get("group_residual", True)
+        seeded = [i for i, stage in enumerate(stages) if stage.seeded]
+        grouped = [i for i, stage in enumerate(stages) if stage.groups]
+        if seeded and (seeded != grouped or stages[seeded[0]].group_tokens or stem in ("patch", "conv", "residual")):
+            raise ValueError("seeded groups need a trunk, and no group tokens or other groups")
+        self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
         if stem == "patch":
             self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         elif stem in ("conv", "residual"):
             self.stem = ConvStem(patch_size, dim, residual=stem == "residual")
         else:
             self.stem = TrunkStem(build_trunk(stem, vit), dim)
+            if self.stem.trunk.strides[0] != patch_size:
+                raise ValueError(f"the trunk has patches of {self.stem.trunk.strides[0]} pixels, not of {patch_size}")
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
         if not isinstance(self.stem, TrunkStem):
@@ -212,6 +218,15 @@ class ImageEncoder(nn.Module):
         dtype = self.norm.weight.dtype
         return normalize(pixels, dtype) if self.trunk is None else self.trunk.preprocess(pixels, dtype)
 
+    def early(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+        """The trunk's maps before the last, which may take the images' place in `forward`."""
+        assert isinstance(self.trunk, EfficientNetLite)
+        return self.trunk.early(self._padded(self.preprocess(pixels)))
+
+    def _padded(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 rows columns"]:
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+
     def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 patches dim"]:
         """The learned positions, resampled (bicubic) when the grid is not the one of training."""
         assert self.pos_embed is not None
@@ -223,15 +238,13 @@ class ImageEncoder(nn.Module):
         return rearrange(grid, "1 d h w -> 1 (h w) d")
 
     def embed(
-        self, images: Float[Tensor, "batch 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
+        self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
     ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int], TrunkFeatures | None]:
-        """Patch tokens with positions, their grid, and what the trunk made. Right and bottom are padded to whole
-        patches.
+        """Patch tokens with positions, their grid, and what the trunk made.
 
-        A trunk's patches are interpolated on the grid of its finest map.
+        Right and bottom are padded to whole patches. A trunk's patches are interpolated on the grid of its finest map.
         """
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        images = self._padded(images)
         if isinstance(self.stem, TrunkStem):
             made = self.stem(images, early)
             patches = rearrange(self.norm_stem(rearrange(made.patches, "b d h w -> b h w d")), "b h w d -> b d h w")
@@ -245,7 +258,7 @@ class ImageEncoder(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "_ 3 height width"],
         keys: Int[Tensor, " batch"] | None = None,
         *,
         mixed: int = 1,
@@ -259,8 +272,8 @@ class ImageEncoder(nn.Module):
         by itself (as in MixReorg, Cai et al., ICCV 2023, which groups the mixture). The batch is a multiple of it.
 
         `joined` repeats an earlier pass: `Assignment.joined` of each grouping stage, which the stages then keep to.
-        `early` are the trunk's maps before the last of these images, if they are known already; of the images only the
-        number then counts.
+        `early`, the trunk's maps before the last where they are known already, take the place of the images, of which
+        there may then be none.
         """
         segments, grid, trunk = self.embed(images, early)
         tokens, ungrouped, assignments = None, [], []
@@ -288,14 +301,14 @@ class ImageEncoder(nn.Module):
         return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
-        """What each input of the last grouping would be as a final segment of its own; of a trunk each patch.
+        """What each input of the last grouping would be as a final segment of its own.
 
-        Needs a trunk, or a model whose last stage groups and keeps no group residual: then a segment is a function of
-        its inputs.
+        Of a trunk without group tokens each patch is one. Other models need a last stage that groups and keeps no group
+        residual: then a segment is a function of its inputs.
         """
-        if features.trunk is not None:
-            return self.norm(rearrange(features.trunk.patches, "b d h w -> b (h w) d"))
         last = self._stages()[-1]
+        if features.trunk is not None and last.grouping is None:
+            return self.norm(rearrange(features.trunk.patches, "b d h w -> b (h w) d"))
         if last.grouping is None or last.grouping.group_residual:
             raise ValueError(
                 "a patch is a segment of its own only where nothing but its group's patches makes a segment"

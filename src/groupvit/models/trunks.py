@@ -27,6 +27,10 @@ _EPS = 1e-3  # of the norms
 class SameConv2d(nn.Conv2d):
     """A convolution whose output has ceil(size / stride) rows and columns: TensorFlow's padding "SAME"."""
 
+    def reset_parameters(self) -> None:
+        """Keep the size of the signal, which fixed statistics do not mend."""
+        nn.init.kaiming_normal_(self.weight)
+
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
         return self.convolve(input, self.weight, self.bias)
 
@@ -286,9 +290,9 @@ class TrunkStem(nn.Module):
         self.from_last = nn.Conv2d(trunk.channels[-1], dim, 1)
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
+        self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
     ) -> TrunkFeatures:
-        """`early` are the trunk's maps before the last of these images, if they are known already."""
+        """`early`, the trunk's maps before the last where they are known already, take the images' place."""
         if early:
             assert isinstance(self.trunk, EfficientNetLite)
             *maps, last = *early, self.trunk.late(early[-1])
@@ -303,7 +307,8 @@ class TrunkStem(nn.Module):
 
 
 def _balanced(x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
-    return x * (x.float().square().mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
+    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+    return x * (squares.mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
 
 
 def _resized(

@@ -48,7 +48,7 @@ def backward(
     """
     autocast = partial(torch.autocast, batch.captions.device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
     names = ("captions", "prompts", "present", "known", "human")
-    whole = replace(batch, **{name: processes.gather(getattr(batch, name)) for name in names})
+    whole = replace(batch, early=(), **{name: processes.gather(getattr(batch, name)) for name in names})
     kinds = texts_of(whole, run, words)
     photos = _Photos(model, batch, run, keys, mixed)
     images = _Encoded(photos, len(batch.captions), run.chunk, autocast, processes)
@@ -58,9 +58,9 @@ def backward(
         encode = partial(_encode_rows, model, own, words=is_words(run, i))
         texts.append(_Encoded(encode, len(own), run.chunk, autocast, processes))
     with autocast():
-        pooled, segments, patches, owners = images.leaves
+        pooled, segments, patches = images.leaves
         occupied, taught = (processes.gather(torch.cat(parts)) for parts in (photos.occupied, photos.taught))
-        of_images = Images(pooled, segments, patches, occupied, taught, owners, ())
+        of_images = Images(pooled, segments, patches, occupied, taught, ())
         of_texts = [encoded.leaves[0][: len(kind)] for encoded, kind in zip(texts, kinds, strict=True)]
         terms = loss_terms(model, run, of_images, of_texts, whole, words)
     torch.stack(list(terms.values())).sum().backward()
@@ -95,7 +95,7 @@ class _Photos:
             self.joined[own.start] = made.joined
             self.occupied.append(made.occupied)
             self.taught.append(made.taught)
-        return made.pooled, made.segments, made.patches, made.owners
+        return made.pooled, made.segments, made.patches
 
 
 class _Encoded:

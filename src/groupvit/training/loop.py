@@ -1,6 +1,5 @@
 """Pre-training, top to bottom: shards in, a checkpoint out."""
 
-import json
 import os
 import signal
 import sys
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
 from groupvit.checkpoints.native import check
-from groupvit.checkpoints.trunks import PUBLISHED, load_efficientnet
-from groupvit.data.batches import Batch, Batches, decode, received
+from groupvit.checkpoints.trunks import PUBLISHED, load_trunk
+from groupvit.data.batches import Batch, Batches, RandomCrops, decode, received
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
 from groupvit.data.order import BatchSampler, Order
@@ -30,7 +29,6 @@ from groupvit.data.transforms import jitter_color
 from groupvit.errors import InputError
 from groupvit.machine import has_bfloat16
 from groupvit.models import GroupViT, build_model, noise, temperature
-from groupvit.models.trunks import EfficientNetLite
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
@@ -87,15 +85,15 @@ def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
 
 def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
     """The nouns of the training captions and tags that are frequent enough to learn."""
+    classes = imagenet_texts() if run.teacher_weight else ()
     if not (run.segment_weight or run.patch_weight):
-        return Vocabulary.from_counts({}, len(photos), tokenizer, run.balance)
+        return Vocabulary.from_counts({}, len(photos), tokenizer, run.balance, classes)
     found, known = photos.noun_counts()
     counts = vocabulary(found, run.min_count)
     if not counts:
         raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
     # Photos whose source could not say the noun do not make it rare.
     expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
-    classes = imagenet_texts() if run.teacher_weight else ()
     return Vocabulary.from_counts(expected, len(photos), tokenizer, run.balance, classes)
 
 
@@ -120,26 +118,55 @@ def _start(
     photos: CaptionedPhotos,
     device: torch.device,
     init: Path | None,
+    trunk: Path | None,
     resume: bool,
 ) -> TrainingState:
     torch.manual_seed(seed)
     model = build_model(run.model)
-    if init:
+    own = model.image_encoder.trunk
+    if init and not resume:
         initialise(model, init)
-    elif run.model.image.stem in PUBLISHED and not resume:
-        model.image_encoder.trunk.load_state_dict(load_efficientnet(run.model.image.stem).state_dict())
-    if model.image_encoder.trunk is not None:
-        model.image_encoder.trunk.requires_grad_(False)
+    elif own is not None and not resume:
+        own.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
+    if own is not None:
+        own.requires_grad_(False)
     model = model.to(device).train()
     return TrainingState(run, seed, nouns, photos, model, make_optimizer(model, run), average_of(model, run.ema))
 
 
-def _batches(state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None) -> Batches:
+def _cache(state: TrainingState, folder: Path, device: torch.device, workers: int, ranks: Processes) -> TrunkCache:
+    """The trunk's maps of the run's crops; where they are missing the first process makes them."""
     run = state.run
-    return Batches(
+    crops = RandomCrops(state.photos, state.seed, run.model.image.image_size, run.crop, run.cached_crops)
+    if ranks.rank:
+        ranks.wait()
+    cache = cached(
+        state.model.image_encoder,
+        crops,
+        folder,
+        device,
+        workers=workers,
+        progress=tracked("caching the trunk"),
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    if not ranks.rank:
+        ranks.wait()
+    return cache
+
+
+def _load(
+    state: TrainingState,
+    sizes: Int64[np.ndarray, "photos 2"] | None,
+    cache: TrunkCache | None,
+    workers: int,
+    pin: bool,
+    ranks: Processes,
+) -> Iterator[Batch]:
+    run, size = state.run, state.run.model.image.image_size
+    batches = Batches(
         state.photos,
         state.seed,
-        run.model.image.image_size,
+        size,
         run.crop,
         run.augment,
         run.prompts,
@@ -147,36 +174,8 @@ def _batches(state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None) 
         state.nouns,
         Tokenizer(run.model.text.context_length),
         sizes,
-        run.cached_crops,
+        None if cache is None else cache.rows,
     )
-
-
-def _cache(state: TrainingState, folder: Path, device: torch.device, workers: int) -> TrunkCache:
-    """The trunk's maps of the run's crops, made first where they are missing."""
-    run, trunk = state.run, state.model.image_encoder.trunk
-    if not isinstance(trunk, EfficientNetLite):
-        raise InputError("only the maps of an EfficientNet-Lite are cached: choose a run without cached crops")
-    reading = replace(_batches(state, None), crops=0, prompts=0, vocabulary=())
-    said = (run.model.image.stem, run.model.image.image_size, run.crop, run.cached_crops, state.seed)
-    identity = json.dumps([said, [index.content for index in state.photos.indexes]])
-    return cached(
-        trunk,
-        reading,
-        run.cached_crops,
-        folder,
-        identity,
-        device,
-        workers=workers,
-        progress=tracked("caching the trunk"),
-        say=lambda line: print(line, file=sys.stderr),
-    )
-
-
-def _load(
-    state: TrainingState, sizes: Int64[np.ndarray, "photos 2"] | None, workers: int, pin: bool, ranks: Processes
-) -> Iterator[Batch]:
-    run = state.run
-    size, batches = run.model.image.image_size, _batches(state, sizes)
     order = Order(state.photos.counts, state.seed)
     sampler = BatchSampler(order, run.batch_size, start=state.position, rank=ranks.rank, world=ranks.world)
     loader = DataLoader(
@@ -225,6 +224,7 @@ def train(
     ranks: Processes = ALONE,
     tensorboard: bool = False,
     compiled: bool = False,
+    trunk: Path | None = None,
     cache: Path | None = None,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
@@ -240,7 +240,8 @@ def train(
     With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU without
     instructions for bfloat16 trains in float32.
 
-    `cache` is the folder of the trunk's maps (`out/cache` by default), which trainings of one run may share.
+    A trunk starts with its published weights, a "vit" with those in the folder `trunk` (`load_vit`). `cache` is the
+    folder of the trunk's maps (`out/cache` by default), which trainings of one run may share.
 
     Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
     evaluates and reports.
@@ -259,6 +260,10 @@ def train(
         _must_be_new(out)
     if run.in_memory and run.augment == "randaugment":
         raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
+    if run.cached_crops and (run.in_memory or run.augment != "crop"):
+        raise InputError("crops are cached as they are: neither are photos kept in memory, nor their colours changed")
+    if (run.cached_crops or run.teacher_weight) and run.model.image.stem not in PUBLISHED:
+        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
     if run.mix and (run.batch_size // ranks.world % 4 or run.chunk % 4):
         raise InputError(
             f"photos share attention in fours, so batch ({run.batch_size}) and chunk ({run.chunk}) are multiples of 4"
@@ -275,7 +280,7 @@ def train(
     with nullcontext() if ranks.rank else locked(out):
         if not (resume or ranks.rank):  # another training may have come and gone while the data were indexed
             _must_be_new(out)
-        state = _start(run, seed, words.nouns, photos, device, None if resume else init, resume)
+        state = _start(run, seed, words.nouns, photos, device, init, trunk, resume)
         if resume:
             state = restore(out, state)
         if compiled:
@@ -309,7 +314,7 @@ def _train(
     if run.in_memory:
         decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
         memory = decoded.to(device)
-    cache = _cache(state, cache_folder or out / "cache", device, workers) if run.cached_crops else None
+    cache = _cache(state, cache_folder or out / "cache", device, workers, ranks) if run.cached_crops else None
     share, first = run.batch_size // ranks.world, ranks.rank == 0
     positions = torch.arange(share, device=device) + ranks.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
@@ -318,7 +323,7 @@ def _train(
     file = out / "metrics.jsonl" if first else None
     log = Progress(file, state.step, run.steps, run.batch_size, alarm, tensorboard=tensorboard)
     with _stop_requests() as stop, log as progress:
-        batches = _load(state, sizes, workers, device.type == "cuda", ranks)
+        batches = _load(state, sizes, cache, workers, device.type == "cuda", ranks)
         while state.step < run.steps and not ranks.any(bool(stop), device):
             batch, failure = None, InputError("another process cannot read its data; its message says why")
             try:

@@ -167,16 +167,3 @@ def teacher_loss(
     Distillation (Hinton et al., 2015) cell by cell: a photo's captions tell what is in it, the classifier also where.
     """
     return -(taught * linear(scale * cells, classes).log_softmax(dim=-1)).sum(dim=-1).mean()
-
-
-def group_teacher_loss(
-    segments: Float[Tensor, "batch segments dim"],
-    owners: Float[Tensor, "batch segments cells"],
-    classes: Float[Tensor, "classes dim"],
-    taught: Float[Tensor, "batch cells classes"],
-    scale: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """`teacher_loss` where a cell says what the segments say that own it, by their shares: groups that end where things
-    end are right about more cells."""
-    said = owners.mT @ linear(scale * segments, classes).softmax(dim=-1)
-    return -(taught * (said + 1e-6).log()).sum(dim=-1).mean()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
+from groupvit.models.trunks import EfficientNetLite
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
@@ -63,8 +64,7 @@ class Vocabulary:
 @dataclass(frozen=True)
 class Images:
     """Image features that the losses use: pooled images, segments, patches as segments of their own, which segments
-    own a patch, what a trunk's classifier says of its cells, and the segments' shares of these; parts that no loss of
-    the run asks for are empty.
+    own a patch, and what a trunk's classifier says of its cells; parts that no loss of the run asks for are empty.
 
     `joined` is each stage's assignment.
     """
@@ -74,13 +74,12 @@ class Images:
     patches: Float[Tensor, "batch patches dim"]
     occupied: Bool[Tensor, "batch _"]
     taught: Float[Tensor, "batch cells classes"]
-    owners: Float[Tensor, "batch _ cells"]
     joined: tuple[Int[Tensor, "batch _"], ...]
 
 
 def encode_images(
     model: GroupViT,
-    images: UInt8[Tensor, "batch 3 height width"],
+    images: UInt8[Tensor, "_ 3 height width"],
     run: Run,
     keys: Int[Tensor, " batch"],
     *,
@@ -95,21 +94,16 @@ def encode_images(
     taught = nothing
     if run.teacher_weight:
         assert features.trunk is not None
+        assert isinstance(encoder.trunk, EfficientNetLite)
         with torch.no_grad():
-            taught = rearrange(encoder.trunk.classify(features.trunk.last), "b k h w -> b (h w) k").float().softmax(-1)
-    owners = taught[:, :, :0].mT
-    if run.group_teacher_weight:
-        assert features.trunk is not None
-        maps = features.assignments[-1]
-        weights = rearrange(maps.hard + maps.soft - maps.soft.detach(), "b g (h w) -> b g h w", h=features.grid[0])
-        owners = F.adaptive_avg_pool2d(weights, features.trunk.last.shape[-2:]).flatten(2)
+            logits = encoder.trunk.classify(features.trunk.last)
+            taught = _at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
     return Images(
         features.pooled,
         features.segments if run.segment_weight or run.local_weight else nothing,
-        encoder.patches_alone(features) if run.patch_weight else nothing,
+        encoder.patches_alone(features) if run.patch_weight or run.teacher_weight else nothing,
         features.occupied(),
         taught,
-        owners,
         tuple(assignment.joined for assignment in features.assignments),
     )
 
@@ -223,13 +217,9 @@ def loss_terms(
             terms["patch_nouns"] = noun_loss(patches)
         if run.teacher_weight:
             cells = F.normalize(_pooled(patches, images.taught.shape[1]), dim=-1)
-            classes = F.normalize(words.classes @ every, dim=-1)
+            classes = F.normalize(words.classes.to(every.dtype) @ every, dim=-1)
             scale = temperature(model.teacher_logit_scale)
             terms["teacher"] = losses.teacher_loss(cells, classes, images.taught, scale)
-            if run.group_teacher_weight:
-                terms["group_teacher"] = losses.group_teacher_loss(
-                    segments, images.owners, classes, images.taught, scale
-                )
     return {name: weights_of(run)[name] * term for name, term in terms.items()}
 
 
@@ -248,5 +238,4 @@ def weights_of(run: Run) -> dict[str, float]:
         "segment_nouns": run.segment_weight,
         "patch_nouns": run.patch_weight,
         "teacher": run.teacher_weight,
-        "group_teacher": run.group_teacher_weight,
     }

@@ -13,6 +13,7 @@ from groupvit.models import (
     TextEncoderConfig,
     with_stages,
 )
+from groupvit.models.config import ViTConfig
 from groupvit.text.nouns import Style
 from groupvit.training.losses import Form
 
@@ -44,8 +45,7 @@ class Run:
     `mix` is the share of the steps in which photos share their attention in fours (see `ImageEncoder.forward`).
 
     A model with a trunk starts with the trunk's published weights, which stay as they are. `teacher_weight` weighs what
-    the trunk's classifier teaches (`losses.teacher_loss`), `group_teacher_weight` the same through the groups.
-    `cached_crops` is how many crops of a photo are put through the trunk before the training (`trunk_cache`; 0: photos
+    the trunk's classifier teaches (`losses.teacher_loss`). `cached_crops` is how many crops of a photo are put through the trunk before the training (`trunk_cache`; 0: photos
     are read, cropped and encoded at every step).
 
     `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
@@ -86,7 +86,6 @@ class Run:
     in_memory: int = 0
     mix: float = 0.0
     teacher_weight: float = 0.0
-    group_teacher_weight: float = 0.0
     cached_crops: int = 0
     warmup_prefix: bool = True
     paper: str = ""
@@ -313,6 +312,14 @@ PHOTOS_TRUNK = Run(
     cost="not measured",
     expected="not measured",
 )
+
+
+def with_vit(run: Run, vit: ViTConfig) -> Run:
+    """The run on top of a ViT, which has neither a classifier that teaches nor maps that are cached."""
+    image = replace(run.model.image, stem="vit", vit=vit, patch_size=vit.patch_size)
+    model = replace(run.model, image=image, teacher_loss=False)
+    return replace(run, model=model, teacher_weight=0.0, cached_crops=0)
+
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""

@@ -20,7 +20,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.files import sync_folder, write_atomically
-from groupvit.models import GroupViT
+from groupvit.models import GroupViT, ModelConfig
 from groupvit.training.optim import MuonAndAdamW
 from groupvit.training.runs import Run
 
@@ -29,7 +29,7 @@ _ENTRIES = {"identity", "step", "position", "best_step", "best_score", "optimize
 # What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
 _FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
 # What the run of an earlier version does not have.
-_ADDED = {"muon": 0.0, "prior": 1.0, "teacher_weight": 0.0, "group_teacher_weight": 0.0, "cached_crops": 0}
+_ADDED = {"muon": 0.0, "prior": 1.0, "teacher_weight": 0.0, "cached_crops": 0}  # and fields of `model`
 
 
 def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
@@ -180,7 +180,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         if missing := sorted(_ENTRIES - saved.keys()):
             raise KeyError(missing[0])
         found, identity = saved["format_version"], {k: v for k, v in saved["identity"].items() if k not in _FREE}
-    except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
+        identity["model"] = ModelConfig.from_dict(identity["model"]).to_dict()
+    except (InputError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
     if found != _FORMAT_VERSION:

@@ -6,33 +6,43 @@ photo are put through it before the training starts, and the steps choose among 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from filelock import FileLock
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from groupvit.data.batches import Batches, received
+from groupvit.data.batches import RandomCrops, received
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.machine import has_bfloat16
+from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.trunks import EfficientNetLite
 
 _AT_ONCE = 64
-Maps = tuple[Float[Tensor, "batch _ _ _"], ...]
+_DONE = "done.json"  # written last: without it the other files are none
+Shapes = dict[str, tuple[int, int, int, int]]  # crops, rows, columns and channels in each file
 
 
 @dataclass(frozen=True)
 class TrunkCache:
-    """Memory-mapped half-precision maps: a file for each map, a row for each crop of each photo, channels last."""
+    """Memory-mapped half-precision maps: a file for each map, a row for each crop of each photo, channels last.
+
+    `rows` are those of each photo's crops, -1 where the photo cannot be decoded.
+    """
 
     files: tuple[Any, ...]
+    rows: Int64[np.ndarray, "photos crops"]
 
-    def read(self, rows: Int[Tensor, " batch"], mirrored: Bool[Tensor, " batch"]) -> Maps:
+    def read(self, rows: Int[Tensor, " batch"], mirrored: Bool[Tensor, " batch"]) -> tuple[Tensor, ...]:
         """The maps of some rows in single precision, turned over where `mirrored`."""
         order = rows.cpu().numpy()
         turned = mirrored.cpu()[:, None, None, None]
@@ -41,72 +51,95 @@ class TrunkCache:
 
 
 def cached(
-    trunk: EfficientNetLite,
-    batches: Batches,
-    crops: int,
+    encoder: ImageEncoder,
+    crops: RandomCrops,
     folder: Path,
-    identity: str,
     device: torch.device,
     *,
     workers: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrunkCache:
-    """The cache of `crops` crops of every photo in `folder`, made first if it is not there or is of other photos.
+    """The cache of the crops in `folder`, made first if it is not there, not whole, or of other crops or weights.
 
-    `identity` stands for photos, seed, trunk and crops. `batches` gives the crops: that of epoch e is the e-th crop.
-    `say` is told the size before anything is written.
+    `say` is told the size before anything is written. Raises `InputError` where there is no room for it; then and after
+    an interruption nothing of it stays.
     """
-    side, photos = batches.image_size, len(batches.photos)
-    shapes = [
-        (photos * crops, side // stride, side // stride, channels)
+    trunk = encoder.trunk
+    assert isinstance(trunk, EfficientNetLite)
+    shapes: Shapes = {
+        f"stride-{stride}.float16": (len(crops), -(-crops.side // stride), -(-crops.side // stride), channels)
         for stride, channels in zip(trunk.strides[:-1], trunk.channels[:-1], strict=True)
-    ]
-    names = [folder / f"stride-{stride}.float16" for stride in trunk.strides[:-1]]
-    done, digest = folder / "done.json", hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-    if not (done.is_file() and json.loads(done.read_text()) == digest):
-        size = 2 * sum(int(np.prod(shape)) for shape in shapes)
-        say(f"caching the trunk's maps of {crops} crops of {photos} photos in {folder}: {size / 1e9:.1f} GB")
-        done.unlink(missing_ok=True)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            files = [np.memmap(name, np.float16, "w+", shape=shape) for name, shape in zip(names, shapes, strict=True)]
-        except OSError as error:
-            raise InputError(f"{folder}: no room for a cache ({error.strerror}): name another --cache") from error
-        _fill(files, trunk, batches, crops, device, workers, progress)
-        write_atomically(done, json.dumps(digest).encode())
-    return TrunkCache(
-        tuple(np.memmap(name, np.float16, "r", shape=shape) for name, shape in zip(names, shapes, strict=True))
-    )
+    }
+    identity = _identity(trunk, crops)
+    if found := _read(folder, shapes, identity, crops.count):
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # of two trainings one makes it
+            if not (found := _read(folder, shapes, identity, crops.count)):
+                size = sum(np.float16().nbytes * int(np.prod(shape)) for shape in shapes.values())
+                say(f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB")
+                _write(folder, shapes, identity, encoder, crops, device, workers, progress)
+                found = _read(folder, shapes, identity, crops.count)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot cache the trunk's maps in {folder}: {reason}; name another --cache") from error
+    assert found is not None
+    return found
 
 
-def _fill(
-    files: list[Any],
-    trunk: EfficientNetLite,
-    batches: Batches,
-    crops: int,
+def _identity(trunk: EfficientNetLite, crops: RandomCrops) -> str:
+    """What stands for the trunk's weights, the photos and how they are cropped."""
+    contents = [index.content for index in crops.photos.indexes]
+    digest = hashlib.blake2b(repr((contents, crops.seed, crops.side, crops.scale, crops.count)).encode())
+    for tensor in trunk.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _read(folder: Path, shapes: Shapes, identity: str, count: int) -> TrunkCache | None:
+    """The cache in the folder if it is whole and of that identity."""
+    try:
+        done = json.loads((folder / _DONE).read_text())
+        if done["identity"] != identity:
+            return None
+        files = [np.memmap(folder / name, np.float16, "r", shape=shape) for name, shape in shapes.items()]
+        rows = np.arange(len(files[0]))
+        rows[done["undecodable"]] = -1
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    return TrunkCache(tuple(files), rows.reshape(-1, count))
+
+
+def _write(
+    folder: Path,
+    shapes: Shapes,
+    identity: str,
+    encoder: ImageEncoder,
+    crops: RandomCrops,
     device: torch.device,
     workers: int,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> None:
-    places = list(_places(batches, crops))
-    loader = torch.utils.data.DataLoader(batches, sampler=places, batch_size=None, num_workers=workers)
-    row = 0
-    for batch in progress(received(loader), len(places)):
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-            maps = trunk.early(trunk.preprocess(batch.images.to(device)))
-        for file, made in zip(files, maps, strict=True):
-            file[row : row + len(made)] = made.permute(0, 2, 3, 1).half().cpu().numpy()
-        row += len(batch.images)
-    for file in files:
-        file.flush()
-
-
-def _places(batches: Batches, crops: int) -> Iterator[np.ndarray]:
-    """(epoch, shard, row) of every crop, the crops of a photo side by side."""
-    counts = batches.photos.counts
-    all_places = [
-        (crop, shard, row) for shard in range(len(counts)) for row in range(counts[shard]) for crop in range(crops)
-    ]
-    for start in range(0, len(all_places), _AT_ONCE):
-        yield np.array(all_places[start : start + _AT_ONCE], dtype=np.int64)
+    (folder / _DONE).unlink(missing_ok=True)
+    # The DataLoader draws a number from its generator, which must not be one of the training's.
+    loader = DataLoader(crops, batch_size=_AT_ONCE, num_workers=workers, generator=torch.Generator())
+    undecodable: list[int] = []
+    try:
+        with ExitStack() as stack:  # files, for a full disk kills whoever writes to mapped memory
+            files = [stack.enter_context((folder / name).open("wb")) for name in shapes]
+            for i, (images, decoded) in enumerate(progress(received(loader), len(loader))):
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, has_bfloat16(device)):
+                    maps = encoder.early(images.to(device))
+                for file, made in zip(files, maps, strict=True):
+                    file.write(made.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
+                undecodable += (i * _AT_ONCE + (~decoded).nonzero()[:, 0]).tolist()
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        write_atomically(folder / _DONE, json.dumps({"identity": identity, "undecodable": undecodable}).encode())
+    except BaseException:
+        for name in shapes:
+            (folder / name).unlink(missing_ok=True)
+        raise
