@@ -280,12 +280,14 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.unpack_archive(data, folder / "data", filter="data")
-        until, processes = now, os.cpu_count() or 1
+        until = now
         for name, share in zip(runs, shares, strict=True):
             run = get_run(name)
             run = replace(run, batch_size=batch_size or run.batch_size)
             init = _initial(run, folder / "data", folder / f"{name}-init")
-            CaptionedPhotos.open(find_shards(run.train, below=folder / "data"), processes=processes)  # indexed once
+            CaptionedPhotos.open(
+                find_shards(run.train, below=folder / "data"), processes=max(1, workers)
+            )  # indexed once
             until += 60 * minutes * share
             job = Job(name, run, folder / "data", init, evaluation, limit, workers)
             within(job, until, out / name, folder / f"{name}-warm-up")
