@@ -23,10 +23,10 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Timer
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import tyro
@@ -45,6 +45,7 @@ from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.evaluation.scoring import evaluate
 from groupvit.models import GroupViT, build_model
+from groupvit.models.trunks import EfficientNetVariant
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
 from groupvit.training.runs import Run, get_run
@@ -52,6 +53,7 @@ from groupvit.training.runs import Run, get_run
 TRUNK_RUN = "photos-trunk-gpu"
 _SAMPLED = 20  # of so many photos one is tried
 _PART = 16 * 10**6
+_WARM_UP = 30  # steps at most
 _SPARE = 0.95  # of the time for steps is planned: a GPU that gets warm gets slower
 
 
@@ -105,7 +107,7 @@ def pack(
         limit_mb: The most that the file may have; the WebP quality follows from it.
     """
     shards = sorted(map(Path, find_shards(captions)))
-    stem = get_run(TRUNK_RUN).model.image.stem
+    stem = cast(EfficientNetVariant, get_run(TRUNK_RUN).model.image.stem)
     limit, partial = limit_mb * 1e6, out.with_name(f"{out.name}.partial")
     with tempfile.TemporaryDirectory() as folder:
         trunk = Path(folder) / f"{stem}.safetensors"
@@ -137,14 +139,11 @@ def pack(
 
 @dataclass
 class Clock:
-    """Called after every step in the place of an evaluation; ends the training after 30 steps or `longest` seconds,
-    but not before the third step."""
+    """Called after every step in the place of an evaluation; ends a training that takes more than `longest`
+    seconds, but not before the third step."""
 
     longest: float
-    steps = 30
-
-    def __post_init__(self) -> None:
-        self.ticks: list[float] = []
+    ticks: list[float] = field(default_factory=list)
 
     def __call__(self, model: GroupViT) -> dict[str, float]:
         self.ticks.append(time.monotonic())
@@ -187,7 +186,7 @@ class Job:
         """Retrieval, if the photos for it are there, and mIoU on the benchmarks that are."""
         segmenter = Segmenter(model, self.run.model, device=model.logit_scale.device)
         found = retrieved(segmenter, self.data) if list(self.data.glob("flickr8k-test-*.tar")) else {}
-        for name, folder in BENCHMARKS.items() if self.evaluation else ():
+        for name, folder in BENCHMARKS.items():
             if self.evaluation and (self.evaluation / folder).is_dir():
                 dataset = open_benchmark(name, self.evaluation / folder).first(self.limit)
                 found[name] = mean_iou(evaluate(segmenter, dataset, CALIBRATED_WHOLE).matrix)
@@ -238,7 +237,7 @@ def within(job: Job, until: float, out: Path, scratch: Path) -> None:
     run = replace(job.run, save_every=job.run.steps, evaluate_every=1)
     began = time.monotonic()
     clock = Clock(0.05 * (until - began))
-    job.train(replace(run, steps=Clock.steps, warmup=0, lr=run.lr_start), scratch, clock)
+    job.train(replace(run, steps=_WARM_UP, warmup=0, lr=run.lr_start), scratch, clock)
     ended = time.monotonic()
     before, after = clock.ticks[0] - began, ended - clock.ticks[-1]
     steps = max(10, int(_SPARE * (until - ended - before - after) / clock.per_step()))
@@ -279,7 +278,10 @@ def train(
         raise InputError(f"{out / taken[0]} exists: name another folder")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        shutil.unpack_archive(data, folder / "data", filter="data")
+        try:
+            shutil.unpack_archive(data, folder / "data", filter="data")
+        except (shutil.ReadError, OSError) as error:
+            raise InputError(f"{data} is no file that `pack` wrote, or is damaged: {error}") from error
         until = now
         for name, share in zip(runs, shares, strict=True):
             run = get_run(name)

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import signal
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from groupvit.data.shards import find_shards, read_shard, read_vocabulary, write
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, Stage, trunks
 from groupvit.models.trunks import EfficientNetLite
-from groupvit.training.runs import RUNS
+from groupvit.training.runs import RUNS, Run
 
 TRUNK = RUNS["photos-trunk-gpu"]
 SMALL = replace(
@@ -66,7 +68,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "shards"
 
 
-def test_photos_travel_small_and_are_trained_on_within_the_time(shards: Path, tmp_path: Path):
+def test_photos_travel_small_and_are_trained_on(shards: Path, tmp_path: Path):
     packed = tmp_path / "photos.tar.xz"
     gpu_photos.pack(shards, packed, side=40, limit_mb=1)
     assert packed.stat().st_size < 1e6
@@ -87,12 +89,12 @@ def test_photos_travel_small_and_are_trained_on_within_the_time(shards: Path, tm
     layouts.camvid(tmp_path / "evaluation" / "camvid")
     out = tmp_path / "out"
     gpu_photos.train(
-        packed, out, 0.1, ("photos-trunk-gpu",), (1.0,), evaluation=tmp_path / "evaluation", limit=2, workers=0
+        packed, out, 0.05, ("photos-trunk-gpu",), (1.0,), evaluation=tmp_path / "evaluation", limit=2, workers=0
     )
     *steps, scores = map(json.loads, (out / "photos-trunk-gpu" / "metrics.jsonl").read_text().splitlines())
     assert set(scores) > {"step", "text_to_image_r10", "camvid5"}
-    assert steps[-1]["step"] == scores["step"] >= 10
-    assert 0 < steps[-1]["lr"] < SMALL.lr, "the schedule ended with the steps"
+    assert steps[-1]["step"] == scores["step"] == 10, "no fewer, even where no time is left"
+    assert 0 < steps[-1]["lr"] < 0.1 * SMALL.lr, "the schedule ends with the steps"
     joined = tmp_path / "joined"
     joined.mkdir()
     parts = sorted((out / "photos-trunk-gpu").glob("model.safetensors.part-*"))
@@ -103,6 +105,34 @@ def test_photos_travel_small_and_are_trained_on_within_the_time(shards: Path, tm
     assert config == SMALL.model
     kept, given = model.image_encoder.trunk.state_dict(), trunk("").state_dict()
     assert all(torch.equal(kept[name], tensor.half().float()) for name, tensor in given.items())
+
+
+def test_as_many_steps_are_planned_as_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now, lengths = [100.0], []
+    monkeypatch.setattr(gpu_photos.time, "monotonic", lambda: now[0])
+
+    def pretend(job: gpu_photos.Job, run: Run, out: Path, clock: gpu_photos.Clock | None = None) -> None:
+        lengths.append(run.steps)
+        now[0] += 7.0
+        for step in range(run.steps):
+            now[0] += 1.0 if step == 0 else 0.1  # the first one is slow
+            if clock:
+                clock(torch.nn.Identity())
+        now[0] += 12.0
+
+    monkeypatch.setattr(gpu_photos.Job, "train", pretend)
+    job = gpu_photos.Job("photos-trunk-gpu", TRUNK, tmp_path, None, None, 1, 0)
+    gpu_photos.within(job, until=400.0, out=tmp_path, scratch=tmp_path)
+    assert lengths[0] == 30
+    assert 0.94 * 300 < now[0] - 100 < 300
+
+
+def test_a_training_that_is_late_is_asked_to_stop():
+    received: list[int] = []
+    with gpu_photos._stopped(at=time.monotonic() + 0.05):
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+        time.sleep(0.5)
+    assert received == [signal.SIGTERM]
 
 
 def test_photos_that_cannot_fit_are_refused_and_nothing_is_left(shards: Path, tmp_path: Path):
