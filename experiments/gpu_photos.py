@@ -36,7 +36,7 @@ from PIL import Image
 
 from groupvit.checkpoints import native
 from groupvit.checkpoints.trunks import PUBLISHED, load_efficientnet
-from groupvit.data.index import CaptionedPhotos
+from groupvit.data.index import CaptionedPhotos, beside
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.data.transforms import load_rgb, resize_short_side
 from groupvit.errors import InputError
@@ -287,9 +287,9 @@ def train(
             run = get_run(name)
             run = replace(run, batch_size=batch_size or run.batch_size)
             init = _initial(run, folder / "data", folder / f"{name}-init")
-            CaptionedPhotos.open(
-                find_shards(run.train, below=folder / "data"), processes=max(1, workers)
-            )  # indexed once
+            # Indexed here, for the warm-up would take it for what every training takes.
+            shards = find_shards(run.train, below=folder / "data")
+            CaptionedPhotos.open(shards, where=beside, processes=max(1, workers))
             until += 60 * minutes * share
             job = Job(name, run, folder / "data", init, evaluation, limit, workers)
             within(job, until, out / name, folder / f"{name}-warm-up")
