@@ -1,15 +1,17 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from groupvit.checkpoints import native
 from groupvit.data import scenes
 from groupvit.data.memory import Photos
 from groupvit.data.transforms import jitter_color
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE
 from groupvit.evaluation.scoring import evaluate
-from groupvit.models import build_model, noise
+from groupvit.models import ImageEncoderConfig, Stage, build_model, noise
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
 from groupvit.training.runs import RUNS
@@ -42,6 +44,25 @@ def test_every_option_of_a_run_works_on_a_gpu(tmp_path, changes):
     scenes.write(tmp_path / "data", train=100, evaluation=4)
     run = replace(RUNS["debug"], min_count=2, **changes)
     assert train(run, tmp_path / "data", tmp_path / "run", device=torch.device("cuda")).step == run.steps
+
+
+def test_a_model_with_a_trunk_learns_the_same_on_both_devices(tmp_path):
+    scenes.write(tmp_path / "data", train=60, evaluation=1)
+    run = RUNS["photos-trunk-gpu"]
+    seeded = (Stage(0, output_groups=4, seeded=True),)
+    image = ImageEncoderConfig(64, 8, 32, 2, stages=seeded, stem="efficientnet-lite0", group_residual=False)
+    changes = {"train": "train/*.tar", "steps": 3, "batch_size": 16, "min_count": 2, "in_memory": 64}
+    text = replace(run.model.text, width=32, heads=2, layers=1)
+    run = replace(run, model=replace(run.model, image=image, text=text), **changes)
+    native.save(tmp_path / "init", build_model(run.model), run.model)  # its trunk at random weights, too
+    losses = []
+    for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+        out = tmp_path / f"{device}-{precision}"
+        own = replace(run, precision=precision)
+        train(own, tmp_path / "data", out, init=tmp_path / "init", device=torch.device(device))
+        losses.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[2] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_crops_and_colours_are_the_same_on_every_device():

@@ -24,6 +24,7 @@ SMALL = (
     *("scenes", "scenes-release", "scenes-long", "scenes-64", "scenes-64-release", "scenes-512-release"),
     *("flickr8k", "photos", "photos-small", "photos-plain", "photos-trunk", "debug"),
 )
+TRUNKS = ("photos-trunk", "photos-trunk-gpu")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def size(module: torch.nn.Module) -> int:
 
 
 def test_every_run_and_data_set_stands_in_the_tables_of_this_test() -> None:
-    assert set(RUNS) == {*SMALL, *PRETRAINING}
+    assert set(RUNS) == {*SMALL, *TRUNKS, *PRETRAINING}
     assert COUNTED == PAIRS
 
 

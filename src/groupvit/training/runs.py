@@ -45,8 +45,8 @@ class Run:
     `mix` is the share of the steps in which photos share their attention in fours (see `ImageEncoder.forward`).
 
     A model with a trunk starts with the trunk's published weights, which stay as they are. `teacher_weight` weighs what
-    the trunk's classifier teaches (`losses.teacher_loss`). `cached_crops` is how many crops of a photo are put through the trunk before the training (`trunk_cache`; 0: photos
-    are read, cropped and encoded at every step).
+    the trunk's classifier teaches (`losses.teacher_loss`). `cached_crops` is how many crops of a photo are put through
+    the trunk before the training (`trunk_cache`; 0: photos are read, cropped and encoded at every step).
 
     `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
     the table of docs/TRAINING.md.
@@ -314,6 +314,24 @@ PHOTOS_TRUNK = Run(
 )
 
 
+# The same on a GPU: fresh crops of photos that wait there, four times the batch, the rate by its square root.
+PHOTOS_TRUNK_GPU = replace(
+    PHOTOS_TRUNK,
+    steps=3000,
+    batch_size=512,
+    lr=2e-3,
+    warmup=150,
+    augment="color",
+    ema=0.995,
+    in_memory=112,
+    cached_crops=0,
+    evaluate_every=1000,
+    save_every=1000,
+    cost="not measured",
+    expected="not measured",
+)
+
+
 def with_vit(run: Run, vit: ViTConfig) -> Run:
     """The run on top of a ViT, which has neither a classifier that teaches nor maps that are cached."""
     image = replace(run.model.image, stem="vit", vit=vit, patch_size=vit.patch_size)
@@ -404,6 +422,7 @@ RUNS: dict[str, Run] = {
     "photos": PHOTOS,
     "photos-small": PHOTOS_SMALL,
     "photos-trunk": PHOTOS_TRUNK,
+    "photos-trunk-gpu": PHOTOS_TRUNK_GPU,
     "photos-plain": replace(
         PHOTOS_SMALL,
         model=replace(with_stages(PHOTOS_SMALL.model, Stage(3)), segment_loss=False),
