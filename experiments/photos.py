@@ -4,20 +4,27 @@
     python -m experiments.photos bundle runs/photos-small --captions SHARDS
     python -m experiments.photos score photos --captions SHARDS --evaluation FOLDER --plain runs/photos-plain --record
     python -m experiments.photos compare photos runs/photos-small-1 --captions SHARDS --evaluation FOLDER --record
+    python -m experiments.photos picture photos --evaluation FOLDER --out docs/photos/segments.jpg
 
-`FOLDER` holds `pets`, `voc/VOCdevkit/VOC2012` and `camvid` (docs/DATASETS.md), `SHARDS` the run's shards and
-`flickr8k-test-*.tar`. `--plain` is a plain ViT trained on the same photos with captions alone (the run `photos-plain`);
-its patches are grouped by k-means, as in Table 4.
+`FOLDER` holds the benchmarks (`BENCHMARKS`, docs/DATASETS.md), `SHARDS` the run's shards and `flickr8k-test-*.tar`.
+`--plain` is a plain ViT trained on the same photos with captions alone (the run `photos-plain`); its patches are
+grouped by k-means, as in Table 4.
 """
 
-from collections.abc import Iterator
+import io
+import random
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 from experiments.command import errors_in_one_line
+from experiments.demo import PHOTOS, photograph
 from experiments.record import commit, print_rows, record_table
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from groupvit import api
@@ -29,22 +36,26 @@ from groupvit.evaluation.baselines import clustered
 from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.floors import floors
 from groupvit.evaluation.metrics import mean_iou
-from groupvit.evaluation.protocols import CALIBRATED_NATIVE
+from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.retrieval import Retrieval
-from groupvit.evaluation.scoring import evaluate, evaluate_predictions
-from groupvit.segmentation import Segmenter
+from groupvit.evaluation.scoring import evaluate, evaluate_given, evaluate_predictions
+from groupvit.evaluation.trunk import trunk_floors
+from groupvit.files import write_atomically
+from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.loop import make_vocabulary
 from groupvit.training.runs import Run, get_run
 
 BENCHMARKS = {
-    "pets": "pets",
-    "voc4": "voc/VOCdevkit/VOC2012",
-    "voc21": "voc/VOCdevkit/VOC2012",
-    "camvid5": "camvid",
+    "voc2012": ("voc21", "voc2012/VOCdevkit/VOC2012"),
+    "voc-coco": ("voc21", "voc/VOCdevkit/VOC2012"),
+    "voc4": ("voc4", "voc/VOCdevkit/VOC2012"),
+    "pets": ("pets", "pets"),
+    "coco-object": ("coco-object-instances", "coco"),
+    "camvid5": ("camvid5", "camvid"),
 }
-"""Where each lies in the folder for evaluation."""
+"""What each is, and where it lies in the folder for evaluation; `voc-coco` are COCO's photos in VOC's layout."""
 
 ELLIPSE = "centred ellipse, own label"
 
@@ -86,26 +97,49 @@ def bundle(
         raise InputError(f"{folder} is larger than {_LARGEST / 1e6:.0f} MB: too much for a package")
 
 
-def others(model: Segmenter, plain: Segmenter | None, dataset: Dataset) -> Iterator[tuple[str, Result]]:
-    """What the model must beat: floors, and clusters of the plain ViT's patches."""
-    named = floors(model, dataset, CALIBRATED_NATIVE.labels(dataset), CALIBRATED_NATIVE.templates)
-    for name, predict in named.items():
+def open_from(evaluation: Path, name: str, limit: int | None = None) -> Dataset:
+    """One of `BENCHMARKS`."""
+    benchmark, folder = BENCHMARKS[name]
+    return open_benchmark(benchmark, evaluation / folder).first(limit)
+
+
+def choose(segmenter: Segmenter, protocol: str | None = None) -> Protocol:
+    """The protocol of that name, or the one that suits the model."""
+    return get_protocol(protocol or ("calibrated-whole" if segmenter.config.image.has_trunk else "calibrated-native"))
+
+
+def others(
+    model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol
+) -> Iterator[tuple[str, Result]]:
+    """What the model must beat: floors, what its trunk gives alone, and clusters of the plain ViT's patches."""
+    for name, predict in floors(model, dataset, protocol.labels(dataset), protocol.templates).items():
         yield name, evaluate_predictions(dataset, predict, name)
+    for name, floor in trunk_floors(model).items():
+        yield name, evaluate(floor, dataset, protocol)
     if plain:
-        yield "plain ViT, captions alone, k-means", evaluate(clustered(plain, "k-means"), dataset, CALIBRATED_NATIVE)
+        yield "plain ViT, captions alone, k-means", evaluate(clustered(plain, "k-means"), dataset, protocol)
 
 
-def rows(name: str, model: Segmenter, plain: Segmenter | None, dataset: Dataset) -> Iterator[dict[str, str]]:
+def rows(
+    name: str, model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol
+) -> Iterator[dict[str, str]]:
     """The lines of the table for one benchmark: the model, what it must beat and by how much it does, its parts."""
-    result = evaluate(model, dataset, CALIBRATED_NATIVE)
+    result = evaluate(model, dataset, protocol)
     yield _row(name, "the model", mean_iou(result.matrix), result.interval())
-    for other, theirs in others(model, plain, dataset):
+    for other, theirs in others(model, plain, dataset, protocol):
         gain = difference(result, theirs)
         ahead = f"{gain['difference']:+.1f} {_between(gain['interval'], '+.1f')}"
         yield _row(name, other, mean_iou(theirs.matrix), theirs.interval(), ahead)
+    if dataset.has_background:
+        known = evaluate_given(model, dataset, protocol, "objects")
+        yield _row(name, "given what is background", mean_iou(known.matrix), known.interval())
+    known = evaluate_given(model, dataset, protocol, "labels")
+    yield _row(name, "given the photo's labels", mean_iou(known.matrix), known.interval())
     yield _row(name, "its groups with the best names", result.grouping()[-1]["oracle_miou"])
     if result.naming():
         yield _row(name, "true regions called right, % of them", result.naming()[-1]["accuracy"])
+    for error, share in result.metrics()["errors"].items():
+        yield _row(name, f"{error}, % of pixels", share)
 
 
 def _row(
@@ -134,6 +168,8 @@ def score(
     captions: Path,
     evaluation: Path,
     plain: Path | None = None,
+    protocol: str | None = None,
+    benchmarks: tuple[str, ...] = tuple(BENCHMARKS),
     limit: int | None = None,
     record: bool = False,
 ) -> None:
@@ -144,15 +180,17 @@ def score(
         captions: Folder with flickr8k-test-*.tar.
         evaluation: Folder with the benchmarks.
         plain: Checkpoint of a plain ViT that was trained with captions alone.
+        protocol: By default calibrated-whole for a model with a trunk and calibrated-native for others.
+        benchmarks: Which of the benchmarks.
         limit: At most so many photos of each benchmark.
         record: Write the figures to docs/results.json and the tables to docs/MODEL_CARD.md.
     """
     began_at, segmenter = commit() if record else "", api.load(model)
     vit = api.load(plain) if plain else None
     table: list[dict[str, str]] = []
-    for name, folder in BENCHMARKS.items():
+    for name in benchmarks:
         CONSOLE.print(f"{name} …")
-        table += rows(name, segmenter, vit, open_benchmark(name, evaluation / folder).first(limit))
+        table += rows(name, segmenter, vit, open_from(evaluation, name, limit), choose(segmenter, protocol))
     found = retrieved(segmenter, captions)
     retrieval = [
         {"from": way.replace("_", " "), **{f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)}}
@@ -186,11 +224,12 @@ def compare(
         segmenter = api.load(source)
         parameters = sum(parameter.numel() for parameter in segmenter.model.image_encoder.parameters())
         line = {"training": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
-        for name, folder in BENCHMARKS.items():
-            dataset = open_benchmark(name, evaluation / folder).first(limit)
-            line[name] = f"{mean_iou(evaluate(segmenter, dataset, CALIBRATED_NATIVE).matrix):.1f}"
+        protocol = choose(segmenter)
+        for name in BENCHMARKS:
+            dataset = open_from(evaluation, name, limit)
+            line[name] = f"{mean_iou(evaluate(segmenter, dataset, protocol).matrix):.1f}"
             if name == "pets":
-                predict = floors(segmenter, dataset, CALIBRATED_NATIVE.labels(dataset))[ELLIPSE]
+                predict = floors(segmenter, dataset, protocol.labels(dataset))[ELLIPSE]
                 line["pets, its ellipse"] = f"{mean_iou(evaluate_predictions(dataset, predict, ELLIPSE).matrix):.1f}"
         found = retrieved(segmenter, captions)
         line["R@10, text to image"] = f"{found['text_to_image_r10']:.1f}"
@@ -200,6 +239,67 @@ def compare(
         record_table("MODEL_CARD.md", "photos_trainings", lines, began_at)
 
 
+def picture(
+    model: Annotated[str, tyro.conf.Positional],
+    evaluation: Path,
+    out: Path,
+    seed: int = 0,
+    kilobytes: int = 400,
+) -> None:
+    """Draw the picture of the model card: photos and their named segments, whatever comes out.
+
+    scikit-image's photographs with the words of `experiments.demo`, and twelve photos of VOC 2012 with VOC's classes,
+    and words for what is none of them as background.
+
+    Args:
+        model: Name, checkpoint or hub id.
+        evaluation: Folder with the benchmarks.
+        out: The JPEG.
+        seed: What chooses VOC's photos.
+        kilobytes: The most that the file may have.
+    """
+    segmenter, voc = api.load(model), open_from(evaluation, "voc2012")
+    protocol = choose(segmenter)
+    options = {**protocol.options(segmenter.config, voc), "background": None}
+    asked = [(name, photograph(name), PHOTOS[name]) for name in PHOTOS]
+    names = random.Random(seed).sample(voc.names, min(12, len(voc)))
+    asked += [(name, voc.read(name).image, protocol.labels(voc)) for name in names]
+    cells = []
+    for name, photo, labels in asked:
+        result = segmenter.segment(photo, labels, **options)
+        small = ImageOps.contain(photo, (320, 320))
+        index_map = Image.fromarray(result.label_map).resize(small.size, Image.Resampling.NEAREST)
+        segments = drawing.overlay(small, np.asarray(index_map), result.names)
+        cells.append(drawing.panel([small, segments], [name, "named segments"]))
+    write_jpeg(_grid(cells, columns=2), out, kilobytes)
+
+
+def _grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Row by row, in columns as wide as the widest."""
+    width, lines = (
+        max(picture.width for picture in pictures),
+        [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
+    )
+    tops = list(accumulate((max(picture.height for picture in line) + 8 for line in lines), initial=0))
+    canvas = Image.new("RGB", (columns * (width + 16) - 16, tops[-1]), "white")
+    for top, line in zip(tops[:-1], lines, strict=True):
+        for column, own in enumerate(line):
+            canvas.paste(own, (column * (width + 16), top))
+    return canvas
+
+
+def write_jpeg(image: Image.Image, out: Path, kilobytes: int) -> None:
+    """As good as fits into so many kilobytes."""
+    for quality in range(90, 0, -5):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality, optimize=True)
+        if file.tell() <= 1000 * kilobytes:
+            write_atomically(out, file.getvalue())
+            print(f"{out}: quality {quality}, {file.tell() / 1000:.0f} kB")
+            return
+    raise InputError(f"{out} does not fit into {kilobytes} kB")
+
+
 if __name__ == "__main__":
     with errors_in_one_line():
-        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare})
+        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare, "picture": picture})

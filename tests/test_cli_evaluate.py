@@ -48,6 +48,8 @@ def test_a_model_is_measured_and_the_numbers_are_kept(run_cli, tmp_path, model, 
     assert "pets, calibrated-native: 4 photos, background below" in out
     result = Result.load(tmp_path / "pets.calibrated-native.json")
     assert f"mIoU {result.metrics()['miou']:.2f} (95 %" in out
+    for error, share in result.metrics()["errors"].items():
+        assert f"{share:.2f} % {error}" in out
     assert "groups of stage 2" in out
     assert "naming with the true regions in stage 1" in out
     floors = json.loads((tmp_path / "pets.calibrated-native.json").read_text())["floors"]

@@ -11,6 +11,7 @@ from groupvit.evaluation.metrics import (
     boundary_areas,
     confusion_matrix,
     contingency,
+    error_split,
     iou,
     mean_iou,
     mean_known,
@@ -157,3 +158,22 @@ def test_oracle_of_true_segments_is_perfect_and_of_one_segment_is_the_majority()
 
 def test_no_pixels_have_no_accuracy():
     assert np.isnan(pixel_accuracy(np.zeros((3, 3), np.int64)))
+
+
+def test_every_known_pixel_is_right_or_in_one_kind_of_error():
+    truth = np.array([[0, 0, 0, 1], [1, 2, 2, 2], [2, 255, 255, 0]], np.uint8)
+    called = np.array([[0, 1, 2, 1], [0, 1, 1, 2], [0, 1, 0, 0]], np.uint8)
+    split = error_split(confusion_matrix(truth, called, 3))
+    assert list(split.values()) == [40, 20, 20, 20]
+    assert list(split) == [
+        "right",
+        "background called an object",
+        "object called background",
+        "one object called another",
+    ]
+    rng = np.random.default_rng(0)
+    matrix = confusion_matrix(*rng.integers(0, 6, (2, 30, 40), dtype=np.uint8), 6)
+    split = error_split(matrix)
+    assert sum(split.values()) == pytest.approx(100)
+    assert split["right"] == pixel_accuracy(matrix)
+    assert np.isnan(list(error_split(np.zeros((3, 3), np.int64)).values())).all()

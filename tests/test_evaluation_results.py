@@ -260,3 +260,11 @@ def test_data_without_labelled_pixels_have_no_numbers():
 def test_the_same_tensors_in_another_configuration_are_another_model():
     ours, theirs = (result(0.4, model={"sha256": "a", "config": {"heads": heads}}) for heads in (2, 4))
     assert ours.identity() != theirs.identity()
+
+
+def test_errors_are_told_apart_where_there_is_a_background():
+    numbers = result(0.4).metrics()
+    assert numbers["errors"]["right"] == numbers["pixel_accuracy"]
+    assert min(numbers["errors"].values()) > 0
+    assert sum(numbers["errors"].values()) == pytest.approx(100)
+    assert result(0.4, classes=("bird", "cat", "dog", "cow")).metrics()["errors"] == {}

@@ -13,7 +13,16 @@ from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_
 from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
 from groupvit.evaluation.results import PhotoScores, Result
-from groupvit.evaluation.scoring import THRESHOLDS, describe, evaluate, score, score_photos, score_prediction, settle
+from groupvit.evaluation.scoring import (
+    THRESHOLDS,
+    describe,
+    evaluate,
+    evaluate_given,
+    score,
+    score_photos,
+    score_prediction,
+    settle,
+)
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, REAL, only
@@ -391,3 +400,29 @@ def test_a_model_is_known_by_its_tensors():
     assert describe(one)["sha256"] != describe(other)["sha256"]
     heads = replace(one.config, image=replace(one.config.image, heads=4))
     assert describe(Segmenter(one.model, heads, device="cpu")) != describe(one)
+
+
+def test_given_what_is_background_only_objects_are_confused(segmenter, tmp_path):
+    LAYOUTS["voc21"](tmp_path)
+    data, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
+    found = evaluate_given(segmenter, data, protocol, "objects", precision="fp32")
+    errors = found.metrics()["errors"]
+    assert errors["background called an object"] == errors["object called background"] == 0
+    assert errors["one object called another"] > 0
+    assert found.metrics()["classes"]["background"]["iou"] == 100
+    photo, options = data[0], protocol.options(segmenter.config, data)
+    result = segmenter.segment(photo.image, protocol.labels(data)[1:], **options)
+    expected = np.where(photo.mask > 0, result.label_map + 1, 0).astype(np.uint8)
+    own = score_prediction(photo, expected, 21).matrix
+    assert found.photos[0].matrix.tolist() == own.tolist()
+
+
+def test_given_a_photos_labels_no_other_is_called(segmenter, tmp_path):
+    LAYOUTS["voc21"](tmp_path)
+    voc, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
+    found = evaluate_given(segmenter, voc, protocol, "labels", precision="fp32")
+    assert len(found.thresholds) == 2
+    for counted, photo in zip(found.photos, voc, strict=True):
+        assert {*counted.matrix[:, 1].tolist()} <= {0, *np.unique(photo.mask).tolist()}
+        assert counted.pending is None
+    assert found.data == evaluate(segmenter, voc, protocol, precision="fp32").data

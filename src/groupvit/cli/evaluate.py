@@ -43,7 +43,7 @@ def evaluate(
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
             each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
-        protocol: release-2022, paper-2022 or calibrated-native (docs/PROTOCOLS.md).
+        protocol: release-2022, paper-2022, calibrated-native or calibrated-whole (docs/PROTOCOLS.md).
         limit: At most so many photos, spread evenly over the data set.
         out: The result file, by default BENCHMARK.PROTOCOL.json here.
         compare: Another result file of the same photos, for the difference and its interval.
@@ -177,6 +177,8 @@ def report(result: "Result") -> str:
         ),
         f"by share of the photo: {sizes}",
     ]
+    if numbers["errors"]:
+        lines.append("pixels: " + ", ".join(f"{_number(share)} % {name}" for name, share in numbers["errors"].items()))
     for stage, values in enumerate(numbers["grouping"], start=1):
         rand = _number(values["adjusted_rand_index"], ".3f")
         lines.append(

@@ -61,6 +61,19 @@ def pixel_accuracy(matrix: Matrix) -> float:
     return float(100 * np.trace(matrix) / matrix.sum()) if matrix.any() else np.nan
 
 
+def error_split(matrix: Matrix) -> dict[str, float]:
+    """Where the known pixels are, in percent of them, if the first class is background: what is right, and the kinds of
+    error. NaN without any."""
+    objects, total = matrix[1:, 1:], matrix.sum()
+    pixels = {
+        "right": np.trace(matrix),
+        "background called an object": matrix[0, 1:].sum(),
+        "object called background": matrix[1:, 0].sum(),
+        "one object called another": objects.sum() - np.trace(objects),
+    }
+    return {name: float(100 * count / total) if total else np.nan for name, count in pixels.items()}
+
+
 def boundary_areas(truth: IndexMap, prediction: IndexMap, classes: int, ratio: float = 0.02) -> Areas:
     """Areas within a distance of each region's own boundary (Cheng et al., "Boundary IoU", CVPR 2021).
 

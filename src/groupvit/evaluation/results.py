@@ -207,6 +207,7 @@ class Result:
                 "pixel_accuracy": metrics.pixel_accuracy(self.matrix),
                 "mean_accuracy": float(metrics.mean_known(called)),
                 "boundary_miou": float(metrics.mean_known(near)),
+                "errors": metrics.error_split(self.matrix) if self.classes[0].lower() == BACKGROUND else {},
                 "by_size": self.iou_by_size(),
                 "grouping": self.grouping(),
                 "naming": self.naming(),

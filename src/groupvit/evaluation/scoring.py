@@ -30,7 +30,7 @@ from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores, Result, StageScores, sparse
 from groupvit.machine import has_bfloat16
 from groupvit.segmentation import Segmentation
-from groupvit.segmentation.labels import parse_labels
+from groupvit.segmentation.labels import BACKGROUND, parse_labels
 from groupvit.segmentation.segmenter import Options, Segmenter
 from groupvit.segmentation.windows import covered
 
@@ -97,6 +97,41 @@ def evaluate(
     model = {"source": source, **describe(segmenter), "precision": precision}
     result = Result(dataset.benchmark, dataset.classes, protocol.record(segmenter.config, dataset), model)
     return conclude(result, list(photos), dataset, protocol)
+
+
+def evaluate_given(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    protocol: Protocol,
+    given: Literal["objects", "labels"],
+    *,
+    precision: Precision | None = None,
+) -> Result:
+    """A model on a benchmark when something of each photo's truth is given: no score, but where the errors are.
+
+    Given the "objects", background pixels are right and each other pixel takes the best of the objects' labels. Given
+    the "labels", those of the photo's own classes compete, and the background.
+    """
+    precision = precision or native_precision(segmenter)
+    labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
+    photos = []
+    for photo in dataset:
+        own = {dataset.classes[index] for index in np.unique(photo.mask) if index != IGNORE}
+        if given == "objects":
+            wanted = [label for label in labels if label.name != BACKGROUND]
+        else:
+            wanted = [label for label in labels if label.name in {*own, BACKGROUND}]
+        with torch.autocast(segmenter.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            result = segmenter.segment(photo.image, wanted or labels, **options)
+        if given == "objects":
+            prediction = class_indices(result, dataset.classes)[result.label_map]
+            prediction = np.where(photo.mask == 0, 0, prediction).astype(np.uint8)
+            photos.append(score_prediction(photo, prediction, len(dataset.classes)))
+        else:
+            photos.append(_count(photo, result, dataset, pending=protocol.calibrated(dataset)))
+    settings = protocol.record(segmenter.config, dataset)
+    result = Result(dataset.benchmark, dataset.classes, settings, {"source": f"{given} given"})
+    return replace(result, photos=tuple(photos)) if given == "objects" else conclude(result, photos, dataset, protocol)
 
 
 def conclude(result: Result, photos: Sequence[PhotoScores], dataset: Dataset, protocol: Protocol) -> Result:

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from experiments import photos
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.evaluation.trunk import trunk_floors
+from layouts import LAYOUTS
+from test_evaluation_scoring import random_segmenter
+from test_evaluation_trunk import ONE, made
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    for name in ("voc2012", "camvid5"):
+        benchmark, folder = photos.BENCHMARKS[name]
+        LAYOUTS[benchmark](tmp_path / folder)
+    return tmp_path
+
+
+def test_the_table_has_the_floors_and_the_errors(evaluation):
+    model = made(ONE)
+    protocol = photos.choose(model)
+    voc, camvid = (
+        list(photos.rows(name, model, None, photos.open_from(evaluation, name, 3), protocol))
+        for name in ("voc2012", "camvid5")
+    )
+    lines = [row[""] for row in voc]
+    assert lines[0] == "the model"
+    assert {photos.ELLIPSE, *trunk_floors(model), "given what is background", "given the photo's labels"} < {*lines}
+    ahead = dict(zip(lines, (row["model ahead by"] for row in voc), strict=True))
+    assert all(" to " in ahead[name] for name in trunk_floors(model))
+    assert sum(float(row["mIoU"]) for row in voc[-4:]) == pytest.approx(100, abs=0.3)
+    assert {*lines} - {row[""] for row in camvid} == {"all background", "given what is background", *lines[-4:]}
+
+
+def test_a_model_with_a_trunk_is_asked_about_whole_photos():
+    assert photos.choose(made(ONE)).name == "calibrated-whole"
+    assert photos.choose(random_segmenter()).name == "calibrated-native"
+    assert photos.choose(random_segmenter(), "paper-2022").name == "paper-2022"
+
+
+def test_the_picture_has_every_photo_and_is_small(evaluation, monkeypatch):
+    monkeypatch.setattr(photos, "photograph", lambda name: Image.effect_noise((300, 200), 50).convert("RGB"))
+    model = made(ONE)
+    monkeypatch.setattr(photos.api, "load", lambda source: model)
+    shown = []
+    panel = photos.drawing.panel
+    monkeypatch.setattr(photos.drawing, "panel", lambda own, titles: shown.append(titles[0]) or panel(own, titles))
+    out = evaluation / "segments.jpg"
+    photos.picture("model", evaluation, out, kilobytes=200)
+    assert shown[:4] == [*photos.PHOTOS]
+    assert sorted(shown[4:]) == [f"2007_{i}" for i in range(4)]
+    assert out.stat().st_size <= 200_000
+    with Image.open(out) as picture:
+        assert picture.format == "JPEG"
+        assert min(picture.size) > 4 * 200
+
+
+def test_what_does_not_fit_is_not_written(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match="does not fit into 1 kB"):
+        photos.write_jpeg(Image.fromarray(noise), tmp_path / "a.jpg", 1)
+    assert not list(tmp_path.iterdir())
