@@ -101,8 +101,8 @@ class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 
     `segment_loss` adds the scale and bias that the segment-level noun loss learns, `logit_bias` the sigmoid caption
-    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier. `rivals` are the nouns that it learnt to find,
-    of which some compete with the labels (`segmentation.rivals`).
+    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier. `rivals` are the nouns that it learnt to
+    find, of which some compete with the labels (`segmentation.rivals`).
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
