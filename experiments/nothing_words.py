@@ -3,8 +3,8 @@ it, and one that is there keeps its pixels.
 
     python -m experiments.nothing_words photos --evaluation FOLDER
 
-`FOLDER` holds `voc2012/VOCdevkit/VOC2012`, `pets` and `voc/VOCdevkit/VOC2012` (COCO's photos in VOC's layout). A photo is
-segmented once, with every word as a label; then a label against some words is a look at their scores.
+`FOLDER` holds `voc2012/VOCdevkit/VOC2012`, `pets` and `voc/VOCdevkit/VOC2012` (COCO's photos in VOC's layout). A photo
+is segmented once, with every word as a label; then a label against some words is a look at their scores.
 """
 
 import sys
@@ -27,7 +27,7 @@ from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.evaluation.protocols import CONTRAST, SYNONYMS
 from groupvit.segmentation import Label, Segmenter
-from groupvit.segmentation.rivals import choose_rivals, kin
+from groupvit.segmentation.rivals import STUFF, choose_rivals, kin
 from groupvit.text.templates import SIMPLE_TEMPLATE
 
 BENCHMARKS = {
@@ -86,12 +86,13 @@ def choices(words: Words) -> dict[str, Choice]:
     """What is compared."""
 
     def stuff(word: str) -> list[str]:
-        return [*choose_rivals([word], words.vocabulary)]
+        return [noun for noun in words.vocabulary if noun in STUFF - kin([word])]
 
     named: dict[str, Choice] = {
         "none": lambda word, benchmark, photo: [],
         "declared contrast": lambda word, benchmark, photo: [w for w in CONTRAST[benchmark] if w != word],
         "stuff": lambda word, benchmark, photo: stuff(word),
+        "stuff, siblings, people": lambda word, benchmark, photo: choose_rivals([word], words.vocabulary),
     }
     for limit in (0.2, 0.4, 0.6):
         named[f"unlike, below {limit}"] = lambda word, benchmark, photo, limit=limit: words.unlike(word, limit)

@@ -20,9 +20,11 @@ def test_a_dog_is_no_relative_of_a_cat_though_both_are_animals() -> None:
     assert "dog" not in kin(["Cat"])
 
 
-def test_stuff_competes_unless_it_is_asked_for() -> None:
-    assert choose_rivals(["dog"], VOCABULARY) == ("sky", "grass", "tree")
-    assert choose_rivals(["dog", "Grass"], VOCABULARY) == ("sky", "tree")
-    assert choose_rivals(["green grass"], VOCABULARY) == ("sky", "tree")
+def test_stuff_siblings_and_people_compete_unless_they_are_asked_for() -> None:
+    assert choose_rivals(["dog"], VOCABULARY) == ("person", "cat", "sky", "grass", "tree")
+    assert choose_rivals(["dog", "Grass", "cat"], VOCABULARY) == ("person", "sky", "tree")
+    assert choose_rivals(["man"], VOCABULARY) == ("sky", "grass", "tree")
+    assert choose_rivals(["green grass"], VOCABULARY) == ("person", "sky", "tree")
+    assert choose_rivals(["sofa"], ("chair", "couch", "wall")) == ("wall",)
     assert choose_rivals(["dog"], ()) == ()
     assert {"sky", "grass"} <= STUFF
