@@ -14,6 +14,7 @@ grouped by k-means, as in Table 4.
 import io
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
@@ -63,13 +64,15 @@ CONSOLE = Console(stderr=True)
 _LARGEST = 16 * 10**6
 
 
-def seen_tokens(captions: Path, run: Run) -> torch.Tensor:
-    """The tokens of what training encoded: all captions of the shards, and the prompts around its vocabulary."""
+def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """The tokens of what training encoded (all captions of the shards, and the prompts around its vocabulary), and the
+    nouns of that vocabulary."""
     photos = CaptionedPhotos.open(find_shards(run.train, below=captions))
     places = (photos.place(number) for number in range(len(photos)))
     texts = [caption for shard, row in places for caption in photos.captions(shard, row)]
     tokenizer = Tokenizer(run.model.text.context_length)
-    return torch.cat([tokenizer(texts), make_vocabulary(run, photos, tokenizer).tokens]).unique()
+    words = make_vocabulary(run, photos, tokenizer)
+    return torch.cat([tokenizer(texts), words.tokens]).unique(), words.nouns
 
 
 def bundle(
@@ -87,10 +90,11 @@ def bundle(
         name: What `groupvit.load` will know it by.
     """
     model, config = api.load_model(checkpoint)
-    native.forget_unseen(model, seen_tokens(captions, get_run(run)))
+    seen, nouns = learnt(captions, get_run(run))
+    native.forget_unseen(model, seen)
     folder = Path(api.__file__).parent / "bundled" / name
     metadata = {"run": run, "step": (latest(checkpoint) or checkpoint).name}
-    native.save(folder, model, config, metadata=metadata, compact=True)
+    native.save(folder, model, replace(config, rivals=nouns), metadata=metadata, compact=True)
     size = (folder / native.WEIGHTS).stat().st_size
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > _LARGEST:

@@ -43,7 +43,7 @@ Row = dict[str, float]
 CONSOLE = Console(stderr=True)
 # Hard maps, as the paper says (§3.3). Training sees crops, in which things look larger than in whole pictures: a
 # quarter more pixels brings their size back (Touvron et al., 2019). docs/LOG.md compares, on scenes of another seed.
-SETTINGS: Options = {"maps": "hard", "short_side": 80}
+SETTINGS: Options = {"maps": "hard", "short_side": 80, "background": None}
 
 
 def row(matrix: np.ndarray) -> Row:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,28 @@ def test_every_option_is_accepted(run_cli: RunCli, tmp_path: Path, model: str) -
         "stride": 16,
         "batch_size": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("background", "names", "settings"),
+    [
+        ((), ["background", "dog"], "auto"),
+        (("--background", "auto"), ["background", "dog"], "auto"),
+        (("--background", "none"), ["dog"], None),
+    ],
+)
+def test_rivals_that_the_model_brings_become_background(
+    run_cli: RunCli, tmp_path: Path, model: str, background: tuple[str, ...], names: list[str], settings: str | None
+) -> None:
+    trained, config = native.load(Path(model))
+    native.save(Path(model), trained, replace(config, rivals=("sky", "animal", "grass")))
+    save_photo(tmp_path / "a.jpg")
+    code, _, err = run_cli("segment", "a.jpg", "--labels", "dog", "--model", model, *background)
+    assert (code, err) == (0, "")
+    values = json.loads((tmp_path / "out/a.jpg.json").read_text())
+    assert [label["name"] for label in values["labels"]] == names
+    assert [label["words"] for label in values["labels"]] == [["sky", "grass"], ["dog"]][-len(names) :]
+    assert values["settings"]["background"] == settings
 
 
 def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_cli: RunCli, tmp_path: Path, model: str) -> None:

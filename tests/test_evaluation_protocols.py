@@ -1,4 +1,4 @@
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_every_class_is_looked_for_under_its_own_name(name, protocol, datasets):
     dataset = datasets[name]
     labels = {label.name: label.words for label in protocol.labels(dataset)}
     assert labels.keys() | {"background"} == {*dataset.classes, "background"}
-    assert ("background" in labels) == (name == "folder" or (protocol.contrast and name in CONTRAST))
+    assert ("background" in labels) == (name == "folder" or (protocol.contrast is True and name in CONTRAST))
     assert all("background" not in words for words in labels.values())
 
 
@@ -93,6 +93,15 @@ def test_a_record_says_everything_in_plain_values(datasets):
     assert record["words"]["cat"] == ["cat", "kitten"]
     assert "grass" in record["words"]["background"]
     assert record["options"]["short_side"] == 448
+
+
+def test_a_model_s_own_words_are_asked_for_where_there_is_background(datasets):
+    protocol = replace(CALIBRATED_WHOLE, contrast="vocabulary")
+    asked = {name: protocol.options(RELEASE, dataset)["background"] for name, dataset in datasets.items()}
+    assert {name for name, background in asked.items() if background == "auto"} == {
+        name for name, dataset in datasets.items() if dataset.has_background
+    }
+    assert "background" not in [label.name for label in protocol.labels(datasets["pets"])]
 
 
 def test_protocols_do_not_change():

@@ -510,3 +510,34 @@ def test_a_model_with_a_trunk_sees_photos_whole_at_ten_sevenths_and_longer_ones_
         found = segmenter.segment(photo(height, width), LABELS)
         assert [(window.top, window.left, window.height, window.width) for window in found.windows] == windows
         assert found.label_map.shape == (height, width)
+
+
+def with_rivals(*rivals: str) -> Segmenter:
+    segmenter = tiny()
+    return Segmenter(segmenter.model, replace(segmenter.config, rivals=rivals), device="cpu")
+
+
+def test_rivals_take_pixels_from_a_lone_label() -> None:
+    result = with_rivals("grass", "sky").segment(photo(64, 96), ["dog"])
+    assert result.names == ("background", "dog")
+    assert 0 < result.shares[1] < 1
+    worded = tiny().segment(photo(64, 96), ["background=grass,sky", "dog"])
+    assert (result.label_map == worded.label_map).all()
+
+
+def test_a_model_without_rivals_and_background_none_name_every_pixel() -> None:
+    alone = tiny().segment(photo(64, 96), LABELS)
+    assert alone.names == tuple(LABELS)
+    unasked = with_rivals("water", "wall").segment(photo(64, 96), LABELS, background=None)
+    assert (unasked.label_map == alone.label_map).all()
+    assert unasked.names == alone.names
+    kin_alone = with_rivals("puppy", "animal").segment(photo(64, 96), ["dog"])
+    assert kin_alone.names == ("dog",)
+
+
+def test_a_threshold_and_a_worded_background_keep_the_rivals_out() -> None:
+    segmenter = with_rivals("water", "wall")
+    labels = ["background=grass,sky", "dog", "cat"]
+    for options in ({"background": 0.3}, {}):
+        expected = tiny().segment(photo(64, 96), labels, **options)
+        assert (segmenter.segment(photo(64, 96), labels, **options).label_map == expected.label_map).all()

@@ -614,6 +614,12 @@ def test_a_training_goes_on_where_there_is_no_bfloat16_and_back(data, tmp_path, 
             (tmp_path / "latest").write_text(last)
 
 
+def test_a_checkpoint_carries_the_nouns_that_were_learnt(data, tmp_path):
+    state = train(replace(RUN, steps=1), data, tmp_path, workers=0)
+    assert state.nouns
+    assert load(tmp_path / "step-00000001")[1].rivals == state.nouns
+
+
 def test_a_training_of_an_earlier_version_goes_on(data, tmp_path):
     run = replace(RUN, steps=1)
     train(run, data, tmp_path, workers=0)

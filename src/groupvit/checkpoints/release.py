@@ -196,7 +196,7 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
     """Writes a release file. An option that the layout cannot express is an `InputError`, except the training-only
-    `drop_path`, which is left out."""
+    `drop_path` and the rivals, which are left out."""
     image, text = config.image, config.text
     expressed = replace(
         RELEASE,
@@ -212,6 +212,7 @@ def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
         embed_dim=config.embed_dim,
         projector_dim=config.projector_dim,
         multi_label_scale=config.multi_label_scale,
+        rivals=config.rivals,
     )
     refuse_difference(config, expressed, "release")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encode(model.state_dict()).items()}

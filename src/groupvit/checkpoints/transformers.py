@@ -93,7 +93,8 @@ def decode(state: StateDict, source: Path) -> StateDict:
 
 
 def config_document(config: ModelConfig) -> dict[str, Any]:
-    """Their `config.json`. An option that they cannot run is an `InputError`, except the training-only `drop_path`."""
+    """Their `config.json`. An option that they cannot run is an `InputError`, except the training-only `drop_path`
+    and the rivals, which are left out."""
     image, text = config.image, config.text
     expressed = replace(
         RELEASE,
@@ -112,6 +113,7 @@ def config_document(config: ModelConfig) -> dict[str, Any]:
         embed_dim=config.embed_dim,
         projector_dim=config.projector_dim,
         multi_label_scale=config.multi_label_scale,
+        rivals=config.rivals,
     )
     refuse_difference(config, expressed, "transformers")
     for before, stage in zip(image.stages, image.stages[1:], strict=False):

@@ -24,7 +24,7 @@ def segment(
     *,
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")],
     model: str = "photos",
-    background: float | None = None,
+    background: float | Literal["auto", "none"] = "auto",
     out: Path = Path("out"),
     templates: Literal["simple", "7", "80"] = "simple",
     maps: Literal["soft", "hard"] = "soft",
@@ -44,7 +44,8 @@ def segment(
         labels: Words to look for. Several words for one label: person=man,woman,child.
         model: A trained model: a folder, a file, or a name on the hub. "photos" is in the package, small and trained on
             11,000 captioned photos: it knows people, dogs, cats and what is around them (docs/MODEL_CARD.md).
-        background: Pixels whose best label scores less than this (0 to 1) become background.
+        background: With auto, words that the model learnt compete with the labels, and what they win is background.
+            With a number (0 to 1), background is where the best label scores less. With none, every pixel gets a label.
         out: Folder for the results; earlier results of the same photos are replaced.
         templates: Prompts around each word: one, or the 7 or 80 that CLIP used.
         maps: How stages combine: soft as in the published code, or hard as in the paper.
@@ -58,18 +59,19 @@ def segment(
     from groupvit.segmentation import parse_labels
     from groupvit.text import templates as prompts
 
-    parsed = parse_labels(labels)
+    parse_labels(labels)
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
-    if background is not None and not 0 <= background <= 1:
+    if not isinstance(background, str) and not 0 <= background <= 1:
         raise InputError(f"--background {background:g}: a score lies between 0 and 1")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {out} ({error.strerror}): choose another --out") from error
     segmenter = api.load(model)
+    parsed = segmenter.with_rivals(labels) if background == "auto" else parse_labels(labels)
     options: dict[str, Any] = {
-        "background": background,
+        "background": None if background == "none" else background,
         "maps": maps,
         "short_side": short_side,
         "window": window,

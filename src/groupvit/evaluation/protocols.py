@@ -27,13 +27,15 @@ class Protocol:
 
     `short_side`, `window` and `stride` are pixels, or multiples of the model's training size or of the short side that
     suits it best (`ImageEncoderConfig.short_side`).
+    `contrast` are words that compete as background: the declared ones, or those that a model brings of its vocabulary
+    (`Segmenter.with_rivals`).
     `scores="gated"` is the published code's product of softmaxes (see `Segmenter.segment`). `thresholds` are those of
     the background by benchmark; without them the threshold is chosen on one half of the photos for the other.
     """
 
     name: str
     class_names: Literal["dataset", "release", "synonyms"]
-    contrast: bool
+    contrast: bool | Literal["vocabulary"]
     templates: tuple[str, ...]
     unit: Literal["pixels", "training size", "best size"]
     short_side: int
@@ -48,7 +50,7 @@ class Protocol:
         """What the segmenter looks for: every class but the background, and the contrast as background."""
         named = dataset.labels[1:] if dataset.has_background else dataset.labels
         labels = [label if "=" in label else Label(label, self._words(label, dataset.benchmark)) for label in named]
-        contrast = CONTRAST.get(dataset.benchmark, ()) if self.contrast else ()
+        contrast = CONTRAST.get(dataset.benchmark, ()) if self.contrast is True else ()
         try:
             return parse_labels([*([Label(BACKGROUND, tuple(contrast))] if contrast else []), *labels])
         except InputError as error:
@@ -77,9 +79,10 @@ class Protocol:
     def options(self, config: ModelConfig, dataset: Dataset) -> Options:
         """The keywords of `Segmenter.segment`."""
         unit = {"pixels": 1, "training size": config.image.image_size, "best size": config.image.short_side}[self.unit]
+        own = self.contrast == "vocabulary" and dataset.has_background
         return {
             "templates": self.templates,
-            "background": self.threshold(dataset),
+            "background": "auto" if own else self.threshold(dataset),
             "maps": self.maps,
             "scores": self.scores,
             "antialias": self.antialias,

@@ -56,7 +56,7 @@ def score(
     segmenter: Segmenter, photos: Sequence[MaskedPhoto], labels: Sequence[str], **options: Unpack[Options]
 ) -> Scores:
     """Segment the photos and count; `labels` stand in the order of the masks' indices."""
-    settings: Options = {"batch_size": _CHUNK, **options}
+    settings: Options = {"batch_size": _CHUNK, "background": None, **options}
     named = np.zeros((len(labels), len(labels)), dtype=np.int64)
     oracle = np.zeros_like(named)
     classes = [label.name for text in labels for label in parse_labels([text])]

@@ -101,7 +101,8 @@ class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 
     `segment_loss` adds the scale and bias that the segment-level noun loss learns, `logit_bias` the sigmoid caption
-    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier.
+    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier. `rivals` are the nouns that it learnt to
+    find, of which some compete with the labels (`segmentation.rivals`).
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -113,6 +114,7 @@ class ModelConfig:
     segment_loss: bool = False
     logit_bias: bool = False
     teacher_loss: bool = False
+    rivals: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -124,7 +126,7 @@ class ModelConfig:
         return _parse(cls, values, "model")
 
 
-_ADDED = ("logit_bias", "teacher_loss", "seeded", "vit")
+_ADDED = ("logit_bias", "teacher_loss", "rivals", "seeded", "vit")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 

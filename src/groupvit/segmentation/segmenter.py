@@ -21,6 +21,7 @@ from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
 from groupvit.segmentation.resampling import resampled_argmax, resampled_rows
 from groupvit.segmentation.result import Segmentation
+from groupvit.segmentation.rivals import choose_rivals
 from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized, shared_scores
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ class Options(TypedDict, total=False):
     """The keywords of `Segmenter.segment`, which explains them."""
 
     templates: Sequence[str]
-    background: float | None
+    background: float | Literal["auto"] | None
     maps: Literal["soft", "hard"]
     scores: Literal["softmax", "gated"]
     window: int | None
@@ -65,6 +66,8 @@ class _Settings:
     def __post_init__(self):
         if not self.templates or not all("{}" in template for template in self.templates):
             raise InputError("templates must be a list of texts with {} in the place of the word")
+        if isinstance(self.background, str):
+            raise InputError(f"background={self.background!r} must be 'auto', a number or None")
         if self.background is not None and len(self.labels) == 1:
             raise InputError(
                 f"a background threshold needs rivals for {self.labels[0].name!r}: labels for the rest of the photo"
@@ -118,7 +121,7 @@ class Segmenter:
         labels: Sequence[str | Label],
         *,
         templates: Sequence[str] = (SIMPLE_TEMPLATE,),
-        background: float | None = None,
+        background: float | Literal["auto"] | None = "auto",
         maps: Literal["soft", "hard"] = "soft",
         scores: Literal["softmax", "gated"] = "softmax",
         window: int | None = None,
@@ -142,8 +145,10 @@ class Segmenter:
         trunk up to 2 : 1.
         With `antialias` off, a pixel of the resized photo is interpolated between four pixels of the photo only.
 
-        With `background`, pixels whose best score is below it become index 0, named "background", and the labels
-        follow; without, indices are the labels' own (see `parse_labels` for labels called background).
+        Index 0 is "background" where it is looked for, and the labels follow. By default nouns that the model learnt
+        compete with the labels, and what these win is background (`with_rivals`). With a number, background is where
+        the best score is below it. With None every pixel gets a label, as it does by a model without such nouns (see
+        `parse_labels` for labels called background).
 
         `scores="gated"` is what the published evaluation does, beyond the paper: a segment's softmax is multiplied with
         its softmax over the five labels that fit its window as a whole best, and the threshold acts on the segments of
@@ -160,10 +165,11 @@ class Segmenter:
         side = self.config.image.short_side if short_side is None else short_side
         if window is None and self.config.image.has_trunk:
             window = 2 * side
+        auto = background == "auto"
         settings = _Settings(
-            parse_labels(labels),
+            self.with_rivals(labels) if auto else parse_labels(labels),
             tuple(templates),
-            background,
+            None if auto else background,
             maps,
             scores,
             side,
@@ -180,6 +186,16 @@ class Segmenter:
             for i, own in groupby(self._encode(photos, sizes, settings, regions), key=lambda pair: pair[0]):
                 results[i] = self._name(photos[i], sizes[i], tuple(window for _, window in own), settings)
         return results[0] if single else [results[i] for i in range(len(photos))]
+
+    def with_rivals(self, labels: Sequence[str | Label]) -> tuple[Label, ...]:
+        """The labels, and before them as background what competes with them (`choose_rivals`).
+
+        They stay alone where one is called background, and with a model that has no words to choose from.
+        """
+        parsed = parse_labels(labels)
+        words = [word for label in parsed for word in label.words]
+        rivals = () if parsed[0].name == BACKGROUND else choose_rivals(words, self.config.rivals)
+        return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
 
     @torch.inference_mode()
     def embed_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:

@@ -79,6 +79,7 @@ class TrainingState:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to be continued."""
         fields = {key: value for key, value in asdict(self.run).items() if key not in _FREE}
+        del fields["model"]["rivals"]  # the nouns, once they are known
         contents = [f"{index.samples} photos with hash {index.content}" for index in self.photos.indexes]
         shards = dict(zip(_names([index.shard for index in self.photos.indexes]), contents, strict=True))
         return {**fields, "seed": self.seed, "nouns": list(self.nouns), "shards": shards}
@@ -130,7 +131,7 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     partial = folder.with_suffix(".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        native.save(partial, state.weights, state.run.model)
+        native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
         with (partial / "training.pt").open("wb") as file:
             torch.save(_document(state), file)
             file.flush()
