@@ -31,7 +31,7 @@ from typing import Annotated, cast
 import torch
 import tyro
 from experiments.command import errors_in_one_line
-from experiments.photos import BENCHMARKS, retrieved, seen_tokens
+from experiments.photos import BENCHMARKS, learnt, open_from, retrieved
 from PIL import Image
 
 from groupvit.checkpoints import native
@@ -40,7 +40,6 @@ from groupvit.data.index import CaptionedPhotos, beside
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.data.transforms import load_rgb, resize_short_side
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.evaluation.scoring import evaluate
@@ -186,9 +185,9 @@ class Job:
         """Retrieval, if the photos for it are there, and mIoU on the benchmarks that are."""
         segmenter = Segmenter(model, self.run.model, device=model.logit_scale.device)
         found = retrieved(segmenter, self.data) if list(self.data.glob("flickr8k-test-*.tar")) else {}
-        for name, folder in BENCHMARKS.items():
+        for name, (_, folder) in BENCHMARKS.items():
             if self.evaluation and (self.evaluation / folder).is_dir():
-                dataset = open_benchmark(name, self.evaluation / folder).first(self.limit)
+                dataset = open_from(self.evaluation, name, self.limit)
                 found[name] = mean_iou(evaluate(segmenter, dataset, CALIBRATED_WHOLE).matrix)
         return found
 
@@ -202,9 +201,11 @@ class Job:
             out.mkdir(parents=True)
             lines = (trained / "metrics.jsonl").read_text() + json.dumps({"step": state.step, **scores}) + "\n"
             (out / "metrics.jsonl").write_text(lines)
-            native.forget_unseen(state.weights, seen_tokens(self.data, run))
+            seen, nouns = learnt(self.data, run)
+            native.forget_unseen(state.weights, seen)
             metadata = {"run": self.name, "step": str(state.step)}
-            native.save(trained, state.weights, run.model, metadata=metadata, compact=True)
+            config = replace(run.model, rivals=nouns)
+            native.save(trained, state.weights, config, metadata=metadata, compact=True)
             write_parts(trained / native.WEIGHTS, out)
 
 
@@ -226,6 +227,7 @@ def _initial(run: Run, data: Path, folder: Path) -> Path | None:
     torch.manual_seed(0)
     model = build_model(run.model)
     packed, _ = native.read_safetensors(data / f"{run.model.image.stem}.safetensors")
+    assert model.image_encoder.trunk is not None
     model.image_encoder.trunk.load_state_dict({name: tensor.float() for name, tensor in packed.items()})
     native.save(folder, model, run.model)
     return folder

@@ -61,7 +61,7 @@ BENCHMARKS = {
 ELLIPSE = "centred ellipse, own label"
 
 CONSOLE = Console(stderr=True)
-_LARGEST = 16 * 10**6
+_LARGEST = 24 * 10**6
 
 
 def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:

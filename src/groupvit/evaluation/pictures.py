@@ -98,7 +98,7 @@ def _row_of(
     photo: MaskedPhoto, result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
 ) -> Image.Image:
     labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
-    if options["background"] == "auto":
+    if options.get("background") == "auto":
         labels = segmenter.with_rivals(labels)
     if result.thresholds:
         options["background"] = sum(result.thresholds) / len(result.thresholds)
