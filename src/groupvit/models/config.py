@@ -82,7 +82,7 @@ class ImageEncoderConfig:
     def short_side(self) -> int:
         """Pixels of the short side at which whole photos are segmented best: more than in training with a trunk, since
         crops show things larger than photos do (Touvron et al., 2019)."""
-        return self.image_size * 10 // 7 if self.has_trunk else self.image_size
+        return 2 * self.image_size if self.has_trunk else self.image_size
 
 
 @dataclass(frozen=True)

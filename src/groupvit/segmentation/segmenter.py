@@ -139,7 +139,7 @@ class Segmenter:
         after bilinear upsampling, as the published code does; `"hard"` multiplies hard assignments, as §3.3 says.
         A plain ViT upsamples its patches' scores.
 
-        Photos are resized to `short_side` (default: the training size, 10/7 of it for a model with a trunk). `window`
+        Photos are resized to `short_side` (default: the training size, twice that for a model with a trunk). `window`
         and `stride` (default: half a window) are pixels of the resized photo; windows overlap, their scores are
         averaged, and each costs one encoder pass. Without a window the photo is seen as a whole, by a model with a
         trunk up to 2 : 1.
