@@ -33,12 +33,11 @@ def photograph(name: str) -> Image.Image:
 
 
 def named(segmenter: Segmenter, name: str) -> Segmentation:
-    """The photograph as `calibrated-native` asks: windows of the training size over twice that."""
-    size = segmenter.config.image.image_size
-    return segmenter.segment(photograph(name), PHOTOS[name], short_side=2 * size, window=size)
+    """The photograph with every pixel named."""
+    return segmenter.segment(photograph(name), PHOTOS[name], background=None)
 
 
-def main(out: Path = Path("runs/demo"), model: str = "photos", record: bool = False) -> None:
+def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: bool = False) -> None:
     """Segment the photographs and write the pictures.
 
     Args:
@@ -48,11 +47,11 @@ def main(out: Path = Path("runs/demo"), model: str = "photos", record: bool = Fa
     """
     began_at, segmenter, rows = commit() if record else "", api.load(model), []
     out.mkdir(parents=True, exist_ok=True)
-    for name, labels in PHOTOS.items():
+    for name in PHOTOS:
         result = named(segmenter, name)
         photo = result.image
-        groups = [drawing.groups(photo, stage) for stage in segmenter.segment(photo, labels).groups]
-        titles = ["photo", *(f"groups of the whole, stage {i}" for i in range(1, len(groups) + 1)), "named, by windows"]
+        groups = [drawing.groups(photo, stage) for stage in result.groups]
+        titles = ["photo", *(f"groups, stage {i}" for i in range(1, len(groups) + 1)), "named"]
         drawing.panel([photo, *groups, result.overlay()], titles).save(out / f"{name}.png")
         shares = zip(result.names, result.shares, strict=True)
         rows.append({"photo": name, "found, % of the photo": ", ".join(f"{n} {100 * s:.1f}" for n, s in shares)})

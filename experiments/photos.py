@@ -1,10 +1,10 @@
 """The bundled photo model: put a training into the package, and score it beside what knows nothing of where things are.
 
-    groupvit train photos-small --data SHARDS --out runs/photos-small
-    python -m experiments.photos bundle runs/photos-small --captions SHARDS
-    python -m experiments.photos score photos --captions SHARDS --evaluation FOLDER --plain runs/photos-plain --record
-    python -m experiments.photos compare photos runs/photos-small-1 --captions SHARDS --evaluation FOLDER --record
-    python -m experiments.photos picture photos --evaluation FOLDER --out docs/photos/segments.jpg
+    groupvit train photos-trunk --data SHARDS --out runs/photos-trunk
+    python -m experiments.photos bundle runs/photos-trunk --captions SHARDS
+    python -m experiments.photos score photos-trunk --captions SHARDS --evaluation FOLDER --record
+    python -m experiments.photos compare photos-trunk photos --captions SHARDS --evaluation FOLDER --record
+    python -m experiments.photos picture photos-trunk --evaluation FOLDER --out docs/photos/segments.jpg
 
 `FOLDER` holds the benchmarks (`BENCHMARKS`, docs/DATASETS.md), `SHARDS` the run's shards and `flickr8k-test-*.tar`.
 `--plain` is a plain ViT trained on the same photos with captions alone (the run `photos-plain`); its patches are
@@ -78,8 +78,8 @@ def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:
 def bundle(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     captions: Path,
-    run: str = "photos-small",
-    name: str = "photos",
+    run: str = "photos-trunk",
+    name: str = "photos-trunk",
 ) -> None:
     """Put a checkpoint into the package: half precision, and the rows of the vocabulary that training saw.
 
@@ -200,7 +200,8 @@ def score(
         {"from": way.replace("_", " "), **{f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)}}
         for way in ("text_to_image", "image_to_text")
     ]
-    for name, lines in (("photos", table), ("photos_retrieval", retrieval)):
+    kind = "photos_trunk" if segmenter.config.image.has_trunk else "photos"
+    for name, lines in ((kind, table), (f"{kind}_retrieval", retrieval)):
         print_rows(lines)
         if record:
             record_table("MODEL_CARD.md", name, lines, began_at)
@@ -227,7 +228,7 @@ def compare(
         CONSOLE.print(f"{source} …")
         segmenter = api.load(source)
         parameters = sum(parameter.numel() for parameter in segmenter.model.image_encoder.parameters())
-        line = {"training": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
+        line = {"model": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
         protocol = choose(segmenter)
         for name in BENCHMARKS:
             dataset = open_from(evaluation, name, limit)
@@ -240,7 +241,7 @@ def compare(
         lines.append(line)
     print_rows(lines)
     if record:
-        record_table("MODEL_CARD.md", "photos_trainings", lines, began_at)
+        record_table("MODEL_CARD.md", "photos_models", lines, began_at)
 
 
 def picture(

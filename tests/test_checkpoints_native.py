@@ -283,8 +283,14 @@ def test_a_model_on_a_vit_knows_the_size_and_statistics_of_it(tmp_path: Path) ->
     ("changes", "complaint"),
     [
         ({"stem": "patch"}, "seeded groups need a trunk"),
-        ({"stages": (Stage(1, 4, 4), Stage(0, output_groups=4, seeded=True))}, "seeded groups need a trunk, and no"),
-        ({"stages": (Stage(1, 4, 4, seeded=True),)}, "seeded groups need a trunk, and no group tokens"),
+        (
+            {"stages": (Stage(1, 4, 4), Stage(0, output_groups=4, seeded=True))},
+            "seeded groups need a trunk",
+        ),
+        (
+            {"stages": (Stage(1, 4, 4, seeded=True),)},
+            "seeded groups .* no group tokens",
+        ),
         ({"patch_size": 16}, "the trunk has patches of 8 pixels, not of 16"),
         ({"stem": "vit"}, "a trunk 'vit' needs its sizes"),
     ],

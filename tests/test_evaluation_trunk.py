@@ -49,14 +49,6 @@ def photo():
     return Image.fromarray(cells).resize((150, 90))
 
 
-def trained(segmenter: Segmenter) -> Segmenter:
-    """The same with groups that are no k-means on the local features any more."""
-    model = build_model(segmenter.config)
-    model.load_state_dict(segmenter.model.state_dict())
-    torch.nn.init.normal_(model.image_encoder.stages[0].seeded.near.weight)
-    return Segmenter(model, segmenter.config, device="cpu")
-
-
 def test_every_floor_names_each_pixel_of_a_photo(one, photo):
     floors = trunk_floors(one)
     assert list(floors) == ["k-means on the trunk's features", "each patch alone", "the trunk's classifier, dense"]
@@ -72,15 +64,13 @@ def test_a_model_without_a_trunk_has_none():
         TrunkClassifier(random_segmenter())
 
 
-def test_an_untrained_model_is_k_means_already_and_a_trained_one_is_not(one, photo):
-    own, plain = one.segment(photo, LABELS), k_means(one).segment(photo, LABELS)
-    assert np.array_equal(own.groups[-1], plain.groups[-1])
-    assert np.array_equal(own.confidence, plain.confidence)
-    learned = trained(one)
-    before = learned.segment(photo, LABELS)
-    assert np.array_equal(k_means(learned).segment(photo, LABELS).confidence, own.confidence)
-    assert not np.array_equal(before.groups[-1], own.groups[-1])
-    assert np.array_equal(learned.segment(photo, LABELS).confidence, before.confidence)
+def test_k_means_is_the_model_without_smooth_features(one, photo):
+    floor = k_means(one)
+    assert [stage.seeded.smooth for stage in (*one.model.image_encoder.stages, *floor.model.image_encoder.stages)] == [
+        True,
+        False,
+    ]
+    assert floor.segment(photo, LABELS).groups[-1].max() == one.segment(photo, LABELS).groups[-1].max()
 
 
 def test_clusters_take_the_place_of_both_stages(photo):

@@ -159,7 +159,7 @@ def lloyd(places: np.ndarray, centres: np.ndarray, rounds: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (7, 12), (1, 5), (3, 2)])
 def test_seeded_groups_start_as_k_means_from_a_regular_grid(rows, columns):
-    grouping = SeededGrouping(5, 6).double()
+    grouping = SeededGrouping(6, smooth=False)
     local = torch.randn(2, 5, rows, columns, dtype=torch.float64)
     segments = torch.randn(2, rows * columns, 16, dtype=torch.float64)
     merged, assignment = grouping(local, segments)
@@ -172,23 +172,23 @@ def test_seeded_groups_start_as_k_means_from_a_regular_grid(rows, columns):
     for i in range(2):
         position = np.stack(np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij"), axis=0)
         position[0] = -1 if rows == 1 else position[0]  # as torch's linspace of one step
-        grid = np.concatenate([local[i].numpy(), 0.25 * position])
+        grid = np.concatenate([local[i].numpy(), grouping.POSITION * position])
         seeds = F.adaptive_avg_pool2d(torch.from_numpy(grid), (down, across)).flatten(1).T.numpy().copy()
-        joined = lloyd(grid.reshape(7, -1).T, seeds, grouping.rounds)
+        joined = lloyd(grid.reshape(7, -1).T, seeds, grouping.ROUNDS)
         assert assignment.joined[i].tolist() == joined.tolist()
         for group in set(joined):
             torch.testing.assert_close(merged[i, group], segments[i, torch.from_numpy(joined == group)].mean(dim=0))
 
 
 def test_the_number_of_seeds_is_about_what_was_asked_for_at_any_aspect():
-    grouping = SeededGrouping(1, 16)
+    grouping = SeededGrouping(16)
     assert grouping.tiles(28, 28) == (4, 4)
     assert all(12 <= math.prod(grouping.tiles(*grid)) <= 20 for grid in [(28, 40), (40, 28), (20, 80), (5, 70)])
     assert grouping.tiles(2, 2) == (2, 2)
 
 
 def test_seeded_groups_of_a_photo_do_not_depend_on_its_neighbours_in_the_batch():
-    grouping, order = SeededGrouping(5, 4), torch.tensor([2, 0, 1])
+    grouping, order = SeededGrouping(4), torch.tensor([2, 0, 1])
     local, segments = torch.randn(3, 5, 6, 4), torch.randn(3, 24, 8)
     merged, assignment = grouping(local, segments)
     permuted, other = grouping(local[order], segments[order])
@@ -197,7 +197,7 @@ def test_seeded_groups_of_a_photo_do_not_depend_on_its_neighbours_in_the_batch()
 
 
 def test_seeded_groups_keep_to_what_was_joined_before():
-    grouping = SeededGrouping(5, 4)
+    grouping = SeededGrouping(4)
     local, segments = torch.randn(1, 5, 4, 4), torch.randn(1, 16, 8)
     joined = torch.arange(16)[None] % 3  # and no cell joins the last
     merged, assignment = grouping(local, segments, joined)
@@ -206,17 +206,20 @@ def test_seeded_groups_keep_to_what_was_joined_before():
     assert merged[0, 3].eq(0).all()
 
 
-def test_what_is_near_is_learnt():
-    grouping = SeededGrouping(5, 4)
-    merged, _ = grouping(torch.randn(2, 5, 6, 6), torch.randn(2, 36, 8))
-    merged.square().sum().backward()
-    for parameter in grouping.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.abs().sum() > 0
+def test_a_cell_among_others_joins_them_only_where_features_are_smoothed():
+    local = torch.zeros(1, 1, 7, 14)
+    local[..., 7:] = 4
+    local[0, 0, 3, 3] = 4  # a grain of the right half in the left one
+    segments = torch.randn(1, 98, 8)
+    for smooth in (True, False):
+        _, assignment = SeededGrouping(2, smooth=smooth)(local, segments)
+        joined = assignment.joined.view(7, 14)
+        assert (joined[3, 3] == joined[0, 0]) == smooth
+        assert joined[0, 0] != joined[0, 13]
 
 
 def test_seeded_groups_of_half_precision_are_found_in_float32():
-    grouping = SeededGrouping(5, 4)
+    grouping = SeededGrouping(4)
     local, segments = torch.randn(1, 5, 6, 6).bfloat16(), torch.randn(1, 36, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         merged, assignment = grouping(local, segments)

@@ -8,8 +8,8 @@ from groupvit.checkpoints import hub
 from groupvit.errors import InputError
 from groupvit.segmentation.segmenter import Segmenter
 
-BUNDLED = ("photos",)
-"""Names of the models inside the package, each a folder `bundled/NAME` (docs/MODEL_CARD.md)."""
+BUNDLED = ("photos-trunk", "photos")
+"""Names of the models beside this file, each a folder `bundled/NAME`; a wheel holds the first one only."""
 
 
 def load(source: str | Path, *, revision: str | None = None) -> Segmenter:
@@ -27,8 +27,8 @@ def load_model(source: str | Path, *, revision: str | None = None) -> checkpoint
 
 def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """Where the checkpoint lies on this machine, downloaded if need be; an `InputError` lists the places looked at."""
-    if source in BUNDLED:
-        return Path(__file__).parent / "bundled" / str(source)
+    if source in BUNDLED and (bundled := Path(__file__).parent / "bundled" / str(source)).is_dir():
+        return bundled
     if os.path.exists(source):  # of a name too long for a file, Path.exists is an error
         if revision:
             raise InputError(f"{source} is on this machine and has no revision {revision}")

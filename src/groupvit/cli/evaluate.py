@@ -38,7 +38,7 @@ def evaluate(
     torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
-        model: A trained model: "photos", a folder, a file, or a name on the hub.
+        model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
         benchmark: voc21, voc20, voc4, context60, context59, coco-object-instances, coco-object-stuff, pets,
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
             each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.

@@ -23,7 +23,7 @@ def segment(
     photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO...", help_behavior_hint="")],
     *,
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")],
-    model: str = "photos",
+    model: str = "photos-trunk",
     background: float | Literal["auto", "none"] = "auto",
     out: Path = Path("out"),
     templates: Literal["simple", "7", "80"] = "simple",
@@ -42,15 +42,17 @@ def segment(
     Args:
         photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
         labels: Words to look for. Several words for one label: person=man,woman,child.
-        model: A trained model: a folder, a file, or a name on the hub. "photos" is in the package, small and trained on
-            11,000 captioned photos: it knows people, dogs, cats and what is around them (docs/MODEL_CARD.md).
+        model: A trained model: a folder, a file, or a name on the hub. "photos-trunk" is in the package, whose
+            pre-trained trunk recognises a thousand kinds of things (docs/MODEL_CARD.md); "photos", in the repository
+            only, learnt from 11,000 captioned photos and nothing else.
         background: With auto, words that the model learnt compete with the labels, and what they win is background.
             With a number (0 to 1), background is where the best label scores less. With none, every pixel gets a label.
         out: Folder for the results; earlier results of the same photos are replaced.
         templates: Prompts around each word: one, or the 7 or 80 that CLIP used.
         maps: How stages combine: soft as in the published code, or hard as in the paper.
-        short_side: Photos are resized to this short side in pixels; by default the size of training.
-        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole.
+        short_side: Photos are resized to this short side in pixels; by default what suits the model.
+        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole (of photos
+            beyond 2 : 1 by a model with a trunk, two short sides).
         stride: Pixels from window to window; by default half a window.
         batch_size: Photos or windows that are encoded at once.
     """

@@ -41,8 +41,8 @@ def train(
         steps: Optimiser steps, instead of the run's own number.
         batch_size: Photos a step, instead of the run's own number.
         chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
-        init: Checkpoint or model whose weights to start with ("photos" is in the package), instead of random ones;
-            images may be of another size there.
+        init: Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random
+            ones; images may be of another size there.
         resume: Go on from the newest checkpoint in OUT.
         workers: Processes that read and decode.
         tensorboard: Write the curves as TensorBoard's event files, too.

@@ -17,7 +17,7 @@ from groupvit.errors import InputError
 from groupvit.models import Stage, with_stages
 from groupvit.models.grouping import SeededGrouping
 from groupvit.models.image_encoder import GroupingStage
-from groupvit.models.trunks import EfficientNetLite, TrunkStem
+from groupvit.models.trunks import EfficientNetLite
 from groupvit.segmentation.labels import Label
 from groupvit.segmentation.segmenter import Regions, Segmenter, _Settings
 from groupvit.segmentation.windows import Window, plan
@@ -40,16 +40,16 @@ def trunk_floors(segmenter: Segmenter) -> dict[str, Segmenter]:
 def k_means(segmenter: Segmenter) -> Segmenter:
     """The model with as many groups as it ends with, but by plain k-means on the local features of its trunk.
 
-    A group is the mean of its patches and is named as it is; later stages are left out.
+    Seeded groups of the model differ from these in their smooth features only. A group is the mean of its patches and is
+    named as it is; later stages are left out.
     """
     model, config = deepcopy(segmenter.model), segmenter.config
     encoder = model.image_encoder
     first = encoder.stages[0]
     assert isinstance(first, GroupingStage)
-    assert isinstance(encoder.stem, TrunkStem)
     groups = [stage.output_groups for stage in config.image.stages if stage.groups][-1]
     first.group_tokens = first.group_projector = first.grouping = None
-    first.seeded = SeededGrouping(encoder.stem.local_dim, groups)
+    first.seeded = SeededGrouping(groups, smooth=False)
     encoder.stages = nn.ModuleList([first])
     stage = Stage(config.image.stages[0].depth, output_groups=groups, seeded=True)
     return Segmenter(model, with_stages(config, stage), device=segmenter.device)

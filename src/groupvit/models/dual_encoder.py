@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models.config import ModelConfig
-from groupvit.models.grouping import SeededGrouping
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.layers import Linear
 from groupvit.models.text_encoder import TextEncoder
@@ -113,5 +112,3 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, SeededGrouping):
-        module.reset_parameters()

@@ -208,25 +208,23 @@ class GroupingBlock(nn.Module):
 class SeededGrouping(nn.Module):
     """Groups that start from the image itself and claim cells by local features, as k-means does.
 
-    The seeds are the means of a regular grid of about `groups` tiles; each of `rounds` gives every cell to the nearest
-    group and moves the group to the mean of its cells (cross-attention as k-means: Yu et al., kMaX-DeepLab, ECCV 2022;
-    seeds on a grid and position among the features: Achanta et al., SLIC, 2012). `near` makes the space in which that
-    is done, and starts as the local features themselves. A group token that is the same for every image cannot know
-    where this one falls apart.
+    The seeds are the means of a regular grid of about `groups` tiles; each round gives every cell to the nearest group
+    and moves the group to the mean of its cells (cross-attention as k-means: Yu et al., kMaX-DeepLab, ECCV 2022; seeds
+    on a grid and position among the features: Achanta et al., SLIC, 2012). A group token that is the same for every
+    image cannot know where this one falls apart. Nothing here is learned: a learned map of the local features scatters
+    the groups, which the noun loss rewards, for then each of them shows everything (docs/LOG.md).
     """
 
-    def __init__(self, local_dim: int, groups: int, *, rounds: int = 8):
+    ROUNDS = 8
+    POSITION = 0.5
+    """Weight of the position, from -1 to 1, beside local features whose maps have length 1."""
+    SHARPNESS = 20.0
+    """Of the soft assignment, by squared distances."""
+
+    def __init__(self, groups: int, *, smooth: bool = True):
         super().__init__()
         self.groups = groups
-        self.rounds = rounds
-        self.near = nn.Linear(local_dim, local_dim, bias=False)
-        self.position = nn.Parameter(torch.tensor(0.25))
-        self.sharpness = nn.Parameter(torch.tensor(math.log(20.0)))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as k-means on the local features."""
-        nn.init.eye_(self.near.weight)
+        self.smooth = smooth
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
         """How many seeds lie down and across."""
@@ -243,37 +241,36 @@ class SeededGrouping(nn.Module):
 
         Local features, rounds and softmax are in at least float32.
         """
-        with torch.autocast(local.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
             places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
             distances = self._distances(places, self._centres(places, local.shape[-2], local.shape[-1]))
-            soft = (-distances * self.sharpness.exp().clamp(max=1000)).softmax(dim=1)
+            soft = (-self.SHARPNESS * distances).softmax(dim=1)
             chosen = soft.argmax(dim=1) if joined is None else joined
             hard = torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0)
-            weights = hard + (soft - soft.detach())
-            weights = weights / hard.sum(dim=-1, keepdim=True).clamp(min=1)
+            weights = hard / hard.sum(dim=-1, keepdim=True).clamp(min=1)
         return weights.to(segments.dtype) @ segments, Assignment(soft, hard)
 
     def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
-        """Features that are compared: the local ones in `near`'s space, and the position from -1 to 1."""
+        """Features that are compared: the local ones, averaged with their eight neighbours', and the position."""
         rows, columns = local.shape[-2:]
+        if self.smooth:
+            local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
         down = torch.linspace(-1, 1, rows, device=local.device)[:, None].expand(rows, columns)
         across = torch.linspace(-1, 1, columns, device=local.device).expand(rows, columns)
-        position = self.position * torch.stack([down, across], dim=-1).flatten(0, 1)
-        near = F.linear(local.flatten(2).mT, self.near.weight.to(local.dtype))
-        return torch.cat([near, position.to(local.dtype).expand(len(near), -1, -1)], dim=-1)
+        position = self.POSITION * torch.stack([down, across]).to(local.dtype)
+        return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1).flatten(2).mT
 
     def _centres(
         self, places: Float[Tensor, "batch cells dim"], rows: int, columns: int
     ) -> Float[Tensor, "batch groups dim"]:
-        """The groups' means after the rounds; a gradient reaches the last round only."""
-        start = places.detach().mT.unflatten(2, (rows, columns))
+        """The groups' means after the rounds."""
+        start = places.mT.unflatten(2, (rows, columns))
         centres = F.adaptive_avg_pool2d(start, self.tiles(rows, columns)).flatten(2).mT
-        for i in range(self.rounds):
-            values = places if i == self.rounds - 1 else places.detach()
-            nearest = self._distances(values.detach(), centres).argmin(dim=1)
+        for _ in range(self.ROUNDS):
+            nearest = self._distances(places, centres).argmin(dim=1)
             own = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
             size = own.sum(dim=-1, keepdim=True)
-            centres = torch.where(size > 0, own @ values / size.clamp(min=1), centres)
+            centres = torch.where(size > 0, own @ places / size.clamp(min=1), centres)
         return centres
 
     @staticmethod

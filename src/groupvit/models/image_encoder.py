@@ -114,14 +114,13 @@ class GroupingStage(nn.Module):
         previous_tokens: int,
         drop_paths: Sequence[float],
         mlp_ratio: float,
-        local_dim: int,
         grouping: dict[str, Any],
     ):
         super().__init__()
         self.group_tokens = None
         self.group_projector = None
         self.grouping = None
-        self.seeded = SeededGrouping(local_dim, stage.output_groups) if stage.seeded else None
+        self.seeded = SeededGrouping(stage.output_groups) if stage.seeded else None
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths)
         if stage.group_tokens:
             tokens = torch.zeros(1, stage.group_tokens, dim)
@@ -177,8 +176,9 @@ class ImageEncoder(nn.Module):
         self.patch_size = patch_size
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
-        if seeded and (seeded != grouped or stages[seeded[0]].group_tokens or stem in ("patch", "conv", "residual")):
-            raise ValueError("seeded groups need a trunk, and no group tokens or other groups")
+        has_trunk = stem not in ("patch", "conv", "residual")
+        if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or not has_trunk):
+            raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
         if stem == "patch":
             self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
@@ -194,7 +194,6 @@ class ImageEncoder(nn.Module):
             side = image_size // patch_size
             self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        local_dim = self.stem.local_dim if isinstance(self.stem, TrunkStem) else 0
         rates = [
             float(rate) for rate in torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu")
         ]
@@ -202,9 +201,7 @@ class ImageEncoder(nn.Module):
         previous_tokens = 0
         for stage in stages:
             drop_paths = [rates.pop(0) for _ in range(stage.depth)]
-            self.stages.append(
-                GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, local_dim, grouping)
-            )
+            self.stages.append(GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, grouping))
             previous_tokens = stage.group_tokens if project_group_tokens else 0
         self.norm = nn.LayerNorm(dim)
 

@@ -285,7 +285,6 @@ class TrunkStem(nn.Module):
     def __init__(self, trunk: EfficientNetLite | ViTTrunk, dim: int):
         super().__init__()
         self.trunk = trunk
-        self.local_dim = sum(trunk.channels[:-1])
         self.from_local = nn.Conv2d(trunk.channels[-2], dim, 1)
         self.from_last = nn.Conv2d(trunk.channels[-1], dim, 1)
 

@@ -262,7 +262,7 @@ PHOTOS_SMALL = replace(
     evaluate_every=330,
     save_every=330,
     cost="measured: 56 minutes on one core, the other one busy",
-    expected="29.6 mIoU on voc4, 30.8 % R@10, text to image ([MODEL_CARD.md](MODEL_CARD.md))",
+    expected="29.6 mIoU on voc4, 30.8 % R@10, text to image ([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
 )
 
 _SOURCES = (
@@ -278,7 +278,7 @@ PHOTOS_TRUNK = Run(
             patch_size=8,
             dim=256,
             heads=8,
-            stages=(Stage(0, output_groups=32, seeded=True),),
+            stages=(Stage(0, output_groups=16, seeded=True),),
             drop_path=0.0,
             stem="efficientnet-lite2",
             group_residual=False,

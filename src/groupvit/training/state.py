@@ -182,6 +182,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
             raise KeyError(missing[0])
         found, identity = saved["format_version"], {k: v for k, v in saved["identity"].items() if k not in _FREE}
         identity["model"] = ModelConfig.from_dict(identity["model"]).to_dict()
+        del identity["model"]["rivals"]
     except (InputError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
