@@ -40,8 +40,8 @@ def trunk_floors(segmenter: Segmenter) -> dict[str, Segmenter]:
 def k_means(segmenter: Segmenter) -> Segmenter:
     """The model with as many groups as it ends with, but by plain k-means on the local features of its trunk.
 
-    Seeded groups of the model differ from these in their smooth features only. A group is the mean of its patches and is
-    named as it is; later stages are left out.
+    The model's seeded groups differ in their smooth features only. A group is the mean of its patches and is named as
+    it is; later stages are left out.
     """
     model, config = deepcopy(segmenter.model), segmenter.config
     encoder = model.image_encoder
