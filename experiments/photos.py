@@ -211,6 +211,7 @@ def compare(
     models: Annotated[list[str], tyro.conf.Positional],
     captions: Path,
     evaluation: Path,
+    benchmarks: tuple[str, ...] = tuple(BENCHMARKS),
     limit: int | None = None,
     record: bool = False,
 ) -> None:
@@ -220,6 +221,7 @@ def compare(
         models: Names, trainings or checkpoints.
         captions: Folder with flickr8k-test-*.tar.
         evaluation: Folder with the benchmarks.
+        benchmarks: Which of the benchmarks.
         limit: At most so many photos of each benchmark.
         record: Write the figures to docs/results.json and the table to docs/MODEL_CARD.md.
     """
@@ -230,7 +232,7 @@ def compare(
         parameters = sum(parameter.numel() for parameter in segmenter.model.image_encoder.parameters())
         line = {"model": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
         protocol = choose(segmenter)
-        for name in BENCHMARKS:
+        for name in benchmarks:
             dataset = open_from(evaluation, name, limit)
             line[name] = f"{mean_iou(evaluate(segmenter, dataset, protocol).matrix):.1f}"
             if name == "pets":

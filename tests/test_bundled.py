@@ -42,7 +42,7 @@ def test_photographs_are_named_as_the_card_says(row: dict[str, str], photos: Seg
         assert 100 * share == pytest.approx(float(value), abs=CLOSE)
 
 
-@pytest.mark.parametrize("name", ["voc2012", "camvid5"])
+@pytest.mark.parametrize("name", ["voc-coco", "camvid5"])
 def test_benchmarks_score_as_the_card_says(name: str, photos: Segmenter, data_dir: Path) -> None:
     (row,) = (row for row in RESULTS["photos_models"]["rows"] if row["model"] == "photos-trunk")
     found = evaluate(photos, open_from(data_dir / "eval", name), CALIBRATED_WHOLE)

@@ -216,7 +216,7 @@ class SeededGrouping(nn.Module):
     """
 
     ROUNDS = 8
-    POSITION = 0.5
+    POSITION = 0.25
     """Weight of the position, from -1 to 1, beside local features whose maps have length 1."""
     SHARPNESS = 20.0
     """Of the soft assignment, by squared distances."""
