@@ -283,7 +283,7 @@ class ImageEncoder(nn.Module):
                 tokens = None if tokens is None else tokens.repeat_interleave(mixed, dim=0)
             else:
                 segments, tokens = stage(segments, tokens, stage_keys)
-            given = joined[len(assignments)] if joined else None
+            given = joined[len(assignments)] if len(assignments) < len(joined) else None
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
