@@ -309,8 +309,8 @@ PHOTOS_TRUNK = Run(
     evaluate_every=200,
     save_every=100,
     paper="none: ours, on 27,644 photos",
-    cost="not measured",
-    expected="not measured",
+    cost="measured: 38 minutes on two cores, other work beside it, and 10 for the trunk's maps",
+    expected="40.1 mIoU on VOC 2012, 79.3 on Pets ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 
