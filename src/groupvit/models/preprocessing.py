@@ -9,10 +9,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(
-    images: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
+    images: UInt8[Tensor, "batch 3 height width"],
+    dtype: torch.dtype = torch.float32,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Zero mean and unit variance by ImageNet's statistics, on the device of the images."""
-    mean, std = (
-        torch.tensor(v, device=images.device, dtype=dtype).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (images.to(dtype) / 255 - mean) / std
+    """Zero mean and unit variance by ImageNet's or other statistics, on the device of the images."""
+    centre, spread = (torch.tensor(v, device=images.device, dtype=dtype).view(3, 1, 1) for v in (mean, std))
+    return (images.to(dtype) / 255 - centre) / spread

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from groupvit.models.config import ViTConfig
 from groupvit.models.layers import Block, Linear
+from groupvit.models.preprocessing import normalize
 
 EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
 
@@ -233,8 +234,7 @@ class ViTTrunk(nn.Module):
         self, pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch 3 height width"]:
         """Pixels as in pre-training."""
-        mean, std = (torch.tensor(v, device=pixels.device, dtype=dtype).view(3, 1, 1) for v in (self.mean, self.std))
-        return (pixels.to(dtype) / 255 - mean) / std
+        return normalize(pixels, dtype, self.mean, self.std)
 
     def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 tokens dim"]:
         """The learned positions of the class token and of a grid, resampled (bicubic) if that is not training's."""
