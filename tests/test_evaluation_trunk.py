@@ -64,12 +64,12 @@ def test_a_model_without_a_trunk_has_none():
         TrunkClassifier(random_segmenter())
 
 
-def test_k_means_is_the_model_without_smooth_features(one, photo):
+def test_k_means_is_the_model_without_smooth_features_and_other_numbers_of_groups(one, photo):
     floor = k_means(one)
-    assert [stage.seeded.smooth for stage in (*one.model.image_encoder.stages, *floor.model.image_encoder.stages)] == [
-        True,
-        False,
-    ]
+    own, plain = (segmenter.model.image_encoder.stages[0].seeded for segmenter in (one, floor))
+    assert (own.smooth, own.others) == (True, (3, 12))
+    assert (plain.smooth, plain.others) == (False, ())
+    assert len(floor.segment(photo, LABELS).windows[0].others) == 0
     assert floor.segment(photo, LABELS).groups[-1].max() == one.segment(photo, LABELS).groups[-1].max()
 
 

@@ -159,11 +159,11 @@ def lloyd(places: np.ndarray, centres: np.ndarray, rounds: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (7, 12), (1, 5), (3, 2)])
 def test_seeded_groups_start_as_k_means_from_a_regular_grid(rows, columns):
-    grouping = SeededGrouping(6, smooth=False)
+    grouping = SeededGrouping(6, plain=True)
     local = torch.randn(2, 5, rows, columns, dtype=torch.float64)
     segments = torch.randn(2, rows * columns, 16, dtype=torch.float64)
     merged, assignment = grouping(local, segments)
-    down, across = grouping.tiles(rows, columns)
+    down, across = grouping.tiles(6, rows, columns)
     assert 1 <= down <= rows
     assert 1 <= across <= columns
     assert merged.shape == (2, down * across, 16)
@@ -181,10 +181,10 @@ def test_seeded_groups_start_as_k_means_from_a_regular_grid(rows, columns):
 
 
 def test_the_number_of_seeds_is_about_what_was_asked_for_at_any_aspect():
-    grouping = SeededGrouping(16)
-    assert grouping.tiles(28, 28) == (4, 4)
-    assert all(12 <= math.prod(grouping.tiles(*grid)) <= 20 for grid in [(28, 40), (40, 28), (20, 80), (5, 70)])
-    assert grouping.tiles(2, 2) == (2, 2)
+    tiles = SeededGrouping.tiles
+    assert tiles(16, 28, 28) == (4, 4)
+    assert all(12 <= math.prod(tiles(16, *grid)) <= 20 for grid in [(28, 40), (40, 28), (20, 80), (5, 70)])
+    assert tiles(16, 2, 2) == (2, 2)
 
 
 def test_seeded_groups_of_a_photo_do_not_depend_on_its_neighbours_in_the_batch():
@@ -212,7 +212,7 @@ def test_a_cell_among_others_joins_them_only_where_features_are_smoothed():
     local[0, 0, 3, 3] = 4  # a grain of the right half in the left one
     segments = torch.randn(1, 98, 8)
     for smooth in (True, False):
-        _, assignment = SeededGrouping(2, smooth=smooth)(local, segments)
+        _, assignment = SeededGrouping(2, plain=not smooth)(local, segments)
         joined = assignment.joined.view(7, 14)
         assert (joined[3, 3] == joined[0, 0]) == smooth
         assert joined[0, 0] != joined[0, 13]

@@ -241,6 +241,23 @@ def test_early_maps_of_photos_of_any_size_take_their_place(height, width, grid):
     torch.testing.assert_close(module.segments_of(whole, 1, regions), whole.segments[1][whole.occupied()[1]])
 
 
+@torch.no_grad()
+def test_half_and_twice_as_many_seeded_groups_are_those_of_a_model_with_so_many():
+    module, pixels = on_trunk(), torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8)
+    again = list(module.regrouped(module(module.preprocess(pixels))))
+    assert [features.segments.shape[1] for features in again] == [3, 12]
+    for groups, features in zip((3, 12), again, strict=True):
+        module.stages[0].seeded.groups = groups
+        other = module(module.preprocess(pixels))
+        assert torch.equal(features.segments, other.segments)
+        assert torch.equal(features.groups(), other.groups())
+
+
+def test_groups_without_seeds_come_in_one_number():
+    module = encoder(NO_BLOCK_AFTER)
+    assert not list(module.regrouped(module(images(32, 32, batch=1))))
+
+
 def test_a_trunk_has_no_positions_but_its_own_and_photos_as_it_was_trained_with():
     module, vit = on_trunk(), on_trunk("vit", vit=ViTConfig(32, 8, 24, 2, 2, mean=(0.5,) * 3, std=(0.25,) * 3))
     assert module.pos_embed is vit.pos_embed is None

@@ -21,6 +21,7 @@ from groupvit.models import (
 )
 from groupvit.segmentation import Label, Segmentation, Segmenter
 from groupvit.segmentation import segmenter as module
+from groupvit.segmentation.windows import shared_scores
 from groupvit.text.tokenizer import Tokenizer
 
 LABELS = ["dog", "grass", "sky", "cat"]
@@ -510,6 +511,19 @@ def test_a_model_with_a_trunk_sees_photos_whole_at_twice_the_size_and_longer_one
         found = segmenter.segment(photo(height, width), LABELS)
         assert [(window.top, window.left, window.height, window.width) for window in found.windows] == windows
         assert found.label_map.shape == (height, width)
+
+
+def test_three_numbers_of_seeded_groups_name_a_pixel_together() -> None:
+    segmenter = tiny(Stage(0, output_groups=8, seeded=True), dtype=torch.float32, stem="efficientnet-lite0")
+    image, seeded = photo(64, 96), segmenter.model.image_encoder.stages[0].seeded
+    found = segmenter.segment(image, LABELS).windows
+    alone = []
+    seeded.others = ()
+    for seeded.groups in (8, 4, 16):
+        alone += segmenter.segment(image, LABELS).windows
+    size = (found[0].height, found[0].width)
+    (table, rows), (expected, others) = (shared_scores(windows, size, 8) for windows in (found, alone))
+    torch.testing.assert_close(table[rows], expected[others])
 
 
 def with_rivals(*rivals: str) -> Segmenter:

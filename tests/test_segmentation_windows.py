@@ -38,6 +38,16 @@ def test_scores_are_averaged_where_windows_overlap() -> None:
     assert torch.allclose(mean.sum(dim=0), torch.ones(8, 6))
 
 
+def test_a_pixel_averages_the_scores_of_all_final_groups_that_own_it() -> None:
+    left, upper = torch.eye(2)[:, None].expand(2, 4, 2).contiguous(), torch.eye(2)[..., None].repeat_interleave(2, 1)
+    first, second = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[0.5, 0.5], [0.4, 0.6]])
+    window = Window(0, 0, 8, 4, (4, 2), (left,), first, others=((upper.expand(2, 4, 2).contiguous(), second),))
+    table, rows = shared_scores([window], (8, 4), 2)
+    mean = table.T[0, rows]
+    assert mean[0].tolist() == pytest.approx([0.7, 0.7, 0.35, 0.35])
+    assert mean[-1].tolist() == pytest.approx([0.65, 0.65, 0.3, 0.3])
+
+
 def test_pixels_of_the_same_groups_share_their_scores() -> None:
     places = [(0, 0), (0, 4), (5, 2), (5, 4)]
     windows = [Window(*place, 8, 8, (4, 4), (torch.rand(3, 4, 4),), torch.rand(3, 6)) for place in places]

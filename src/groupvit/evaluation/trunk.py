@@ -40,8 +40,8 @@ def trunk_floors(segmenter: Segmenter) -> dict[str, Segmenter]:
 def k_means(segmenter: Segmenter) -> Segmenter:
     """The model with as many groups as it ends with, but by plain k-means on the local features of its trunk.
 
-    The model's seeded groups differ in their smooth features only. A group is the mean of its patches and is named as
-    it is; later stages are left out.
+    The model's seeded groups have smooth features, and three numbers of them vote. A group is the mean of its patches
+    and is named as it is; later stages are left out.
     """
     model, config = deepcopy(segmenter.model), segmenter.config
     encoder = model.image_encoder
@@ -49,7 +49,7 @@ def k_means(segmenter: Segmenter) -> Segmenter:
     assert isinstance(first, GroupingStage)
     groups = [stage.output_groups for stage in config.image.stages if stage.groups][-1]
     first.group_tokens = first.group_projector = first.grouping = None
-    first.seeded = SeededGrouping(groups, smooth=False)
+    first.seeded = SeededGrouping(groups, plain=True)
     encoder.stages = nn.ModuleList([first])
     stage = Stage(config.image.stages[0].depth, output_groups=groups, seeded=True)
     return Segmenter(model, with_stages(config, stage), device=segmenter.device)

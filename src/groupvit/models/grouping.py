@@ -220,30 +220,36 @@ class SeededGrouping(nn.Module):
     """Weight of the position, from -1 to 1, beside local features whose maps have length 1."""
     SHARPNESS = 20.0
     """Of the soft assignment, by squared distances."""
+    OTHER_SIZES = (0.5, 2.0)
+    """Numbers of groups, in shares of the own one, whose scores a pixel averages with those of its own group."""
 
-    def __init__(self, groups: int, *, smooth: bool = True):
+    def __init__(self, groups: int, *, plain: bool = False):
+        """`plain` k-means compares the local features as they are, and only by its own number of groups."""
         super().__init__()
         self.groups = groups
-        self.smooth = smooth
+        self.smooth = not plain
+        self.others = () if plain else tuple(max(1, round(size * groups)) for size in self.OTHER_SIZES)
 
-    def tiles(self, rows: int, columns: int) -> tuple[int, int]:
+    @staticmethod
+    def tiles(groups: int, rows: int, columns: int) -> tuple[int, int]:
         """How many seeds lie down and across."""
-        down = min(rows, max(1, round((self.groups * rows / columns) ** 0.5)))
-        return down, min(columns, max(1, round(self.groups / down)))
+        down = min(rows, max(1, round((groups * rows / columns) ** 0.5)))
+        return down, min(columns, max(1, round(groups / down)))
 
     def forward(
         self,
         local: Float[Tensor, "batch local rows columns"],
         segments: Float[Tensor, "batch cells dim"],
         joined: Int[Tensor, "batch cells"] | None = None,
+        groups: int | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
         """The mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
 
-        Local features, rounds and softmax are in at least float32.
+        `groups` is another number of them. Local features, rounds and softmax are in at least float32.
         """
         with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
             places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
-            distances = self._distances(places, self._centres(places, local.shape[-2], local.shape[-1]))
+            distances = self._distances(places, self._centres(places, groups or self.groups, *local.shape[-2:]))
             soft = (-self.SHARPNESS * distances).softmax(dim=1)
             chosen = soft.argmax(dim=1) if joined is None else joined
             hard = torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0)
@@ -261,11 +267,11 @@ class SeededGrouping(nn.Module):
         return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1).flatten(2).mT
 
     def _centres(
-        self, places: Float[Tensor, "batch cells dim"], rows: int, columns: int
+        self, places: Float[Tensor, "batch cells dim"], groups: int, rows: int, columns: int
     ) -> Float[Tensor, "batch groups dim"]:
         """The groups' means after the rounds."""
         start = places.mT.unflatten(2, (rows, columns))
-        centres = F.adaptive_avg_pool2d(start, self.tiles(rows, columns)).flatten(2).mT
+        centres = F.adaptive_avg_pool2d(start, self.tiles(groups, rows, columns)).flatten(2).mT
         for _ in range(self.ROUNDS):
             nearest = self._distances(places, centres).argmin(dim=1)
             own = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT

@@ -1,6 +1,6 @@
 """The hierarchical vision transformer (§3.1, Fig. 2): patches become segments, stage by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal, cast
@@ -296,6 +296,17 @@ class ImageEncoder(nn.Module):
         segments = self.norm(segments)
         pooled = self.pool(segments, assignments)
         return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
+
+    def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
+        """The features with half and with twice as many seeded groups; nothing without such groups as the last."""
+        stages = self._stages()
+        if features.trunk is None or not stages or stages[-1].seeded is None:
+            return
+        for groups in stages[-1].seeded.others:
+            segments, assignment = stages[-1].seeded(
+                features.trunk.local, features.ungrouped[-1].segments, groups=groups
+            )
+            yield replace(features, segments=self.norm(segments), assignments=(assignment,))
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
         """What each input of the last grouping would be as a final segment of its own.

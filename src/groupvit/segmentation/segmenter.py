@@ -236,17 +236,33 @@ class Segmenter:
                     pixels(i)[:, top : top + height, left : left + width] for i, (top, left, height, width) in batch
                 ]
                 features = self.model.image_encoder(torch.stack(crops))
-                scores = self._scores(features.segments, words, lengths)
-                if settings.scores == "gated":
-                    scores = self._gate(scores, features, words, lengths, settings)
-                stages = self._groups(features, hard=settings.maps == "hard")
+                scores, stages = self._named(features, words, lengths, settings)
+                others = [
+                    self._named(again, words, lengths, settings)
+                    for again in self.model.image_encoder.regrouped(features)
+                ]
                 for j, (i, place) in enumerate(batch):
-                    window = Window(*place, features.grid, tuple(stage[j] for stage in stages), scores[j])
+                    window = Window(
+                        *place,
+                        features.grid,
+                        groups=tuple(stage[j] for stage in stages),
+                        scores=scores[j],
+                        others=tuple((maps[-1][j], fit[j]) for fit, maps in others),
+                    )
                     if regions:
                         step = (sizes[i][0] / photos[i].height, sizes[i][1] / photos[i].width)
                         part = regions[i][covered(place, step)]
                         window = replace(window, **self._name_regions(features, j, part, place[2:], words, lengths))
                     yield i, window
+
+    def _named(
+        self, features: ImageFeatures, words: Float[Tensor, "words embed"], lengths: list[int], settings: _Settings
+    ) -> tuple[Float[Tensor, "batch segments names"], list[Float[Tensor, "batch _ rows columns"]]]:
+        """How labels fit the final segments, and the maps of every stage."""
+        scores = self._scores(features.segments, words, lengths)
+        if settings.scores == "gated":
+            scores = self._gate(scores, features, words, lengths, settings)
+        return scores, self._groups(features, hard=settings.maps == "hard")
 
     def _name_regions(
         self,

@@ -18,7 +18,8 @@ class Window:
     """One encoded part of a photo: which patches each group owns, stage by stage, and how labels fit final segments.
 
     `regions` are the indices of the given regions that the window shows, `region_scores` how labels fit them, stage by
-    stage, when that grouping merges them instead of its groups (see `Segmenter.segment`).
+    stage, when that grouping merges them instead of its groups (see `Segmenter.segment`). `others` are the maps and
+    scores of other numbers of groups.
     """
 
     top: int
@@ -30,6 +31,12 @@ class Window:
     scores: Float[Tensor, "segments labels"]
     regions: tuple[int, ...] = ()
     region_scores: tuple[Float[Tensor, "regions words"], ...] = ()
+    others: tuple[tuple[Float[Tensor, "_ rows columns"], Float[Tensor, "_ labels"]], ...] = ()
+
+    @property
+    def finals(self) -> tuple[tuple[Float[Tensor, "_ rows columns"], Float[Tensor, "_ labels"]], ...]:
+        """Maps of final groups and how labels fit them; a pixel averages the scores of all groups that own it."""
+        return ((self.groups[-1], self.scores), *self.others)
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -102,23 +109,23 @@ def shared_scores(
 ) -> tuple[Float[Tensor, "rows labels"], Int[Tensor, "height width"]]:
     """Label scores at every pixel of the resized photo, averaged where windows overlap: a table, and each one's row.
 
-    A pixel has the scores of the final groups that own it, one for each window. Pixels of the same groups share a row,
-    and unless windows are many there are far fewer rows than pixels.
+    A pixel has the scores of the final groups that own it (`Window.finals`). Pixels of the same groups share a row, and
+    unless windows are many there are far fewer rows than pixels.
     """
     total = windows[0].scores.new_zeros(1, windows[0].scores.shape[-1])
     count, rows = total.new_zeros(1), torch.zeros(size, dtype=torch.long, device=total.device)
     largest = 2**12
-    for w in windows:
+    for w, (owners, scores) in ((window, final) for window in windows for final in window.finals):
         if len(total) > largest:  # most rows have no pixel any more
             used, rows = rows.unique(return_inverse=True)
             total, count, largest = total[used], count[used], max(largest, 2 * len(used))
-        groups = len(w.scores)
+        groups = len(scores)
         # On a CPU max is five times faster than argmax.
-        pairs = rows[w.inside] * groups + _enlarged(w.groups[-1], w, patch).max(dim=0).indices
+        pairs = rows[w.inside] * groups + _enlarged(owners, w, patch).max(dim=0).indices
         found = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
         rows[w.inside] = len(total) + (found.cumsum(dim=0) - 1)[pairs]
         pair = found.nonzero()[:, 0]
-        total = torch.cat([total, total[pair // groups] + w.scores[pair % groups]])
+        total = torch.cat([total, total[pair // groups] + scores[pair % groups]])
         count = torch.cat([count, count[pair // groups] + 1])
     return total / count.clamp(min=1)[:, None], rows
 
