@@ -10,7 +10,7 @@ is segmented once, with every word as a label; then a label against some words i
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,9 +42,12 @@ _ABSENT = 2  # labels for each photo that are not in it
 
 @dataclass(frozen=True)
 class Photo:
-    """How all words fit the segments of a photo, the segments' pixels, and those of each class in each of them."""
+    """How all words fit the segments of a photo, the segments' pixels, and those of each class in each of them.
 
-    scores: Float[np.ndarray, "segments words"]
+    A segment's pixels share all their final groups; `scores` are those of each.
+    """
+
+    scores: Float[np.ndarray, "finals segments words"]
     pixels: Int[np.ndarray, " segments"]
     classes: Int[np.ndarray, "classes segments"]
     absent: tuple[int, ...]
@@ -78,7 +81,7 @@ class Words:
 
     def best(self, photo: Photo, count: int) -> set[str]:
         """The words of the vocabulary that fit some segment of the photo best."""
-        scores = photo.scores[:, : len(self.vocabulary)].max(axis=0)
+        scores = photo.scores[..., : len(self.vocabulary)].mean(axis=0).max(axis=0)
         return {self.vocabulary[i] for i in scores.argsort()[::-1][:count]}
 
 
@@ -114,14 +117,16 @@ def read(segmenter: Segmenter, dataset: Dataset, words: Words) -> Iterator[Photo
         result = segmenter.segment(photo.image, labels, background=None, window=8 * side)
         if not result.groups:
             raise InputError("rivals are compared on the groups of a model, and this one has none")
-        (window,), owner = result.windows, result.groups[-1]
-        cells = np.ravel_multi_index((photo.mask, owner), (256, len(window.scores)))
-        counts = np.bincount(cells.ravel(), minlength=256 * len(window.scores)).reshape(256, -1)
+        (window,) = result.windows
+        owners = [result.groups_of(replace(window, groups=(groups,)))[1][0] for groups, _ in window.finals]
+        of_segment, segment = np.unique(np.reshape(owners, (len(owners), -1)), axis=1, return_inverse=True)
+        cells = np.ravel_multi_index((photo.mask.ravel(), segment.ravel()), (256, of_segment.shape[1]))
+        counts = np.bincount(cells, minlength=256 * of_segment.shape[1]).reshape(256, -1)
         absent = np.flatnonzero(counts[1 : len(dataset.classes)].sum(axis=1) == 0) + 1
         drawn = generator.choice(absent, min(_ABSENT, len(absent)), replace=False)
         known = counts.sum(axis=0) - counts[IGNORE]
         yield Photo(
-            window.scores.double().cpu().numpy(),
+            np.stack([fit.cpu().numpy()[own] for (_, fit), own in zip(window.finals, of_segment, strict=True)]),
             known,
             counts[: len(dataset.classes)],
             tuple(int(c) for c in drawn),
@@ -136,8 +141,9 @@ def measure(choice: Choice, photos: Sequence[Photo], dataset: Dataset, words: Wo
         for c in [*present, *photo.absent]:
             word = words.typed(dataset.classes[c])
             rivals = [words.index[w] for w in choice(word, dataset.benchmark, photo)]
-            best = photo.scores[:, rivals].max(axis=1, initial=0)
-            own = photo.scores[:, words.index[word]] >= best
+            asked = photo.scores[..., [words.index[word], *rivals]].astype(np.float64)
+            scores = (asked / asked.sum(axis=-1, keepdims=True)).mean(axis=0)  # the softmax over these words alone
+            own = scores[:, 0] >= scores.max(axis=1)
             if c in present:
                 hit, area = photo.classes[c][own].sum(), photo.pixels[own].sum()
                 summed[c] += hit, photo.classes[c].sum() + area - hit
