@@ -15,9 +15,9 @@ import numpy as np
 from groupvit.data.checkup import Examined, digest, examine_shard
 from groupvit.data.findings import MIN_NOUNS, REPEATED, Finding
 from groupvit.data.order import Order
-from groupvit.data.processes import mapped
 from groupvit.data.storage import File
 from groupvit.data.transforms import load_rgb
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
 from groupvit.text.nouns import nouns
@@ -104,9 +104,8 @@ def examine(
     nouns("")  # whether textblob is there
     images = [path for folder in evaluation for path in _images(folder)]
     chunks = [images[start : start + _PHOTOS_A_JOB] for start in range(0, len(images), _PHOTOS_A_JOB)]
-    with mapped(min(processes, max(len(shards), len(chunks)))) as each:
-        digests = [pair for chunk in progress(each(_digests_of, chunks), len(chunks)) for pair in chunk]
-        found: list[Examined] = list(progress(each(examine_shard, shards), len(shards)))
+    digests = [pair for chunk in progress(mapped(_digests_of, chunks, processes), len(chunks)) for pair in chunk]
+    found: list[Examined] = list(progress(mapped(examine_shard, shards, processes), len(shards)))
     photos, noun_statistics = sum(each.photos for each in found), _noun_statistics(found, batch_size)
     findings = [finding for each in found for finding in each.findings]
     findings += _shared(found, {d: path for path, d in reversed(digests) if isinstance(d, int)})

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.processes import mapped
 from groupvit.data.shards import Fault, Row, Sample, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, stamp
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.text import nouns as noun_rules
@@ -184,6 +183,10 @@ def _attempt(make: Callable[..., Index | None], *given: Any) -> Index | InputErr
         return error
 
 
+def _build(place: tuple[File, Path]) -> Index | InputError | None:
+    return _attempt(build_index, *place)
+
+
 def index_shards(
     shards: Sequence[File],
     *,
@@ -200,9 +203,8 @@ def index_shards(
         found = dict(zip(shards, threads.map(lambda shard: _attempt(find_index, shard, where), shards), strict=True))
     missing = [shard for shard, index in found.items() if index is None]
     if missing:
-        with mapped(min(processes, len(missing))) as each:
-            made = each(partial(_attempt, build_index), missing, map(where, missing))
-            found.update(progress(zip(missing, made, strict=True), len(missing)))
+        made = mapped(_build, [(shard, where(shard)) for shard in missing], processes)
+        found.update(progress(zip(missing, made, strict=True), len(missing)))
     return [index for index in found.values() if index]
 
 

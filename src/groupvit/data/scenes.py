@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from groupvit.data.processes import mapped
 from groupvit.data.shards import Sample, write_shards
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 
 VERSION = 1
@@ -281,10 +281,10 @@ def _write(folder: Path, made: dict[str, int], progress: Callable[[Iterable[Samp
     shutil.rmtree(partial_folder, ignore_errors=True)
     train, size, seed = made["train"], made["size"], made["seed"]
     _write_evaluation(partial_folder / "eval", made["evaluation"], seed=2 * seed + 1, size=size)
-    with mapped(os.cpu_count() or 1) as each:
-        chunks = (range(first, min(first + 100, train)) for first in range(0, train, 100))
-        samples = chain.from_iterable(each(partial(_samples, seed=2 * seed, size=size), chunks))
-        write_shards(progress(samples, train), partial_folder / "train", prefix="scenes", per_shard=1000)
+    chunks = [range(first, min(first + 100, train)) for first in range(0, train, 100)]
+    drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, os.cpu_count() or 1)
+    samples = progress(chain.from_iterable(drawn), train)
+    write_shards(samples, partial_folder / "train", prefix="scenes", per_shard=1000)
     (partial_folder / "scenes.json").write_text(json.dumps(made))
     if folder.exists():
         folder.rmdir()
