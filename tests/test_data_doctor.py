@@ -13,7 +13,7 @@ from PIL import Image
 
 from groupvit.data import scenes
 from groupvit.data.doctor import Report, examine
-from groupvit.data.findings import KINDS, MIN_NOUNS
+from groupvit.data.report import KINDS, MIN_NOUNS
 from groupvit.data.shards import FAULTS, Sample, read_shard, write_shards
 from groupvit.errors import InputError
 

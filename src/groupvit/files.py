@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is a photo by its name."""
+"""Write files whole or not at all, and tell photos by their names."""
 
 import io
 import os
@@ -15,9 +15,9 @@ PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` in the place of `path` once it is whole and on the disk; until then the old file stays.
+    """Replace the file `path` once `data` is whole on the disk, and make its folder.
 
-    Its folder is made. A full disk, a missing permission and the like are an `InputError` that names the folder.
+    A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
     try:
@@ -36,14 +36,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_picture(path: Path, picture: "Image.Image") -> None:
-    """`write_atomically` of the picture as PNG."""
+    """Write the picture as PNG, whole or not at all."""
     data = io.BytesIO()
     picture.save(data, "PNG")
     write_atomically(path, data.getvalue())
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk, as fsync does with the bytes of a file."""
+    """Put the names in a folder on the disk, as fsync does with the bytes of a file."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -2,23 +2,17 @@
 
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import tyro
 
-from groupvit.cli.progress import progress
+from groupvit.cli.progress import tracked
 from groupvit.errors import InputError
-
-if TYPE_CHECKING:
-    from groupvit.data.doctor import Report
-    from groupvit.data.findings import Finding
 
 _Shards = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARD...", help_behavior_hint="")]
 _CORES = os.cpu_count() or 1
-_NAMED = 3
 
 
 def scenes(
@@ -41,20 +35,9 @@ def scenes(
         size: Side of a picture in pixels.
         seed: Another seed draws other pictures.
     """
-    from rich.console import Console
-    from rich.progress import track
+    from groupvit.data.scenes import write
 
-    from groupvit.data import scenes as generator
-
-    console = Console(stderr=True)
-    generator.write(
-        folder,
-        train=train,
-        evaluation=evaluation,
-        size=size,
-        seed=seed,
-        progress=lambda samples, total: track(samples, "drawing scenes", total=total, console=console),
-    )
+    write(folder, train=train, evaluation=evaluation, size=size, seed=seed, progress=tracked("drawing scenes"))
     print(f"{folder}: {train} captioned scenes in train/, {evaluation} with masks in eval/")
 
 
@@ -68,27 +51,21 @@ def index(shards: _Shards, *, processes: int = _CORES) -> int:
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
         processes: Shards that are read at once.
     """
-    from groupvit.data.index import Index, beside, index_shards
-    from groupvit.data.shards import FAULTS
+    from groupvit.data.index import Index, beside, index_shards, summary
 
-    files = _find(shards, processes)
-    counted = _Counted("indexing", lambda done: getattr(done[1], "samples", 0))
-    results = index_shards(files, where=beside, processes=processes, progress=counted)
-    indexes = [result for result in results if isinstance(result, Index)]
+    files, made = _find(shards, processes), [0]
+
+    def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
+        made.append(total)
+        return tracked("indexing", lambda item: getattr(item[1], "samples", 0))(items, total)
+
+    results = index_shards(files, where=beside, processes=processes, progress=progress)
     for error in results:
         if isinstance(error, InputError):
-            print("groupvit: error:", _printable(str(error)), file=sys.stderr)
-    photos, captions = sum(each.samples for each in indexes), sum(_captions(each.path) for each in indexes)
-    print(
-        f"{len(indexes):,} of {len(files):,} shards indexed ({max(0, len(files) - counted.total):,} were up to date):"
-        f" {photos:,} photos, {captions:,} captions"
-    )
-    kinds = Counter(fault.kind for each in indexes for fault in each.faults)
-    for kind, count in kinds.most_common():
-        faults = [(each.shard, fault) for each in indexes for fault in each.faults if fault.kind == kind]
-        print(f"left out: {count:,} x {FAULTS[kind]}")
-        print(*(_printable(f"  {shard}: {fault}") for shard, fault in faults[:_NAMED]), sep="\n")
-    return int(bool(kinds) or len(indexes) < len(files))
+            _print(f"groupvit: error: {error}", sys.stderr)
+    indexes = [result for result in results if isinstance(result, Index)]
+    _print(summary(indexes, len(files), made[-1]))
+    return int(len(indexes) < len(files) or any(each.faults for each in indexes))
 
 
 def doctor(
@@ -119,9 +96,9 @@ def doctor(
     files = _find(shards, processes)
     from groupvit.data.doctor import examine
 
-    counted = _Counted("examining", lambda done: getattr(done, "photos", 0) or len(done))
-    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=counted)
-    print(_json(report) if json else _text(report))
+    progress = tracked("examining", lambda done: getattr(done, "photos", 0) or len(done))
+    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=progress)
+    _print(report.json() if json else str(report))
     return int(not report.ready)
 
 
@@ -135,72 +112,7 @@ def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
     return find_shards(shards)
 
 
-def _captions(path: Path) -> int:
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as file:
-        return sum(len(chunk.flatten()) for chunk in pa.ipc.open_file(file).read_all()["captions"].chunks)
-
-
-def _printable(text: str) -> str:
-    """Names and captions come from the web; control characters in them could rewrite the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-class _Counted:
-    """Items with a bar; `total` counts them, `photos` says how many photos an item stands for."""
-
-    def __init__(self, description: str, photos: Callable[[Any], int]):
-        self.description = description
-        self.photos = photos
-        self.total = 0
-
-    def __call__(self, items: Iterable[Any], total: int) -> Iterator[Any]:
-        self.total += total
-        with progress(self.description, total) as advance:
-            for item in items:
-                advance(1, self.photos(item))
-                yield item
-
-
-def _json(report: "Report") -> str:
-    import json
-    from dataclasses import asdict
-
-    findings = [{"severity": finding.severity, **asdict(finding)} for finding in report.findings]
-    return json.dumps({"ready": report.ready, **asdict(report), "findings": findings}, indent=2)
-
-
-def _text(report: "Report") -> str:
-    captions, nouns = report.captions, report.nouns
-    lines = [
-        f"{report.shards:,} shards, {report.photos:,} photos, {captions.captions:,} captions"
-        + f"; {report.tagged:,} photos have tags instead" * (report.tagged > 0),
-        f"captions have {captions.median_length:.0f} tokens (median), {captions.length_95:.0f} (95th percentile);"
-        f" {captions.cut:.1%} are cut at 77; {captions.one_word:.1%} are one word",
-        f"nouns: {nouns.distinct:,} distinct, {nouns.frequent:,} of them in ten photos or more;"
-        f" {nouns.photos_without:,} photos have none; a batch of {nouns.batch_size} has {nouns.per_batch:.0f} distinct",
-    ]
-    kinds: dict[str, list[Finding]] = {}
-    for finding in report.findings:
-        kinds.setdefault(finding.kind, []).append(finding)
-    for severity in ("error", "note"):
-        for findings in kinds.values():
-            if findings[0].severity == severity:
-                lines += _section(findings)
-    errors = sum(finding.severity == "error" for finding in report.findings)
-    notes = len(report.findings) - errors
-    verdict = "training should wait until the errors have been looked at" if errors else "training can start"
-    return "\n".join(map(_printable, [*lines, "", f"errors: {errors:,}; notes: {notes:,}; {verdict}"]))
-
-
-def _section(findings: "list[Finding]") -> Iterator[str]:
-    from groupvit.data.findings import KINDS
-
-    kind = KINDS[findings[0].kind]
-    yield from ("", f"{kind.severity} {findings[0].kind}, {len(findings):,} x: {kind.meaning}")
-    for finding in findings[:_NAMED]:
-        yield "  " + ": ".join(part for part in (finding.shard, finding.key, finding.detail) if part)
-    if len(findings) > _NAMED:
-        yield f"  and {len(findings) - _NAMED:,} more (--json names all)"
-    yield f"  -> {kind.remedy}"
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print names and captions of the web, of which control characters could rewrite the terminal."""
+    shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
+    print(shown, file=file)

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
 def progress(title: str, count: int, *, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, where that is a terminal, with photos a second and the time left.
+    """Show a bar on stderr, if that is a terminal, with photos a second and the time left.
 
     Gives the function to call with how many of the `count` are done since the last call, and the photos among them.
     """
@@ -30,3 +31,15 @@ def progress(title: str, count: int, *, shown: bool = True) -> Iterator[Callable
             bar.update(task, advance=done, rate=f"{rate:,.1f} photos/s")
 
         yield advance
+
+
+def tracked(title: str, photos: Callable[[Any], int] = lambda item: 1) -> Callable[[Iterable[Any], int], Iterator[Any]]:
+    """Return a function that passes items on under a bar; each item stands for `photos(item)` photos."""
+
+    def track(items: Iterable[Any], total: int) -> Iterator[Any]:
+        with progress(title, total) as advance:
+            for item in items:
+                advance(1, photos(item))
+                yield item
+
+    return track

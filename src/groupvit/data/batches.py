@@ -1,7 +1,6 @@
 """Samples of the shards to the tensors of one training step."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from groupvit.data.memory import Photos
 from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
 from groupvit.data.transforms import Crop, draw_color, draw_crop, load_crop, to_tensor
+from groupvit.data.workers import received
 from groupvit.errors import InputError
 from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
@@ -188,29 +188,6 @@ def _stack(
 ) -> Shaped[Tensor, "..."]:
     given = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(given) if given else torch.empty(0, *shape, dtype=dtype)
-
-
-def received(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What the workers of a loader make; what goes wrong in one of them is an `InputError` of one line.
-
-    torch has a dead worker raise wherever this process happens to be; without its handler the next batch notices,
-    within seconds, and nothing is lost.
-    """
-    batches = iter(loader)
-    if loader.num_workers:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except InputError as error:  # from a worker it comes wrapped in the worker's traceback
-            raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and "worker (pid" not in str(error)):
-                raise
-            raise InputError("a process that reads data was killed, for want of memory perhaps; resume") from error
-        yield batch
 
 
 @dataclass(frozen=True)

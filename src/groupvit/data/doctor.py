@@ -1,79 +1,171 @@
-"""What is wrong with training shards: found before a training finds it, or learns from it without a word.
+"""Find what is wrong with training shards before a training run does.
 
 Every image is decoded in full. Photos are compared by their decoded pixels: a copy with other metadata, or in another
 lossless file, is found; a resized, turned or newly compressed one is not.
 """
 
+import contextlib
+import hashlib
+import json
+import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from groupvit.data.checkup import Examined, digest, examine_shard
-from groupvit.data.findings import MIN_NOUNS, REPEATED, Finding
 from groupvit.data.order import Order
-from groupvit.data.processes import mapped
-from groupvit.data.storage import File
+from groupvit.data.report import MIN_NOUNS, MIN_SIDE, REPEATED, CaptionStatistics, Finding, NounStatistics, Report
+from groupvit.data.shards import (
+    TEXT_ENDINGS,
+    Fault,
+    Members,
+    Row,
+    read_image,
+    read_members,
+    read_vocabulary,
+    rows_of,
+    split_name,
+)
+from groupvit.data.storage import File, stamp
 from groupvit.data.transforms import load_rgb
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
-from groupvit.text.nouns import nouns
+from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+_LONGEST = 256  # tokens; longer captions count as this long
 _BATCHES = 32
 _PHOTOS_A_JOB = 64
+_URL = re.compile(r"(\w+://|www\.)\S+|\S+\.(jpe?g|png|webp|gif)(\?\S*)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class CaptionStatistics:
-    """Lengths are in CLIP's tokens with start and end; `cut` and `one_word` are shares of the captions."""
+@dataclass
+class _Shard:
+    """The examination of one shard: findings, decoded photos, and what the statistics of all shards need."""
 
-    captions: int
-    median_length: float
-    length_95: float
-    cut: float
-    one_word: float
-
-
-@dataclass(frozen=True)
-class NounStatistics:
-    """`frequent` nouns stand in ten photos' captions or more; a batch is expected to have `per_batch` distinct ones."""
-
-    distinct: int
-    frequent: int
-    photos_without: int
-    batch_size: int
-    per_batch: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `examine` found; `photos` are those that training would be given, `tagged` those of them with tags."""
-
-    shards: int
-    photos: int
-    tagged: int
-    captions: CaptionStatistics
-    nouns: NounStatistics
-    findings: tuple[Finding, ...]
+    name: str
+    findings: list[Finding] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))  # eight bytes each: there may be millions
+    lengths: Counter[int] = field(default_factory=Counter)
+    one_word: int = 0
+    captions: Counter[str] = field(default_factory=Counter)
+    noun_counts: Counter[str] = field(default_factory=Counter)
+    drawn_nouns: list[tuple[str, ...]] = field(default_factory=list)
+    without_noun: int = 0
+    tagged: int = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether training may start: there are no errors."""
-        return all(finding.severity != "error" for finding in self.findings)
+    def photos(self) -> int:
+        return len(self.drawn_nouns)
+
+    def add(self, kind: str, key: str = "", detail: str = "") -> None:
+        self.findings.append(Finding(kind, self.name, key, detail))
+
+    def add_faults(self, faults: Sequence[Fault], samples: Members) -> None:
+        """Add each fault once a sample, and none that only follows from another one."""
+        damaged = {split_name(fault.key)[0] for fault in faults if fault.kind == "link"}
+        if any(fault.kind == "cut" for fault in faults):
+            damaged.add(next(reversed(samples), ""))
+        for key, kind, detail in dict.fromkeys(
+            fault._replace(key=split_name(fault.key)[0]) if fault.kind in ("link", "twice") else fault
+            for fault in faults
+        ):
+            if key not in damaged or kind not in ("no-image", "no-caption", "bad-json"):
+                self.add(
+                    kind, key, "it is empty" if kind == "no-caption" and samples[key].keys() & TEXT_ENDINGS else detail
+                )
+
+    def add_image(self, row: Row, data: bytes) -> None:
+        try:
+            image = load_rgb(data, row.key)
+        except InputError as error:
+            bomb = isinstance(error.__cause__, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+            self.add("bomb" if bomb else "undecodable", row.key, str(error).removeprefix(f"{row.key}: "))
+            return
+        if min(image.size) < MIN_SIDE:
+            self.add("tiny", row.key, f"{image.width} x {image.height}")
+        self.keys.append(row.key)
+        self.digests.append(_digest(image))
+
+    def add_texts(self, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> None:
+        if row.tags is None:
+            ends = tokenizer(row.captions) == tokenizer.end_of_text
+            self.lengths.update((ends.int().argmax(dim=1) + 1).tolist())
+            self.one_word += sum(len(caption.split()) == 1 for caption in row.captions)
+            self.captions.update(set(row.captions))
+            drawn = nouns(row.captions[int(generator.integers(len(row.captions)))])
+            of_photo = nouns_of_photo(row.captions)
+        else:  # captions made of tags are no sentences, and the caption losses leave them out
+            self.tagged += 1
+            drawn = nouns_of_tags(row.tags)
+            of_photo = with_person(drawn)
+        self.noun_counts.update(of_photo)
+        self.without_noun += not of_photo
+        self.drawn_nouns.append(drawn)
+
+    def add_url(self, row: Row, samples: Members) -> None:
+        if caption := next(filter(_URL.fullmatch, row.captions), None):
+            url = ""
+            with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
+                url = json.loads(samples[row.key]["json"].text)["url"].strip()
+            swapped = f', and its url is "{url[:60]}"' if url and not _URL.fullmatch(url) else ""
+            self.add("url-caption", row.key, f'"{caption[:60]}"{swapped}')
+
+    def add_unlisted(self, shard: File, rows: Sequence[Row]) -> None:
+        try:
+            listed = set(nouns_of_tags(read_vocabulary(shard)))
+        except InputError as error:
+            self.add("no-vocabulary", detail=str(error).partition(";")[0])
+            return
+        used = Counter(noun for row in rows for noun in nouns_of_tags(row.tags or ()))
+        for noun in sorted(used.keys() - listed):
+            self.add("unlisted-tag", detail=f'"{noun}", {used[noun]:,} photos')
+
+
+def _digest(image: Image.Image) -> int:
+    content = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=8, salt=f"{image.width}".encode())
+    return int.from_bytes(content.digest())
+
+
+def _examine_shard(shard: File) -> _Shard:
+    """Examine one shard; nothing that is wrong with it is raised."""
+    result = _Shard(str(shard))
+    generator, tokenizer = np.random.default_rng(0), Tokenizer(_LONGEST)
+    try:
+        expected = stamp(shard)
+        samples, faults = read_members(shard) if expected[0] else ({}, [])
+        rows, faults = rows_of(samples, faults)
+        result.add_faults(faults, samples)
+        for row in rows:
+            result.add_image(row, read_image(shard, row, expected))
+            result.add_texts(row, generator, tokenizer)
+            result.add_url(row, samples)
+        if result.tagged:
+            result.add_unlisted(shard, rows)
+        if not rows and not result.findings:
+            result.add("no-samples", detail="" if expected[0] else "the file is empty")
+    except InputError as error:
+        result.add("unreadable", detail=str(error).removeprefix(f"{shard}: "))
+    # Captions that are frequent in the whole are frequent in its shards, and all of them would not fit into memory.
+    result.captions = Counter({caption: count for caption, count in result.captions.items() if count > 1})
+    return result
 
 
 def _digests_of(paths: Sequence[Path]) -> list[tuple[Path, int | str]]:
-    """The digest of each file, or what is wrong with it."""
+    """Return the digest of each file, or the text of its error."""
     digests: list[tuple[Path, int | str]] = []
     for path in paths:
         try:
-            digests.append((path, digest(load_rgb(path, str(path)))))
+            digests.append((path, _digest(load_rgb(path, str(path)))))
         except InputError as error:
             digests.append((path, str(error).removeprefix(f"{path}: ")))
     return digests
@@ -101,50 +193,54 @@ def examine(
     Raises:
         InputError: an evaluation folder has no images, textblob is not installed, or a process died.
     """
-    nouns("")  # whether textblob is there
+    nouns("")  # raises if textblob is missing
     images = [path for folder in evaluation for path in _images(folder)]
     chunks = [images[start : start + _PHOTOS_A_JOB] for start in range(0, len(images), _PHOTOS_A_JOB)]
-    with mapped(min(processes, max(len(shards), len(chunks)))) as each:
-        digests = [pair for chunk in progress(each(_digests_of, chunks), len(chunks)) for pair in chunk]
-        found: list[Examined] = list(progress(each(examine_shard, shards), len(shards)))
-    photos, noun_statistics = sum(each.photos for each in found), _noun_statistics(found, batch_size)
-    findings = [finding for each in found for finding in each.findings]
-    findings += _shared(found, {d: path for path, d in reversed(digests) if isinstance(d, int)})
-    findings += _duplicates(found)
-    findings += _repeated(found, photos)
+    digests = [pair for chunk in progress(mapped(_digests_of, chunks, processes), len(chunks)) for pair in chunk]
+    examined: list[_Shard] = list(progress(mapped(_examine_shard, shards, processes), len(shards)))
+    photos = sum(each.photos for each in examined)
+    noun_statistics = _noun_statistics(examined, batch_size)
+    findings = [finding for each in examined for finding in each.findings]
+    findings += _in_evaluation(
+        examined, {pixels: path for path, pixels in reversed(digests) if isinstance(pixels, int)}
+    )
+    findings += _duplicates(examined)
+    for caption, count in _sum(each.captions for each in examined).most_common():
+        if count >= max(10, REPEATED * photos):
+            detail = f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}'
+            findings.append(Finding("repeated-caption", detail=detail))
     if photos and noun_statistics.per_batch < MIN_NOUNS:
         findings.append(Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}"))
     findings += [Finding("unreadable-evaluation", str(p), "", text) for p, text in digests if isinstance(text, str)]
-    tagged = sum(each.tagged for each in found)
-    return Report(len(shards), photos, tagged, _caption_statistics(found), noun_statistics, tuple(findings))
+    return Report(
+        shards=len(shards),
+        photos=photos,
+        tagged=sum(each.tagged for each in examined),
+        captions=_caption_statistics(examined),
+        nouns=noun_statistics,
+        findings=tuple(findings),
+    )
 
 
-def _shared(found: Sequence[Examined], evaluation: dict[int, Path]) -> Iterator[Finding]:
-    for each in found:
+def _in_evaluation(examined: Sequence[_Shard], evaluation: dict[int, Path]) -> Iterator[Finding]:
+    for each in examined:
         for key, pixels in zip(each.keys, each.digests, strict=True):
             if pixels in evaluation:
-                yield Finding("in-evaluation", each.shard, key, str(evaluation[pixels]))
+                yield Finding("in-evaluation", each.name, key, str(evaluation[pixels]))
 
 
-def _duplicates(found: Sequence[Examined]) -> Iterator[Finding]:
-    digests = np.concatenate([np.array(each.digests, dtype=np.uint64) for each in found])
+def _duplicates(examined: Sequence[_Shard]) -> Iterator[Finding]:
+    digests = np.concatenate([np.array(each.digests, dtype=np.uint64) for each in examined])
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[inverse] != np.arange(len(digests)))
-    ends = np.cumsum([len(each.keys) for each in found])
+    ends = np.cumsum([len(each.keys) for each in examined])
 
     def place(number: int) -> tuple[str, str]:
         shard = int(np.searchsorted(ends, number, side="right"))
-        return found[shard].shard, found[shard].keys[number - int(ends[shard])]  # counted from the end
+        return examined[shard].name, examined[shard].keys[number - int(ends[shard])]  # counted from the end
 
-    for copy in copies.tolist():
+    for copy in np.flatnonzero(first[inverse] != np.arange(len(digests))).tolist():
         shard, key = place(int(first[inverse[copy]]))
         yield Finding("duplicate", *place(copy), f"as {key} in {shard}")
-
-
-def _repeated(found: Sequence[Examined], photos: int) -> Iterator[Finding]:
-    for caption, count in _sum(each.captions for each in found).most_common():
-        if count >= max(10, REPEATED * photos):
-            yield Finding("repeated-caption", detail=f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}')
 
 
 def _sum(counters: Iterable[Counter[T]]) -> Counter[T]:
@@ -154,25 +250,34 @@ def _sum(counters: Iterable[Counter[T]]) -> Counter[T]:
     return total
 
 
-def _caption_statistics(found: Sequence[Examined]) -> CaptionStatistics:
-    counts = _sum(each.lengths for each in found)
-    lengths = np.repeat(np.array(list(counts), dtype=np.int16), np.array(list(counts.values()), dtype=np.int64))
-    if not len(lengths):
-        return CaptionStatistics(0, 0.0, 0.0, 0.0, 0.0)
-    median, long = (float(value) for value in np.percentile(lengths, [50, 95]))
-    cut = float((lengths > Tokenizer().context_length).mean())
-    return CaptionStatistics(len(lengths), median, long, cut, sum(each.one_word for each in found) / len(lengths))
+def _caption_statistics(examined: Sequence[_Shard]) -> CaptionStatistics:
+    counts = _sum(each.lengths for each in examined)
+    if not counts:
+        return CaptionStatistics()
+    lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))
+    median, long = np.percentile(lengths, [50, 95]).tolist()
+    return CaptionStatistics(
+        captions=len(lengths),
+        median_length=median,
+        length_95=long,
+        cut=float((lengths > Tokenizer().context_length).mean()),
+        one_word=sum(each.one_word for each in examined) / len(lengths),
+    )
 
 
-def _noun_statistics(found: Sequence[Examined], batch_size: int) -> NounStatistics:
-    counts = _sum(each.noun_counts for each in found)
-    frequent = sum(count >= 10 for count in counts.values())
-    photos = np.array([each.photos for each in found], dtype=np.int64)
+def _noun_statistics(examined: Sequence[_Shard], batch_size: int) -> NounStatistics:
+    counts = _sum(each.noun_counts for each in examined)
+    photos = np.array([each.photos for each in examined], dtype=np.int64)
     batches = min(_BATCHES, -(-int(photos.sum()) // batch_size))
     order = Order(photos, seed=0)(np.arange(batches * batch_size)) if batches else np.empty((0, 3), dtype=np.int64)
     distinct = [
-        len({noun for _, shard, row in batch for noun in found[shard].drawn_nouns[row]})
+        len({noun for _, shard, row in batch for noun in examined[shard].drawn_nouns[row]})
         for batch in order.reshape(batches, batch_size, 3).tolist()
     ]
-    per_batch = sum(distinct) / max(len(distinct), 1)
-    return NounStatistics(len(counts), frequent, sum(each.without_noun for each in found), batch_size, per_batch)
+    return NounStatistics(
+        distinct=len(counts),
+        frequent=sum(count >= 10 for count in counts.values()),
+        photos_without=sum(each.without_noun for each in examined),
+        batch_size=batch_size,
+        per_batch=sum(distinct) / max(len(distinct), 1),
+    )

@@ -1,7 +1,7 @@
-"""Sidecar indexes: where each photo of a shard lies, its captions and their nouns, so that any sample is one read away.
+"""Indexes of shards: the place of each photo, its captions and their nouns, so that any sample is one read away.
 
-An index is one Arrow IPC file per tar, read through a memory map. `groupvit data index` puts it beside the shard; a
-training that finds none makes one under the user's cache directory, for it never writes into its data.
+An index is one Arrow IPC file per tar, read through a memory map. `groupvit data index` puts it beside the shard. A
+training that finds none makes one in the user's cache, for it never writes into its data.
 """
 
 import functools
@@ -14,40 +14,38 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.processes import mapped
-from groupvit.data.shards import Fault, Row, Sample, read_image, read_vocabulary, scan_shard
+from groupvit.data.shards import FAULTS, Fault, Row, Sample, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, stamp
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
-from groupvit.text import nouns as noun_rules
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
-_VERSION = 3
+_VERSION = 3  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
 _LOOKUPS = 32
+_NAMED = 3
 _HEADER = b"groupvit"
 _SAYABLE = b"sayable"
 
 
 @dataclass(frozen=True)
 class Index:
-    """The index of a shard at `path`: how many samples it lists, and what had to be left out.
+    """The index at `path` of a shard that had `stamp`: how many samples it lists, and what had to be left out.
 
-    It was made when the shard had `stamp`, under `rules`, which stand for everything but the shard that could change
-    it. `content` is a hash of all that it lists. `vocabulary` is that of the words that the source of its tags could
-    have said, as they were in their file; it is empty if the shard has no tags.
+    `content` is a hash of all that it lists. `vocabulary` is a hash of the words that the source of the tags could have
+    said, and empty if the shard has no tags.
     """
 
     shard: File
     path: Path
     stamp: tuple[int, str]
-    rules: str
+    version: int
     samples: int
     faults: tuple[Fault, ...]
     content: str
@@ -61,19 +59,13 @@ def _arrow() -> Any:
         raise InputError("indexes need the package pyarrow: pip install pyarrow") from None
 
 
-@functools.cache
-def _rules() -> str:
-    source = Path(noun_rules.__file__).read_bytes() + version("textblob").encode()
-    return f"{_VERSION}-{hashlib.blake2b(source, digest_size=8).hexdigest()}"
-
-
 def beside(shard: File) -> Path:
-    """Where `groupvit data index` puts an index: next to its shard, or for a URL into the cache."""
+    """Return where `groupvit data index` puts an index: next to its shard, or for a URL in the cache."""
     return in_cache(shard) if isinstance(shard, str) else shard.with_name(f"{shard.name}.arrow")
 
 
 def in_cache(shard: File) -> Path:
-    """Where a training puts an index that it has to make itself."""
+    """Return where a training puts an index that it has to make itself."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groupvit" / "index"
     name = shard if isinstance(shard, str) else str(shard.resolve())
     return folder / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.arrow"
@@ -85,24 +77,32 @@ def _open_table(path: Path) -> Any:
 
 
 def _read(shard: File, path: Path) -> Index | None:
-    """None when there is no index at `path`, or none that can be read."""
+    """Return the index at `path`, or None if it cannot be read."""
     try:
         values = json.loads(_open_table(path).schema.metadata[_HEADER])
-        (size, changed), faults = values["stamp"], values["faults"]
-        found = (size, changed), values["rules"], values["samples"], tuple(Fault(*f) for f in faults)
-        return Index(shard, path, *found, values["content"], values["vocabulary"])
-    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are ValueErrors
+        size, changed = values["stamp"]
+        return Index(
+            shard=shard,
+            path=path,
+            stamp=(size, changed),
+            version=int(values["rules"].partition("-")[0]),  # older indexes have a hash behind it
+            samples=values["samples"],
+            faults=tuple(Fault(*fault) for fault in values["faults"]),
+            content=values["content"],
+            vocabulary=values["vocabulary"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Arrow's own errors are ValueErrors
         return None
 
 
 def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index | None:
-    """The index that fits the shard and its vocabulary as they are now, if there is one beside it or at `where`."""
+    """Return the index beside the shard or at `where` that fits the shard and its vocabulary as they are now."""
     now = stamp(shard)
     for path in dict.fromkeys((beside(shard), where(shard))):
         index = _read(shard, path) if path.is_file() else None
         if (
             index
-            and (index.stamp, index.rules) == (now, _rules())
+            and (index.stamp, index.version) == (now, _VERSION)
             and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard)))
         ):
             return index
@@ -116,49 +116,35 @@ def _hash(listed: object) -> str:
 def _table_of(rows: list[Row]) -> Any:
     pa = _arrow()
     strings = pa.list_(pa.string())
-    own = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
+    tagged = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
 
-    def of_captions(style: Style) -> Any:
-        found = [
+    def of_captions(style: Style) -> list[list[tuple[str, ...]]]:
+        return [
             [nouns(text, style=style) if tags is None else tags for text in row.captions]
-            for row, tags in zip(rows, own, strict=True)
+            for row, tags in zip(rows, tagged, strict=True)
         ]
-        return pa.array(found, pa.list_(strings))
 
     of_photo = [
-        nouns_of_photo(row.captions) if tags is None else with_person(tags) for row, tags in zip(rows, own, strict=True)
+        nouns_of_photo(row.captions) if tags is None else with_person(tags)
+        for row, tags in zip(rows, tagged, strict=True)
     ]
-    return pa.table(
-        {
-            "key": pa.array([row.key for row in rows], pa.string()),
-            "offset": pa.array([row.offset for row in rows], pa.int64()),
-            "size": pa.array([row.size for row in rows], pa.int64()),
-            "header": pa.array([row.header for row in rows], pa.uint32()),
-            "captions": pa.array([row.captions for row in rows], strings),
-            "tags": pa.array([row.tags for row in rows], strings),
-            "nouns_paper": of_captions("paper"),
-            "nouns_release": of_captions("release"),
-            "nouns_of_photo": pa.array([sorted(found) for found in of_photo], strings),
-        }
+    types = (pa.string(), pa.int64(), pa.int64(), pa.uint32(), strings, strings)
+    schema = pa.schema(
+        [
+            *zip(Row._fields, types, strict=True),
+            ("nouns_paper", pa.list_(strings)),
+            ("nouns_release", pa.list_(strings)),
+            ("nouns_of_photo", strings),
+        ]
     )
-
-
-def _write(path: Path, table: Any) -> None:
-    pa = _arrow()
-    file = pa.BufferOutputStream()
-    with pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    write_atomically(path, file.getvalue().to_pybytes())
+    columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
+    columns |= {"nouns_paper": of_captions("paper"), "nouns_release": of_captions("release")}
+    return pa.table(columns | {"nouns_of_photo": list(map(sorted, of_photo))}, schema=schema)
 
 
 def build_index(shard: File, path: Path) -> Index:
-    """Scan a shard and write its index to `path`.
-
-    Raises:
-        InputError: the shard cannot be read, is no tar, or holds links, which are refused; or it has tags, and the
-            file of its vocabulary is missing.
-    """
-    now = stamp(shard)
+    """Scan a shard and write its index to `path`; links, and tags without a vocabulary, are an `InputError`."""
+    pa, now = _arrow(), stamp(shard)
     rows, faults = scan_shard(shard)
     if links := [fault for fault in faults if fault.kind == "link"]:
         raise InputError(f"{shard}: {links[0]}; write the shard again without it")
@@ -169,15 +155,18 @@ def build_index(shard: File, path: Path) -> Index:
         vocabulary = _hash(words)
         sayable = sorted(set(nouns_of_tags([*words, *(tag for row in rows for tag in row.tags or ())])))
         listed += [[row.tags for row in rows], sayable]
-    index = Index(shard, path, now, _rules(), len(rows), tuple(faults), _hash(listed), vocabulary)
-    names = ("stamp", "rules", "samples", "faults", "content", "vocabulary")
-    document = {name: getattr(index, name) for name in names}
+    index = Index(shard, path, now, _VERSION, len(rows), tuple(faults), _hash(listed), vocabulary)
+    document = {"stamp": now, "rules": str(_VERSION), "samples": len(rows), "faults": faults}
+    document |= {"content": index.content, "vocabulary": vocabulary}
     header = {_HEADER: json.dumps(document), _SAYABLE: json.dumps(sayable)}
-    _write(path, _table_of(rows).replace_schema_metadata(header))
+    table = _table_of(rows).replace_schema_metadata(header)
+    with pa.ipc.new_file(file := pa.BufferOutputStream(), table.schema) as writer:
+        writer.write_table(table)
+    write_atomically(path, file.getvalue().to_pybytes())
     return index
 
 
-def _attempt(make: Callable[..., Index | None], *given: Any) -> Index | InputError | None:
+def _attempt(make: Callable[..., Index | None], given: tuple[Any, ...]) -> Index | InputError | None:
     try:
         return make(*given)
     except InputError as error:
@@ -191,19 +180,34 @@ def index_shards(
     processes: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> list[Index | InputError]:
-    """The index of each shard; those that are missing or out of date are made, at `where`.
+    """Return the index of each shard, or the error of one that cannot be indexed.
 
-    A shard that cannot be indexed gets the error instead, and does not keep the others waiting.
+    Indexes that are missing or out of date are made, at `where`.
     """
     _arrow()
     with ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
-        found = dict(zip(shards, threads.map(lambda shard: _attempt(find_index, shard, where), shards), strict=True))
-    missing = [shard for shard, index in found.items() if index is None]
+        looked_up = threads.map(partial(_attempt, find_index), [(shard, where) for shard in shards])
+        indexes = dict(zip(shards, looked_up, strict=True))
+    missing = [shard for shard, index in indexes.items() if index is None]
     if missing:
-        with mapped(min(processes, len(missing))) as each:
-            made = each(partial(_attempt, build_index), missing, map(where, missing))
-            found.update(progress(zip(missing, made, strict=True), len(missing)))
-    return [index for index in found.values() if index]
+        made = mapped(partial(_attempt, build_index), [(shard, where(shard)) for shard in missing], processes)
+        indexes.update(progress(zip(missing, made, strict=True), len(missing)))
+    return [index for index in indexes.values() if index]
+
+
+def summary(indexes: Sequence[Index], shards: int, made: int) -> str:
+    """Describe the indexes of all `shards`, of which `made` were made just now, and what they leave out."""
+    photos = sum(index.samples for index in indexes)
+    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _columns(index)["captions"].chunks)
+    lines = [
+        f"{len(indexes):,} of {shards:,} shards indexed ({shards - made:,} were up to date):"
+        f" {photos:,} photos, {captions:,} captions"
+    ]
+    for kind, count in Counter(fault.kind for index in indexes for fault in index.faults).most_common():
+        faults = [(index.shard, fault) for index in indexes for fault in index.faults if fault.kind == kind]
+        lines.append(f"left out: {count:,} x {FAULTS[kind]}")
+        lines += [f"  {shard}: {fault}" for shard, fault in faults[:_NAMED]]
+    return "\n".join(lines)
 
 
 @functools.cache
@@ -219,8 +223,8 @@ def _sayable(index: Index) -> frozenset[str]:
 class CaptionedPhotos:
     """The samples of many shards, each one read away: `read(shard, row)` for rows below `counts[shard]`.
 
-    Tables are opened by the process that first reads from them and stay memory-mapped: what all processes of a machine
-    share is in memory once, and a copy of this object is small.
+    Each process opens a table when it first reads from it. Tables are memory-mapped, so that processes share their
+    memory and a copy of this object is small.
     """
 
     def __init__(self, indexes: Sequence[Index]):
@@ -231,7 +235,7 @@ class CaptionedPhotos:
 
     @classmethod
     def open(cls, shards: Sequence[File], **options: Any) -> "CaptionedPhotos":
-        """With the options of `index_shards`; a shard that cannot be indexed is an `InputError`."""
+        """Index the shards with the options of `index_shards`; one that cannot be indexed is an `InputError`."""
         indexes = index_shards(shards, **options)
         for index in indexes:
             if isinstance(index, InputError):
@@ -245,49 +249,50 @@ class CaptionedPhotos:
         return _columns(self.indexes[shard])[column][row].as_py()
 
     def read(self, shard: int, row: int) -> Sample:
-        """Image and captions; the shard must be as it was when it was indexed."""
+        """Read the image and its texts; the shard must be as it was when it was indexed."""
         index = self.indexes[shard]
-        found = Row(*(self._cell(name, shard, row) for name in Row._fields))
-        image, tags = read_image(index.shard, found, index.stamp), found.tags
-        return Sample(found.key, image, tuple(found.captions), str(index.shard), None if tags is None else tuple(tags))
+        listed = Row(*(self._cell(name, shard, row) for name in Row._fields))
+        tags = None if listed.tags is None else tuple(listed.tags)
+        image = read_image(index.shard, listed, index.stamp)
+        return Sample(listed.key, image, tuple(listed.captions), str(index.shard), tags)
 
     def place(self, number: int) -> tuple[int, int]:
-        """Shard and row of photo `number` of all."""
+        """Return shard and row of photo `number` of all."""
         ends = self.counts.cumsum()
         shard = int(np.searchsorted(ends, number, side="right"))
         return shard, number - int(ends[shard] - self.counts[shard])
 
     def captions(self, shard: int, row: int) -> tuple[str, ...]:
-        """All captions of the photo."""
+        """Return all captions of the photo."""
         return tuple(self._cell("captions", shard, row))
 
     def nouns(self, shard: int, row: int, caption: int, style: Style) -> tuple[str, ...]:
-        """What `text.nouns.nouns` says of one caption of the photo, or its tags."""
+        """Return the nouns of one caption of the photo, or its tags."""
         return tuple(self._cell(f"nouns_{style}", shard, row)[caption])
 
     def nouns_of_photo(self, shard: int, row: int) -> list[str]:
-        """What `text.nouns.nouns_of_photo` says of all its captions, or of its tags."""
+        """Return `text.nouns.nouns_of_photo` of all its captions, or of its tags."""
         return self._cell("nouns_of_photo", shard, row)
 
     def sayable(self, shard: int, row: int) -> frozenset[str] | None:
-        """The nouns that the source of the photo's tags could have said; None for captions, which could say any."""
+        """Return the nouns that the source of the photo's tags could have said, or None if it has none."""
         index = self.indexes[shard]
         return _sayable(index) if index.vocabulary and self._cell("tags", shard, row) is not None else None
 
     def noun_counts(self) -> tuple[Counter[str], Counter[str]]:
-        """In how many photos' captions or tags each noun stands, and in how many it could have stood."""
-        found = _value_counts([_columns(index) for index in self.indexes])
+        """Return in how many photos' captions or tags each noun stands, and in how many it could have stood."""
+        counts = _value_counts([_columns(index) for index in self.indexes])
         tagged = [(index, _columns(index)) for index in self.indexes if index.vocabulary]
         tagged = [(index, table.filter(table["tags"].is_valid())) for index, table in tagged]
         captions = len(self) - sum(len(table) for _, table in tagged)
-        known = Counter({noun: captions * is_word(noun) for noun in found})
+        known = Counter({noun: captions * is_word(noun) for noun in counts})
         for index, table in tagged:
-            sayable, own = _sayable(index), _value_counts([table])
-            known.update({noun: len(table) if noun in sayable else own[noun] for noun in found})
-        return found, known
+            sayable, said = _sayable(index), _value_counts([table])
+            known.update({noun: len(table) if noun in sayable else said[noun] for noun in counts})
+        return counts, known
 
 
 def _value_counts(tables: Sequence[Any]) -> Counter[str]:
-    parts = [chunk.flatten() for table in tables for chunk in table["nouns_of_photo"].chunks]
-    cells = _arrow().chunked_array(parts, _arrow().string()).value_counts()
+    chunks = [chunk.flatten() for table in tables for chunk in table["nouns_of_photo"].chunks]
+    cells = _arrow().chunked_array(chunks, _arrow().string()).value_counts()
     return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))

@@ -1,11 +1,9 @@
 """The strong augmentation of the release: RandAugment and random erasing, in the settings of DeiT.
 
-RandAugment (Cubuk et al., 2019) is what timm calls `rand-m9-mstd0.5-inc1`: two operations of fifteen, each applied with
+RandAugment (Cubuk et al., 2019) is timm's `rand-m9-mstd0.5-inc1`: two operations of fifteen, each applied with
 probability 0.5 at a magnitude of N(9, 0.5) within 0 to 10, where a greater magnitude always changes the picture more.
 Random erasing (Zhong et al., 2017) puts noise into one box of a quarter of the pictures. Several operations change
-colours, which captions name; `draw_color` of `groupvit.data.transforms` does not change hues.
-
-Every draw is from the `numpy` generator that is passed in, and their number does not depend on the picture.
+colours, which captions name. The number of draws does not depend on the picture.
 """
 
 import math
@@ -24,7 +22,7 @@ FILL = (124, 116, 104)
 def _affine(
     image: Image.Image, shear_x: float = 0.0, shear_y: float = 0.0, shift_x: float = 0.0, shift_y: float = 0.0
 ) -> Image.Image:
-    """The picture whose pixel (x, y) is (x + shear_x y + shift_x, shear_y x + y + shift_y) of the given one."""
+    """Return the picture whose pixel (x, y) is (x + shear_x y + shift_x, shear_y x + y + shift_y) of the given one."""
     matrix = (1, shear_x, shift_x, shear_y, 1, shift_y)
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
 
@@ -34,7 +32,7 @@ def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
 
 
 def _factor(signed: float) -> float:
-    """Of an ImageEnhance: 1 changes nothing, 0 takes all of the property away."""
+    """Return the factor of an ImageEnhance: 1 changes nothing, 0 takes all of the property away."""
     return max(0.1, 1 + 0.9 * signed)
 
 
@@ -59,7 +57,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 def rand_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Two random operations, one after the other, each in half of the cases."""
+    """Apply two random operations, one after the other, each in half of the cases."""
     for _ in range(2):
         operation = list(OPERATIONS.values())[generator.integers(len(OPERATIONS))]
         applied, positive = generator.random(2) < 0.5
@@ -72,7 +70,7 @@ def rand_augment(image: Image.Image, generator: np.random.Generator) -> Image.Im
 def erase(
     pixels: UInt8[np.ndarray, "height width 3"], generator: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """With probability 0.25, noise in a box of 2 % to a third of the area and of an aspect ratio of 0.3 to 10/3.
+    """Put noise, with probability 0.25, into a box of 2 % to a third of the area, with an aspect ratio of 0.3 to 10/3.
 
     timm erases after the normalisation, with N(0, 1); here this is N(mean, std) of ImageNet, rounded and clipped.
     """

@@ -1,9 +1,8 @@
-"""Scenes: a synthetic captioned set with exact masks, to see in minutes whether words find their segments.
+"""Draw a synthetic captioned set with exact masks, to see in minutes whether words find their segments.
 
-Ten things stand on six textured grounds. Things differ by shape and texture; their hues are drawn around means that are
-close to each other, and each has a second part or pattern of any hue, so that a colour table tells few of them. Later
-things hide earlier ones, captions leave things out, some things have two names. Masks are written to the evaluation
-folder only; training shards hold pictures and captions.
+Ten things stand on six textured grounds. Things differ by shape and texture. Their hues are close to each other, and
+each has a second part or pattern of any hue, so that colours tell few of them. Later things hide earlier ones,
+captions leave things out, some things have two names. Only the evaluation folder holds masks.
 
 The generator is frozen: a change that moves one pixel or one word is a new `VERSION`, with new tables in the docs.
 """
@@ -12,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -24,8 +22,8 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from groupvit.data.processes import mapped
 from groupvit.data.shards import Sample, write_shards
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 
 VERSION = 1
@@ -119,9 +117,7 @@ def _fish(u: Plane, v: Plane) -> tuple[Mask, Mask]:
     return body | tail, scales | _disc(u, v, 0.1, (-0.65, -0.1))
 
 
-_SHAPES: dict[str, Callable[[Plane, Plane], tuple[Mask, Mask]]] = dict(
-    zip(THINGS, (_ball, _crate, _tent, _ring, _cross, _star, _house, _mushroom, _flower, _fish), strict=True)
-)
+_SHAPES = (_ball, _crate, _tent, _ring, _cross, _star, _house, _mushroom, _flower, _fish)  # as THINGS
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Float[np.ndarray, " 3"]:
@@ -163,7 +159,7 @@ def _ground(name: str, generator: Generator, size: int) -> Float[np.ndarray, "he
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, index: int, generator: Generator) -> tuple[Mask, str]:
-    """Draw one thing in place; returns its whole silhouette and the name of its colour."""
+    """Draw one thing in place; return its whole silhouette and the name of its colour."""
     size = len(mask)
     radius = generator.uniform(0.19, 0.30) * size
     centre = generator.uniform(0.15, 0.85, 2) * size
@@ -172,7 +168,7 @@ def _paint(image: np.ndarray, mask: np.ndarray, index: int, generator: Generator
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     if generator.random() < 0.5:
         u = -u
-    shape, part = _SHAPES[THINGS[index]](u, v)
+    shape, part = _SHAPES[index](u, v)
     hue = index / len(THINGS) + generator.normal(0, HUE_SPREAD)
     first = _rgb(hue, generator.uniform(0.35, 0.9), generator.uniform(0.4, 0.95))
     second = _rgb(hue + generator.uniform(0.15, 0.85), generator.uniform(0.2, 0.9), generator.uniform(0.3, 0.95))
@@ -194,13 +190,13 @@ def _caption(things: list[tuple[str, str]], ground: str, generator: Generator) -
         phrases.append(f"{'an' if adjective.startswith('o') else 'a'} {adjective}{word}")
     ground = SYNONYMS[ground] if ground in SYNONYMS and generator.random() < 0.3 else ground
     preposition = generator.choice(["on the", "in front of the", "with the", "near the"])
-    place = "" if generator.random() < OMISSION else f"{preposition} {ground}"
+    place = "" if generator.random() < OMISSION else f" {preposition} {ground}"
     listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
-    return " ".join(part for part in (listed or "something", place) if part)
+    return (listed or "something") + place
 
 
 def draw(seed: int, index: int, *, size: int = SIZE) -> Scene:
-    """Scene number `index` of the set `seed`: a pure function of the two."""
+    """Draw scene number `index` of the set `seed`: a pure function of the two."""
     generator = default_rng([VERSION, seed, index])
     ground = int(generator.integers(len(GROUNDS)))
     image = _ground(GROUNDS[ground], generator, size)
@@ -218,7 +214,7 @@ def draw(seed: int, index: int, *, size: int = SIZE) -> Scene:
 
 
 def sample(index: int, scene: Scene) -> Sample:
-    """The captioned picture of a scene, as training reads it."""
+    """Return the captioned picture of a scene, as training reads it."""
     file = BytesIO()
     Image.fromarray(scene.image).save(file, "JPEG", quality=95)
     return Sample(f"{index:08d}", file.getvalue(), (scene.caption,))
@@ -229,9 +225,9 @@ def _samples(indices: range, *, seed: int, size: int) -> list[Sample]:
 
 
 def _write_evaluation(folder: Path, count: int, *, seed: int, size: int) -> None:
+    captions = {}
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    captions = {}
     for index in range(count):
         scene = draw(seed, index, size=size)
         Image.fromarray(scene.image).save(folder / "images" / f"{index:05d}.jpg", quality=95)
@@ -256,36 +252,30 @@ def write(
 ) -> None:
     """Write `folder/train/*.tar` and `folder/eval/{images,masks,classes.txt,captions.json}`, or nothing at all.
 
-    The two sets are drawn from different seeds. A folder that holds the same set already is left as it is; one that
-    holds anything else is an `InputError`.
+    The two sets have different seeds. A folder that holds the same set already is left as it is.
     """
     if size < 8 or size % 8 or min(train, evaluation) < 1 or seed < 0:
         raise InputError("scenes need a size that is a multiple of 8, pictures of both kinds, and a seed from 0 on")
-    made = {"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed}
     if folder.absolute() == Path.cwd():
         raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
+    settings = json.dumps({"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed})
+    made, unfinished = folder / "scenes.json", folder.with_name(folder.name + ".partial")
     try:
-        _write(folder, made, progress)
+        if made.is_file() and made.read_bytes() == settings.encode():
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(
+                f"{folder} is not empty and holds no scenes of this version, size and seed; name a new folder"
+            )
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write_evaluation(unfinished / "eval", evaluation, seed=2 * seed + 1, size=size)
+        chunks = [range(first, min(first + 100, train)) for first in range(0, train, 100)]
+        drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, os.cpu_count() or 1)
+        samples = progress(chain.from_iterable(drawn), train)
+        write_shards(samples, unfinished / "train", prefix="scenes", per_shard=1000)
+        (unfinished / "scenes.json").write_text(settings)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(unfinished, folder)
     except OSError as error:
         raise InputError(f"cannot write scenes to {folder}: {error.strerror or error}") from error
-
-
-def _write(folder: Path, made: dict[str, int], progress: Callable[[Iterable[Sample], int], Iterable[Sample]]) -> None:
-    stamp = folder / "scenes.json"
-    with suppress(ValueError):
-        if stamp.is_file() and json.loads(stamp.read_text()) == made:
-            return
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no scenes of this version, size and seed; name a new folder")
-    partial_folder = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    train, size, seed = made["train"], made["size"], made["seed"]
-    _write_evaluation(partial_folder / "eval", made["evaluation"], seed=2 * seed + 1, size=size)
-    with mapped(os.cpu_count() or 1) as each:
-        chunks = (range(first, min(first + 100, train)) for first in range(0, train, 100))
-        samples = chain.from_iterable(each(partial(_samples, seed=2 * seed, size=size), chunks))
-        write_shards(progress(samples, train), partial_folder / "train", prefix="scenes", per_shard=1000)
-    (partial_folder / "scenes.json").write_text(json.dumps(made))
-    if folder.exists():
-        folder.rmdir()
-    os.replace(partial_folder, folder)

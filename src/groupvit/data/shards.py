@@ -1,11 +1,10 @@
-"""Tar shards as img2dataset writes them (the WebDataset layout): found, scanned, read and written.
+"""Find, scan, read and write tar shards as img2dataset writes them (the WebDataset layout).
 
 A sample is the members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json` (`captions`, a
-list, or `caption`) or in `KEY.txt`. Members with other endings are passed over. Where the JSON says `"kind": "tags"`,
-the photo was labelled with `tags`, a list of words out of a vocabulary, and its captions are only made of them.
+list, or `caption`) or in `KEY.txt`. Other members are passed over. Where the JSON says `"kind": "tags"`, the photo
+was labelled with `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
-import glob
 import io
 import itertools
 import json
@@ -18,18 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.storage import File, is_url, open_file, read_range, remote, stamp, told
+from groupvit.data.storage import File, matching, open_file, read_range, stamp, told
 from groupvit.errors import InputError
 
 IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
 TEXT_ENDINGS = frozenset(("txt", "json"))
-BLOCK = 512
-"""Bytes of a tar header; the header of a member stands right before its data."""
+BLOCK = 512  # bytes of a tar header, which stands right before its member's data
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded photo and its captions, and the tags they are made of, if they are; `shard` says where it was read."""
+    """An encoded photo with its captions and the tags they are made of, if any; `shard` is where it was read."""
 
     key: str
     image: bytes
@@ -39,7 +37,7 @@ class Sample:
 
 
 class Row(NamedTuple):
-    """A whole sample: where its image's bytes lie, the CRC-32 of their tar header, and its texts."""
+    """A whole sample: the place of its image's bytes, the CRC-32 of their tar header, and its texts."""
 
     key: str
     offset: int
@@ -75,72 +73,48 @@ FAULTS = {
 
 
 def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
-    """The shards of a folder (its *.tar, sorted), of a pattern (`cc3m-{00000..00330}.tar`, `*-train-*.tar`), or a file.
+    """Return the shards of a folder (its *.tar, sorted), a pattern (`cc3m-{000..330}.tar`, `*-train-*.tar`) or a file.
 
-    URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and patterns in them are asked of their file system. With
-    `below`, `source` is a pattern inside that folder, whose own name is none.
-
-    Raises:
-        InputError: there are none, or one that is named does not exist.
+    URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and their file system resolves patterns in them. With `below`,
+    `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
     """
     if not isinstance(source, (str, Path)):
-        return list(dict.fromkeys(shard for part in source for shard in find_shards(part)))
+        return list(dict.fromkeys(shard for one in source for shard in find_shards(one)))
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
-    if is_url(head + text):
-        return [shard for name in _expand_braces(text) for shard in _found(head + name, _remote_shards(head + name))]
-    whole = Path(head + text)
-    with told(whole):
-        if whole.exists():
-            return _found(whole, sorted(whole.glob("*.tar")) if whole.is_dir() else [whole])
-        names = [(head + name, glob.glob(glob.escape(head) + name)) for name in _expand_braces(text)]
-    return [shard for name, paths in names for shard in _found(name, sorted(map(Path, paths)))]
+    shards = matching(head, text)
+    for name, files in shards.items():
+        if not files:
+            raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
+    return [file for files in shards.values() for file in files]
 
 
-def _remote_shards(url: str) -> list[str]:
-    if "*" not in url and url.endswith(".tar"):
-        return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
-    with told(url):
-        filesystem, path = remote(url)
-        pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
-        return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
+class Member(NamedTuple):
+    """An image or text in a tar; images are not read."""
 
-
-def _found(name: File, shards: Sequence[File]) -> list[File]:
-    if not shards:
-        raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
-    return list(shards)
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if not match:
-        return [pattern]
-    first, last, names = match.groups()
-    if not names and int(first) > int(last):
-        raise InputError(f"{pattern}: no such shard, for {{{first}..{last}}} counts down")
-    parts = names.split(",") if names else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [expanded for part in parts for expanded in _expand_braces(head + part + tail)]
-
-
-class _Member(NamedTuple):
     name: str
-    stem: str
-    ending: str
     offset: int
     size: int
     header: int
     text: bytes
 
 
-def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[_Member]:
-    """Every image and text of a tar; stops at damage, which becomes a fault like all that is left out."""
+Members = dict[str, dict[str, Member]]
+"""The members of each sample, by their endings."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a member's name, at the first dot of its base name, into its sample's key and its ending."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
+    """Yield every image and text of a tar; add what is left out, and damage, where it stops, to `faults`."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             name = member.name.encode(errors="surrogateescape").decode(errors="replace")
-            folder, slash, base = name.rpartition("/")
-            stem, _, ending = base.partition(".")
-            ending = ending.lower()
+            ending = split_name(name)[1]
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
@@ -151,26 +125,22 @@ def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[_Member]:
                 file.seek(member.offset_data - BLOCK)
                 header = zlib.crc32(file.read(BLOCK))
                 text = file.read(member.size) if ending in TEXT_ENDINGS else b""
-                yield _Member(member.name, folder + slash + stem, ending, member.offset_data, member.size, header, text)
+                yield Member(name, member.offset_data, member.size, header, text)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
         file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             faults.append(Fault("", "cut", f"byte {min(tar.offset, size):,}"))
 
 
-def _texts(files: dict[str, _Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
-    """Captions, and tags if the sample is of that kind."""
+def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
+    """Return the captions, and the tags if the sample is of that kind."""
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
         captions = meta.get("captions") or meta.get("caption") or []
         if not captions and "txt" in files:
             captions = files["txt"].text.decode()
-        captions = captions if isinstance(captions, list) else [captions.strip()]
-        captions, tags = _stripped(captions), None
-        if meta.get("kind") == "tags":
-            if not isinstance(meta.get("tags"), list):
-                raise TypeError("tags are no list")
-            tags = _stripped(meta["tags"])
+        captions = _stripped(captions if isinstance(captions, list) else [captions])
+        tags = _stripped(meta.get("tags")) if meta.get("kind") == "tags" else None
         "".join((*captions, *(tags or ()))).encode()  # JSON can spell halves of characters
     except UnicodeError as error:
         return Fault("", "not-utf8", str(error))
@@ -179,11 +149,13 @@ def _texts(files: dict[str, _Member]) -> tuple[tuple[str, ...], tuple[str, ...] 
     return (captions, tags) if captions else Fault("", "no-caption")
 
 
-def _stripped(texts: list[Any]) -> tuple[str, ...]:
+def _stripped(texts: Any) -> tuple[str, ...]:
+    if not isinstance(texts, list):
+        raise TypeError("tags are no list")
     return tuple(text.strip() for text in texts if text.strip())
 
 
-def _row(key: str, files: dict[str, _Member]) -> Row | Fault:
+def _row(key: str, files: dict[str, Member]) -> Row | Fault:
     images = [member for ending, member in files.items() if ending in IMAGE_ENDINGS]
     if len(images) != 1:
         return Fault(key, "two-images" if images else "no-image")
@@ -196,56 +168,58 @@ def _row(key: str, files: dict[str, _Member]) -> Row | Fault:
 
 
 def scan_shard(shard: File) -> tuple[list[Row], list[Fault]]:
-    """The whole samples of a shard in their order, and what had to be left out. Images are not read.
+    """Return the whole samples of a shard in their order, and what had to be left out. Images are not read."""
+    return rows_of(*read_members(shard))
+
+
+def read_members(shard: File) -> tuple[Members, list[Fault]]:
+    """Return the members of each sample of a shard, and what had to be left out of them.
 
     Raises:
         InputError: the file cannot be read, or is no uncompressed tar at all.
     """
     faults: list[Fault] = []
-    samples: dict[str, dict[str, _Member]] = {}
+    samples: Members = {}
     size, _ = stamp(shard)
     try:
         with open_file(shard) as file:
             for member in _members(file, size, faults):
-                files = samples.setdefault(member.stem, {})
-                if member.ending in files:
+                key, ending = split_name(member.name)
+                if samples.setdefault(key, {}).setdefault(ending, member) is not member:
                     faults.append(Fault(member.name, "twice"))
-                else:
-                    files[member.ending] = member
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
     except tarfile.TarError as error:
         if size >= BLOCK and not samples:
             raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
         faults.append(Fault("", "cut", str(error)))
+    return samples, faults
+
+
+def rows_of(samples: Members, faults: list[Fault]) -> tuple[list[Row], list[Fault]]:
+    """Return the whole samples, and `faults` with those of the others."""
     rows = [_row(key, files) for key, files in samples.items()]
-    faults += [row for row in rows if isinstance(row, Fault)]
-    return [row for row in rows if isinstance(row, Row)], faults
+    broken = [row for row in rows if isinstance(row, Fault)]
+    return [row for row in rows if isinstance(row, Row)], [*faults, *broken]
 
 
 def read_vocabulary(shard: File) -> tuple[str, ...]:
-    """The words that the source of a shard with tags could have said, from `coco-vocabulary.txt` for `coco-0001.tar`.
-
-    Raises:
-        InputError: there is no such file, or none that can be read.
-    """
+    """Return the words that the source of a shard's tags could have said: `coco-vocabulary.txt` for `coco-0001.tar`."""
     folder, _, name = str(shard).rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
-    name = re.sub(r"(^|-)\d+$", "", name.removesuffix(".tar")) + "-vocabulary.txt"
-    name = name.removeprefix("-")  # of 00000.tar
+    name = re.sub(r"((^|-)\d+)?$", "-vocabulary.txt", name.removesuffix(".tar"), count=1).removeprefix("-")
     file = f"{folder}/{name}" if isinstance(shard, str) else shard.with_name(name)
     try:
         with told(file), open_file(file) as opened:
             text = opened.read().decode("utf-8-sig")
     except (InputError, UnicodeError) as error:
         reason = error if isinstance(error, InputError) else f"{file} is not UTF-8"
-        raise InputError(
-            f"{reason}; {shard} has tags: write there all words that its source could have said, one a line"
-        ) from None
+        advice = f"{shard} has tags: write there all words that its source could have said, one a line"
+        raise InputError(f"{reason}; {advice}") from None
     return _stripped(text.splitlines())
 
 
 def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
-    """The image's bytes; its tar header must still be the one that was scanned."""
+    """Return the image's bytes; its tar header must still be the one that was scanned."""
     data = read_range(shard, row.offset - BLOCK, BLOCK + row.size, expected)
     if len(data) != BLOCK + row.size or zlib.crc32(data[:BLOCK]) != row.header:
         raise InputError(f"{shard} has changed since it was indexed; run: groupvit data index {shard}")
@@ -253,11 +227,7 @@ def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
 
 
 def read_shard(shard: File) -> Iterator[Sample]:
-    """The samples of a shard in their order.
-
-    Raises:
-        InputError: the shard cannot be read, or anything in it would have to be left out.
-    """
+    """Yield the samples of a shard in their order; one that would have to be left out is an `InputError`."""
     expected = stamp(shard)
     rows, faults = scan_shard(shard)
     if faults:
@@ -267,17 +237,11 @@ def read_shard(shard: File) -> Iterator[Sample]:
 
 
 def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, per_shard: int = 1000) -> list[Path]:
-    """Write `prefix-0000.tar`, … with `per_shard` samples each; the same samples make the same bytes.
-
-    Raises:
-        InputError: an image is not JPEG, PNG or WebP, or a sample has no caption.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = iter(samples)
-    paths = []
+    """Write `prefix-0000.tar`, … with `per_shard` samples each; the same samples make the same bytes."""
+    samples, paths = iter(samples), []
+    Path(folder).mkdir(parents=True, exist_ok=True)
     while batch := list(itertools.islice(samples, per_shard)):
-        path = folder / f"{prefix}-{len(paths):04d}.tar"
+        path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
         temporary = path.with_suffix(".tar.tmp")
         try:
             with tarfile.open(temporary, "w") as shard:
@@ -308,10 +272,7 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
 
 
 def _image_ending(sample: Sample) -> str:
-    if sample.image.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if sample.image.startswith(b"\x89PNG"):
-        return "png"
-    if sample.image.startswith(b"RIFF") and sample.image[8:12] == b"WEBP":
-        return "webp"
+    for ending, start in (("jpg", rb"\xff\xd8\xff"), ("png", rb"\x89PNG"), ("webp", rb"RIFF.{4}WEBP")):
+        if re.match(start, sample.image, re.DOTALL):
+            return ending
     raise InputError(f"sample {sample.key}: the image is neither JPEG, PNG nor WebP; convert it first")

@@ -1,7 +1,9 @@
-"""Files on a disk, and files behind a URL (`s3://…`, `https://…`, whatever fsspec knows), read by ranges of bytes."""
+"""Find files on a disk or behind a URL (`s3://…`, `https://…`, whatever fsspec knows), and read parts of them."""
 
 import functools
+import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +22,13 @@ _VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated"
 
 
 def is_url(name: File) -> bool:
-    """Whether `name` is for fsspec rather than for this machine's disks."""
+    """Return True if `name` is for fsspec rather than for this machine's disks."""
     return "://" in str(name)
 
 
 @contextmanager
 def told(file: File) -> Iterator[None]:
-    """What a disk or a server refuses becomes an `InputError` that names the file."""
+    """Turn what a disk or a server refuses into an `InputError` that names the file."""
     try:
         yield
     except InputError:
@@ -39,19 +41,52 @@ def told(file: File) -> Iterator[None]:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def remote(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path on it."""
+def _remote(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, and the path on it."""
     with told(url):
         return fsspec.url_to_fs(url)
 
 
+def matching(head: str, pattern: str) -> dict[str, list[File]]:
+    """Return the tars in the folder, or of each name in the pattern, `head` and `pattern` together; `head` as it is."""
+    if is_url(head + pattern):
+        return {head + name: _remote_tars(head + name) for name in _expand_braces(pattern)}
+    whole = Path(head + pattern)
+    with told(whole):
+        if whole.exists():
+            return {str(whole): sorted(whole.glob("*.tar")) if whole.is_dir() else [whole]}
+        names = _expand_braces(pattern)
+        return {head + name: sorted(map(Path, glob.glob(glob.escape(head) + name))) for name in names}
+
+
+def _remote_tars(url: str) -> list[File]:
+    if "*" not in url and url.endswith(".tar"):
+        return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
+    with told(url):
+        filesystem, path = _remote(url)
+        pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
+        return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not match:
+        return [pattern]
+    first, last, names = match.groups()
+    if not names and int(first) > int(last):
+        raise InputError(f"{pattern}: no such shard, for {{{first}..{last}}} counts down")
+    chosen = names.split(",") if names else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [expanded for name in chosen for expanded in _expand_braces(head + name + tail)]
+
+
 def stamp(file: File) -> tuple[int, str]:
-    """Size in bytes, and a text that changes with the content: of a URL as far as its server tells versions apart."""
+    """Return the size in bytes and a text that changes with the content, of a URL as far as its server tells it."""
     with told(file):
         if not isinstance(file, str):
             status = file.stat()
             return status.st_size, str(status.st_mtime_ns)
-        filesystem, path = remote(file)
+        filesystem, path = _remote(file)
         facts = filesystem.info(path)
         if not isinstance(facts.get("size"), int):
             raise InputError(f"{file}: its server does not tell its size, so it cannot be read by ranges")
@@ -59,11 +94,11 @@ def stamp(file: File) -> tuple[int, str]:
 
 
 def open_file(file: File) -> Any:
-    """For reading from the start to the end."""
+    """Open a file to read it from start to end."""
     with told(file):
         if not isinstance(file, str):
             return file.open("rb")
-        filesystem, path = remote(file)
+        filesystem, path = _remote(file)
         return filesystem.open(path, "rb")
 
 
@@ -85,13 +120,9 @@ _opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Opened)
 
 
 def read_range(file: File, start: int, size: int, expected: tuple[int, str]) -> bytes:
-    """`size` bytes from position `start`; a local file must have the `expected` stamp when it is opened.
-
-    Raises:
-        InputError: the file is gone, cannot be read, or has changed.
-    """
+    """Read `size` bytes from position `start`; a local file must have the `expected` stamp when it is opened."""
     with told(file):
         if not isinstance(file, str):
             return os.pread(_opened(file, expected).descriptor, size, start)
-        filesystem, path = remote(file)
+        filesystem, path = _remote(file)
         return filesystem.cat_file(path, start=start, end=start + size)

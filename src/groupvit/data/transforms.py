@@ -1,7 +1,4 @@
-"""From image files to tensors: safe decoding, resizing, cropping, and the random crop, flip and colours of training.
-
-Everything random is a function of the `numpy` generator that is passed in.
-"""
+"""Turn image files into tensors: decode safely, resize and crop, and draw the random crops and colours of training."""
 
 import contextlib
 import io
@@ -39,15 +36,14 @@ class Crop:
         return float(self.left), float(self.top), float(self.right), float(self.bottom)
 
     def relative(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom as shares of the photo's sides."""
+        """Return left, top, right, bottom as shares of the photo's sides."""
         return self.left / width, self.top / height, self.right / width, self.bottom / height
 
 
 def load_rgb(file: str | Path | BinaryIO | bytes, name: str) -> Image.Image:
-    """The image as 8-bit RGB: first frame, turned upright, transparency on white.
+    """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.
 
-    Raises:
-        InputError: the file named `name` is absent, truncated, implausibly large, or not an image.
+    A file that is absent, truncated, implausibly large or no image is an `InputError` about `name`.
     """
     with _naming(name), _open(file) as image:
         return _upright_rgb(image)
@@ -56,10 +52,10 @@ def load_rgb(file: str | Path | BinaryIO | bytes, name: str) -> Image.Image:
 def load_crop(
     file: str | Path | BinaryIO | bytes, name: str, size: int, draw: Callable[[int, int], Crop]
 ) -> Image.Image:
-    """The crop that `draw` chooses from the upright width and height, resized to a square (bilinear, antialiased).
+    """Load the crop that `draw` chooses from the upright width and height, resized to a square (bilinear, antialiased).
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, where the box keeps `size` pixels a side.
-    Otherwise the image, and what is raised, is as `load_rgb` has it.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, if the box keeps `size` pixels a side.
+    All else is as in `load_rgb`.
     """
     with contextlib.ExitStack() as stack:
         with _naming(name):
@@ -80,7 +76,7 @@ def _open(file: str | Path | BinaryIO | bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever goes wrong in the block is an `InputError` about the file `name`."""
+    """Turn whatever goes wrong in the block into an `InputError` about the file `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what matters
@@ -110,7 +106,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _drafted(
     image: Image.Image, orientation: int, crop: Crop, size: int
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """A JPEG decoded as small as the crop allows, upright, and the crop's box in it."""
+    """Decode a JPEG as small as the crop allows, and return it upright with the crop's box in it."""
     width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     side = min(crop.right - crop.left, crop.bottom - crop.top)
     factor = max(f for f in (1, 2, 4, 8) if f == 1 or side >= f * size)
@@ -136,7 +132,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """Bilinear, antialiased; the short side gets `size` pixels and the long side keeps the aspect ratio."""
+    """Give the short side `size` pixels and keep the aspect ratio (bilinear, antialiased)."""
     scale = size / min(image.size)
     width, height = (max(size, int(side * scale + 0.5)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
@@ -154,10 +150,10 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
 
 
 def draw_crop(width: int, height: int, scale: tuple[float, float], generator: np.random.Generator) -> Crop:
-    """A box with a share of the area within `scale` and an aspect ratio of 3/4 to 4/3, in half of the cases mirrored.
+    """Draw a box with a share of the area within `scale` and an aspect ratio of 3/4 to 4/3, mirrored half the time.
 
-    The rule of "random resized crop" (Szegedy et al., 2015) as torchvision and timm have it: ten attempts, then the
-    largest central box. It takes 23 draws from the generator, whatever the photo.
+    This is the "random resized crop" (Szegedy et al., 2015) of torchvision and timm: ten attempts, then the largest
+    central box. It takes 23 draws from the generator, whatever the photo.
     """
     areas = width * height * generator.uniform(*scale, size=10)
     ratios = np.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3), size=10))
@@ -174,17 +170,14 @@ def draw_crop(width: int, height: int, scale: tuple[float, float], generator: np
 
 
 def draw_color(generator: np.random.Generator, strength: float = 0.4) -> Float[Tensor, "3"]:
-    """Factors of brightness, contrast and saturation for `jitter_color`, each 1 - `strength` to 1 + `strength`."""
+    """Draw factors of brightness, contrast and saturation for `jitter_color`, each in 1 ± `strength`."""
     return torch.from_numpy(generator.uniform(max(0.0, 1 - strength), 1 + strength, size=3)).float()
 
 
 def jitter_color(
     images: UInt8[Tensor, "batch 3 height width"], factors: Float[Tensor, "batch 3"]
 ) -> UInt8[Tensor, "batch 3 height width"]:
-    """Brightness, then contrast, then saturation, times each image's factors, as PIL's ImageEnhance defines them.
-
-    Hues stay, since captions name colours.
-    """
+    """Scale brightness, then contrast, then saturation, as PIL does; hues stay, since captions name colours."""
     brightness, contrast, saturation = factors.to(images.device)[:, :, None, None, None].unbind(dim=1)
     images = (images * brightness).clamp_(0, 255)
     images = torch.lerp(_grey(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp_(0, 255)

@@ -1,6 +1,7 @@
 """The nouns of a caption, and the prompts made of them (Xu et al., CVPR 2022, section 3.3).
 
-The tagger and the singular forms are textblob's; the few lists here mend its commonest mistakes on image captions.
+textblob tags words and finds singulars; the lists here correct its most frequent mistakes on image captions. Indexes
+hold nouns: raise their version (`data.index`) with any rule here.
 """
 
 import functools
@@ -46,22 +47,11 @@ UNCHANGED = _words(
     "jeans khakis leggings lens news overalls pajamas pants rapids scissors series shorts sports sunglasses texas "
     "thermos tights trousers woods"
 )
-SINGULAR = {
-    "calves": "calf",
-    "children": "child",
-    "ears": "ear",
-    "feet": "foot",
-    "geese": "goose",
-    "halves": "half",
-    "hooves": "hoof",
-    "leaves": "leaf",
-    "mice": "mouse",
-    "people": "person",
-    "shelves": "shelf",
-    "teeth": "tooth",
-    "wives": "wife",
-    "wolves": "wolf",
-}
+_IRREGULAR = (
+    "calves:calf children:child ears:ear feet:foot geese:goose halves:half hooves:hoof leaves:leaf mice:mouse "
+    "people:person shelves:shelf teeth:tooth wives:wife wolves:wolf"
+)
+SINGULAR = {plural: singular for plural, _, singular in (pair.partition(":") for pair in _IRREGULAR.split())}
 # Their photos show a person, whatever the caption calls it.
 PERSON_WORDS = _words(
     "adult athlete audience baby batter bicyclist biker boy bride businessman catcher cheerleader chef child climber "
@@ -86,7 +76,7 @@ def _textblob() -> Any:
 
 @functools.lru_cache(maxsize=2**16)
 def lemma(noun: str) -> str:
-    """The singular of a lower-case noun: people is person; glasses and shorts stay what they are."""
+    """Return the singular of a lower-case noun: person for people; glasses and shorts stay as they are."""
     if noun in SINGULAR:
         return SINGULAR[noun]
     if noun.endswith("men") and noun[:-3] + "man" in _textblob().lexicon:
@@ -123,13 +113,10 @@ def _paper_nouns(caption: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=2**16)  # the captions of a small data set, which every epoch asks for
 def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
-    """The nouns of a caption.
+    """Return the nouns of a caption.
 
-    Style `paper`: distinct nouns in their order, lower case, in the singular. Style `release`: what the authors' code
-    takes, verbs included, as written, repetitions and all.
-
-    Raises:
-        InputError: textblob is not installed.
+    Style `paper`: distinct nouns in their order, lower case, in the singular. Style `release`, as the authors' code:
+    verbs too, every word as written, with repetitions.
     """
     if style == "paper":
         return tuple(dict.fromkeys(_paper_nouns(caption)))
@@ -139,10 +126,10 @@ def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
 def noun_prompts(
     caption: str, words: Sequence[str], count: int, generator: np.random.Generator, *, style: Style = "paper"
 ) -> list[str]:
-    """`count` of the caption's nouns `words`, drawn without replacement, each in one of CLIP's 80 templates.
+    """Draw `count` of the caption's nouns `words` without replacement, each in one of CLIP's 80 templates.
 
-    When there are fewer, `release` adds the caption itself and `paper` draws with replacement; a caption without nouns
-    is its own prompt.
+    If there are fewer, `release` adds the caption itself and `paper` draws with replacement. A caption without nouns is
+    its own prompt.
     """
     draws = min(count, len(words)) if style == "release" else count
     if not words:
@@ -156,28 +143,28 @@ def noun_prompts(
 
 
 def nouns_of_photo(captions: Sequence[str]) -> frozenset[str]:
-    """The nouns of all captions of one photo, and `person` if one of them is a person."""
+    """Return the nouns of all captions of one photo, and `person` if one of them is a person."""
     return with_person(noun for caption in captions for noun in nouns(caption))
 
 
 def nouns_of_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """The noun of each tag, lower case: one word in the singular, several ("traffic light") as they are."""
+    """Return the noun of each tag, lower case: one word in the singular, several ("traffic light") as they are."""
     words = (" ".join(tag.lower().split()) for tag in tags)
     return tuple(dict.fromkeys(word if " " in word else lemma(word) for word in words))
 
 
-def with_person(found: Iterable[str]) -> frozenset[str]:
-    """The nouns, and `person` if one of them is a person."""
-    found = frozenset(found)
-    return found if found.isdisjoint(PERSON_WORDS) else found | {"person"}
+def with_person(nouns: Iterable[str]) -> frozenset[str]:
+    """Return the nouns, and `person` if one of them is a person."""
+    nouns = frozenset(nouns)
+    return nouns if nouns.isdisjoint(PERSON_WORDS) else nouns | {"person"}
 
 
 def is_word(noun: str) -> bool:
-    """Whether it is one word: tags may be several ("traffic light"), which `nouns` never finds in a caption."""
+    """Return True for one word: tags may be several ("traffic light"), which `nouns` never finds in a caption."""
     return " " not in noun
 
 
 def vocabulary(counts: Mapping[str, int], min_count: int) -> dict[str, int]:
-    """The nouns that `min_count` photos or more have, most frequent first; `counts` says how many photos have each."""
+    """Return the nouns of at least `min_count` photos, most frequent first; `counts` is how many photos have each."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {noun: count for noun, count in ranked if count >= min_count}

@@ -1,4 +1,4 @@
-"""The prompts a label is put into. CLIP's (Radford et al., 2021; data, MIT licence, copyright (c) 2021 OpenAI)."""
+"""Prompts for a label, from CLIP (Radford et al., 2021; data, MIT licence, copyright (c) 2021 OpenAI)."""
 
 SIMPLE_TEMPLATE = "a photo of a {}."
 

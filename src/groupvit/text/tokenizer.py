@@ -24,15 +24,15 @@ def _backend() -> tokenizers.Tokenizer:
 
 
 def clean(text: str) -> str:
-    """The text as the vocabulary knows it: mojibake and HTML entities repaired, white space collapsed, lower case."""
-    # Nothing in printable ASCII without an ampersand needs repair, and that is nearly every caption.
+    """Repair mojibake and HTML entities, collapse white space, and turn to lower case."""
+    # Printable ASCII without an ampersand, nearly every caption, needs no repair.
     if not (text.isascii() and text.isprintable()) or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
 class Tokenizer:
-    """Turns texts into rows of token ids: start (49406), the text, end (49407), zeros up to `context_length`.
+    """Turn texts into rows of token ids: start (49406), the text, end (49407), zeros up to `context_length`.
 
     A longer text is cut, and its row still ends with the end token. As in CLIP, a typed `<|endoftext|>` is that token.
     """

@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader
 from groupvit.checkpoints import latest, load
 from groupvit.checkpoints.native import check
 from groupvit.checkpoints.trunks import PUBLISHED, load_trunk
-from groupvit.data.batches import Batch, Batches, RandomCrops, decode, received
+from groupvit.data.batches import Batch, Batches, RandomCrops, decode
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.memory import Photos
 from groupvit.data.order import BatchSampler, Order
 from groupvit.data.shards import FAULTS, find_shards
 from groupvit.data.storage import File
 from groupvit.data.transforms import jitter_color
+from groupvit.data.workers import received
 from groupvit.errors import InputError
 from groupvit.machine import has_bfloat16
 from groupvit.models import GroupViT, build_model, noise, temperature

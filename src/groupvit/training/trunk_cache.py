@@ -20,7 +20,8 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from groupvit.data.batches import RandomCrops, received
+from groupvit.data.batches import RandomCrops
+from groupvit.data.workers import received
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.machine import has_bfloat16

@@ -7,35 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from groupvit.data.processes import mapped
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 
 PROGRAM = """
 import os, time
-from groupvit.data.processes import mapped
+from groupvit.data.workers import mapped
 
 def work(folder):
     open(f"{folder}/{os.getpid()}", "w").close()
     time.sleep(60)
 
 if __name__ == "__main__":
-    with mapped(2) as each:
-        list(each(work, [os.environ["FOLDER"]] * 2))
+    list(mapped(work, [os.environ["FOLDER"]] * 2, 2))
 """
 
 INTERRUPTED = """
 import os, signal
 from multiprocessing import active_children
-from groupvit.data.processes import mapped
+from groupvit.data.workers import mapped
 
 if __name__ == "__main__":
     for _ in range(5):
         try:
-            with mapped(2) as each:
-                for _ in each(str, range(2000)):
-                    for process in active_children():
-                        os.kill(process.pid, signal.SIGINT)
-                    raise KeyboardInterrupt
+            for _ in mapped(str, range(2000), 2):
+                for process in active_children():
+                    os.kill(process.pid, signal.SIGINT)
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
 """
@@ -51,13 +49,12 @@ def die(number: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_come_in_order(processes):
-    with mapped(processes) as each:
-        assert list(each(double, range(20))) == list(range(0, 40, 2))
+    assert list(mapped(double, range(20), processes)) == list(range(0, 40, 2))
 
 
 def test_a_process_that_is_killed_is_one_line():
-    with pytest.raises(InputError, match="a process was killed"), mapped(2) as each:
-        list(each(die, [1]))
+    with pytest.raises(InputError, match="was killed, for want of memory perhaps; try again with fewer processes"):
+        list(mapped(die, [1, 2], 2))
 
 
 def test_an_interruption_of_all_processes_is_silent(tmp_path: Path):
