@@ -44,12 +44,12 @@ def multi_label_loss(
     batch, count, _ = prompts.shape
     logits = scale * torch.einsum("i d, j k d -> i j k", images, prompts)
     log_p = logits.flatten(1).log_softmax(dim=1).view_as(logits)
-    own = log_p.diagonal(dim1=0, dim2=1).T
+    positives = log_p.diagonal(dim1=0, dim2=1).T
     targets = torch.arange(batch, device=logits.device)[:, None].expand(batch, count)
     to_images = F.cross_entropy(logits.transpose(0, 1).transpose(1, 2).flatten(0, 1), targets.flatten())
     if form == "paper":
-        return to_images - own.logsumexp(dim=1).mean()
-    return (to_images - own.mean()) / 2
+        return to_images - positives.logsumexp(dim=1).mean()
+    return (to_images - positives.mean()) / 2
 
 
 def multi_positive_multi_label_loss(

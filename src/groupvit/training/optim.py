@@ -65,8 +65,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: float = 0.0) -
     decayed = [parameter for name, parameter in named.items() if _decayed(name, parameter) and name not in hidden]
     kept = [parameter for name, parameter in named.items() if not _decayed(name, parameter)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    own = {"params": [named[name] for name in named if name in hidden], "weight_decay": weight_decay, "lr_scale": muon}
-    return [*groups, own] if muon else groups
+    if muon:
+        matrices = [parameter for name, parameter in named.items() if name in hidden]
+        groups.append({"params": matrices, "weight_decay": weight_decay, "lr_scale": muon})
+    return groups
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:
