@@ -134,6 +134,7 @@ class MuonAndAdamW(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
+                state["step"] = torch.zeros(())  # AdamW looks for it where a state is loaded
             momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
             update = orthogonal(gradient.lerp(momentum, 0.95), self._dtype)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
