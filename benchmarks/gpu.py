@@ -10,7 +10,6 @@ the rate of large matrix products in bfloat16 on the same GPU.
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,7 +21,8 @@ from experiments.record import commit, print_rows, record_table
 from experiments.scaling import count_flops
 
 from groupvit.models import build_model, normalize
-from groupvit.training.runs import Run, get_run
+from groupvit.training.run import Run
+from groupvit.training.runs import get_run
 
 Row = dict[str, str]
 STEPS = 3
@@ -66,9 +66,8 @@ def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: f
     rows = []
     for size, name in ((0, "one graph"), (chunk, f"chunks of {chunk:,}")):
         for compiled in (False, True):
-            of = replace(run, batch_size=batch_size, chunk=size)
             work = f"training, {name}" + ", compiled" * compiled
-            make = partial(our_step, of, batch, compiled=compiled)
+            make = partial(our_step, run, batch, chunk=size, compiled=compiled)
             rows.append(row(work, batch_size, make, (each + whole / batch_size) / 1e9, peak))
     return rows
 

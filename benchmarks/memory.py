@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,12 @@ from experiments.record import commit, print_rows, record_table
 from groupvit.data.batches import Batch
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.cached_batch import backward
-from groupvit.training.distributed import Processes, joined
-from groupvit.training.objective import Vocabulary
+from groupvit.training.distributed import World, connected
+from groupvit.training.objective import MultiLabel, Vocabulary, terms_of
 from groupvit.training.optim import parameter_groups
-from groupvit.training.runs import Run, get_run
+from groupvit.training.run import Run
+from groupvit.training.runs import get_run
+from groupvit.training.step import Learner, gradient_of
 
 REPLAYED = 3
 _WORDS = ("dog", "street", "man", "red", "water", "runs", "on", "the", "grass", "with", "a", "small", "ball", "city")
@@ -42,25 +42,27 @@ def random_batch(size: int, run: Run) -> Batch:
     """Noise for photos; captions of 5 to 25 words and prompts of the usual length."""
     rng, tokenizer = np.random.default_rng(0), Tokenizer(run.model.text.context_length)
     captions = [" ".join(rng.choice(_WORDS, rng.integers(5, 26))) for _ in range(size)]
-    prompts = [f"a photo of a {rng.choice(_WORDS)}." for _ in range(size * run.prompts)]
+    prompted = terms_of(run.objective, MultiLabel)
+    count = prompted[0].prompts if prompted else 0
+    prompts = [f"a photo of a {rng.choice(_WORDS)}." for _ in range(size * count)]
     side = run.model.image.image_size
     images = torch.from_numpy(rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8))
     no_nouns, human = torch.zeros(size, 0, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
-    return Batch(images, tokenizer(captions), tokenizer(prompts).unflatten(0, (size, -1)), no_nouns, no_nouns, human)
+    return Batch(images, tokenizer(captions), tokenizer(prompts).unflatten(0, (size, count)), no_nouns, no_nouns, human)
 
 
-def step(size: int, chunk: int, ranks: Processes) -> None:
+def step(size: int, chunk: int, world: World) -> None:
     """The step of one batch, of which each process has its share; prints seconds and bytes."""
-    run = replace(get_run("groupvit-s-gcc-yfcc"), chunk=chunk, batch_size=size)
-    share = size // ranks.world
+    run = get_run("groupvit-s-gcc-yfcc")
+    share = size // world.size
     torch.manual_seed(0)
     model = build_model(run.model).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer.weight_decay), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     batch, began = random_batch(share, run), time.perf_counter()
-    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance)
+    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length))
     replayed = 0
 
     def stop(module: torch.nn.Module, given: object) -> None:
@@ -70,11 +72,12 @@ def step(size: int, chunk: int, ranks: Processes) -> None:
             raise _Enough
 
     model.image_encoder.register_forward_pre_hook(stop)
-    keys = noise.sample_keys(0, 0, torch.arange(share) + ranks.rank * share)
+    keys = noise.sample_keys(0, 0, torch.arange(share) + world.rank * share)
+    learner = Learner(model, run.objective, words, True, world)
     with suppress(_Enough):
-        backward(model, batch, run, words, keys, processes=ranks)
+        gradient_of(learner, chunk)(batch, keys)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if not ranks.rank:
+    if not world.rank:
         print(f"{time.perf_counter() - began} {peak}")
 
 
@@ -105,8 +108,8 @@ def main(
         record: Write the table to docs/results.json and docs/SCALING.md.
     """
     if one:
-        with joined() as (ranks, _):
-            step(one, chunk, ranks)
+        with connected() as (world, _):
+            step(one, chunk, world)
         return
     began_at, rows = commit() if record else "", []
     peaks = {}

@@ -21,11 +21,11 @@ from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
 from groupvit.models import build_model, noise, normalize
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.cached_batch import backward
-from groupvit.training.compiled import compile_blocks
-from groupvit.training.objective import Vocabulary
+from groupvit.training.objective import Captions, MultiLabel, Vocabulary
 from groupvit.training.optim import make_optimizer
-from groupvit.training.runs import Run, get_run
+from groupvit.training.run import Run
+from groupvit.training.runs import get_run
+from groupvit.training.step import Learner, compile_blocks, gradient_of
 
 PHOTOS = 32
 PROMPTS = (0, 3)
@@ -42,33 +42,38 @@ def captioned(data: Path, size: int) -> Batch:
         return next(iter(loader.ours(find_shards(str(shards)), size, PHOTOS, "crop")))
 
 
-def our_step(run: Run, batch: Batch, *, compiled: bool = False) -> Callable[[], None]:
+def our_step(
+    run: Run, batch: Batch, *, bfloat16: bool = True, chunk: int = 0, compiled: bool = False
+) -> Callable[[], None]:
     """Loss, gradients and the run's optimiser where the batch is."""
     device = batch.captions.device
     torch.manual_seed(0)
     model = build_model(run.model).to(device).train()
     if compiled and not compile_blocks(model):
         raise NotImplementedError("this machine cannot compile")
-    optimizer = make_optimizer(model, run)
-    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length), run.balance).to(device)
+    optimizer = make_optimizer(model, run.optimizer, bfloat16=bfloat16)
+    words = Vocabulary.from_counts({}, 1, Tokenizer(run.model.text.context_length)).to(device)
     keys = noise.sample_keys(0, 0, torch.arange(len(batch.images), device=device))
+    gradient = gradient_of(Learner(model, run.objective, words, bfloat16), chunk)
 
     def step() -> None:
-        backward(model, batch, run, words, keys)
+        gradient(batch, keys)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def their_step(run: Run, batch: Batch) -> Callable[[], None]:
+def their_step(run: Run, batch: Batch, *, bfloat16: bool) -> Callable[[], None]:
     torch.manual_seed(0)
     model = peer.port(build_model(run.model), run.model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, weight_decay=run.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=run.schedule.lr, weight_decay=run.optimizer.weight_decay, fused=True
+    )
     tokens = torch.cat([batch.captions[:, None], batch.prompts], dim=1)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = peer.loss(model, normalize(batch.images), tokens)
         loss.backward()
         optimizer.step()
@@ -82,16 +87,17 @@ def rows(rounds: int, clock: Clock, data: Path) -> Rows:
     whole = captioned(data, recipe.model.image.image_size)
     for prompts in PROMPTS:
         batch = replace(whole, prompts=whole.prompts[:, :prompts])
-        run = replace(recipe, prompts=prompts, batch_size=PHOTOS)
+        objective = (Captions(), MultiLabel(prompts, style="release")) if prompts else (Captions(),)
+        run = replace(recipe, objective=objective)
         ways = {
-            PEER: their_step(replace(run, precision="float32"), batch),
-            "transformers, bfloat16": their_step(replace(run, precision="bfloat16"), batch),
-            "ours, float32": our_step(replace(run, precision="float32"), batch),
-            "ours, bfloat16": our_step(replace(run, precision="bfloat16"), batch),
+            PEER: their_step(run, batch, bfloat16=False),
+            "transformers, bfloat16": their_step(run, batch, bfloat16=True),
+            "ours, float32": our_step(run, batch, bfloat16=False),
+            "ours, bfloat16": our_step(run, batch),
         }
         work = {name: flops(way) for name, way in ways.items()}
         with suppress(NotImplementedError):
-            ways["ours, compiled, bfloat16"] = our_step(replace(run, precision="bfloat16"), batch, compiled=True)
+            ways["ours, compiled, bfloat16"] = our_step(run, batch, compiled=True)
             work["ours, compiled, bfloat16"] = work["ours, bfloat16"]  # fused kernels hide their products
         seconds = alternate(ways, rounds, clock)
         for name in ways:

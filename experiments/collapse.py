@@ -28,12 +28,11 @@ from groupvit.evaluation.scoring import score
 from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
-from groupvit.training.runs import Run, get_run
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
 
 WORDS = ("ball", "house")
-BASE = replace(
-    get_run("scenes-release"), batch_size=32, steps=300, warmup=20, lr=4e-4, evaluate_every=10, save_every=1000
-)
+BASE = vary(get_run("scenes-release"), batch_size=32, steps=300, warmup=20, lr=4e-4, evaluate_every=10, save_every=1000)
 
 
 def two_words() -> Iterator[Sample]:
@@ -57,7 +56,7 @@ def provocations(data: Path, out: Path) -> dict[str, tuple[Run, Path]]:
     image = replace(BASE.model.image, assign_eps=1e-10)
     return {
         "nothing": (BASE, data),
-        "learning rate of 1e-2": (replace(BASE, lr=1e-2, warmup=200), data),
+        "learning rate of 1e-2": (vary(BASE, lr=1e-2, warmup=200), data),
         "eps of 1e-10": (replace(BASE, model=replace(BASE.model, image=image)), data),
         "two words in all captions": (BASE, two),
     }
@@ -109,7 +108,7 @@ def main(
         folder = out / name.replace(" ", "-")
         again = checkpoints.latest(folder) is not None
         try:
-            if train(run, shards, folder, init=init, resume=again, evaluate=scored).step < run.steps:
+            if train(run, shards, folder, init=init, resume=again, evaluate=scored).step < run.schedule.steps:
                 raise KeyboardInterrupt
         except InputError as error:  # a training that gives up has collapsed, too
             print(error)

@@ -47,7 +47,8 @@ from groupvit.models import GroupViT, build_model
 from groupvit.models.trunks import EfficientNetVariant
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
-from groupvit.training.runs import Run, get_run
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
 
 TRUNK_RUN = "photos-trunk-gpu"
 _SAMPLED = 20  # of so many photos one is tried
@@ -236,17 +237,18 @@ def _initial(run: Run, data: Path, folder: Path) -> Path | None:
 def within(job: Job, until: float, out: Path, scratch: Path) -> None:
     """Trains a job until a time. A warm-up, which does all that the training does with a few steps, says what a step
     and the rest take."""
-    run = replace(job.run, save_every=job.run.steps, evaluate_every=1)
+    schedule = job.run.schedule
+    run = vary(job.run, save_every=schedule.steps, evaluate_every=1)
     began = time.monotonic()
     clock = Clock(0.05 * (until - began))
-    job.train(replace(run, steps=_WARM_UP, warmup=0, lr=run.lr_start), scratch, clock)
+    job.train(vary(run, steps=_WARM_UP, warmup=0, lr=schedule.lr_start), scratch, clock)
     ended = time.monotonic()
     before, after = clock.ticks[0] - began, ended - clock.ticks[-1]
     steps = max(10, int(_SPARE * (until - ended - before - after) / clock.per_step()))
     print(f"{job.name}: {clock.per_step():.3f} s a step, {before:.0f} s before and {after:.0f} s after: {steps} steps")
-    warmup, ema = run.warmup * steps // run.steps, max(0.0, min(run.ema, 1 - 10 / steps))
+    warmup, ema = schedule.warmup * steps // schedule.steps, max(0.0, min(run.optimizer.ema, 1 - 10 / steps))
     with _stopped(until - after):
-        job.train(replace(run, steps=steps, warmup=warmup, ema=ema, save_every=steps), out)
+        job.train(vary(run, steps=steps, warmup=warmup, ema=ema, save_every=steps), out)
 
 
 def train(
@@ -287,10 +289,10 @@ def train(
         until = now
         for name, share in zip(runs, shares, strict=True):
             run = get_run(name)
-            run = replace(run, batch_size=batch_size or run.batch_size)
+            run = vary(run, batch_size=batch_size or run.data.batch_size)
             init = _initial(run, folder / "data", folder / f"{name}-init")
             # Indexed here, for the warm-up would take it for what every training takes.
-            shards = find_shards(run.train, below=folder / "data")
+            shards = find_shards(run.data.train, below=folder / "data")
             CaptionedPhotos.open(shards, where=beside, processes=max(1, workers))
             until += 60 * minutes * share
             job = Job(name, run, folder / "data", init, evaluation, limit, workers)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,11 @@ from safetensors.torch import load_file
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
+from groupvit.training.data import Data
 from groupvit.training.loop import train
-from groupvit.training.runs import Run
+from groupvit.training.objective import Captions, MultiLabel, Nouns
+from groupvit.training.optim import Optimizer, Schedule
+from groupvit.training.run import Run, vary
 
 RUN = Run(
     model=ModelConfig(
@@ -35,16 +37,10 @@ RUN = Run(
         projector_dim=32,
         segment_loss=True,
     ),
-    train="train/*.tar",
-    steps=1,  # how many, the number of kills says
-    batch_size=16,
-    warmup=0,
-    prompts=2,
-    segment_weight=1.0,
-    min_count=2,
-    save_every=7,
-    augment="color",
-    ema=0.99,
+    data=Data("train/*.tar", batch_size=16, augment="color", min_count=2),
+    objective=(Captions(), MultiLabel(prompts=2), Nouns("segment", 1.0)),
+    schedule=Schedule(steps=1, warmup=0, save_every=7),  # how many steps, the number of kills says
+    optimizer=Optimizer(ema=0.99),
 )
 PHOTOS = 100  # an epoch is 6.25 steps: batches straddle epochs, and checkpoints fall into the middle of them
 
@@ -132,7 +128,7 @@ def main(kills: int = 20, record: bool = False) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
         data, out, steps, workers = sys.argv[2:]
-        run = replace(RUN, steps=int(steps))
+        run = vary(RUN, steps=int(steps))
         train(run, data, Path(out), workers=int(workers), resume=latest(Path(out)) is not None)
     else:
         tyro.cli(main)

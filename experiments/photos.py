@@ -45,8 +45,9 @@ from groupvit.evaluation.trunk import trunk_floors
 from groupvit.files import write_atomically
 from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.loop import make_vocabulary
-from groupvit.training.runs import Run, get_run
+from groupvit.training.data import make_vocabulary
+from groupvit.training.run import Run
+from groupvit.training.runs import get_run
 
 BENCHMARKS = {
     "voc2012": ("voc21", "voc2012/VOCdevkit/VOC2012"),
@@ -67,11 +68,11 @@ _LARGEST = 24 * 10**6
 def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:
     """The tokens of what training encoded (all captions of the shards, and the prompts around its vocabulary), and the
     nouns of that vocabulary."""
-    photos = CaptionedPhotos.open(find_shards(run.train, below=captions))
+    photos = CaptionedPhotos.open(find_shards(run.data.train, below=captions))
     places = (photos.place(number) for number in range(len(photos)))
     texts = [caption for shard, row in places for caption in photos.captions(shard, row)]
     tokenizer = Tokenizer(run.model.text.context_length)
-    words = make_vocabulary(run, photos, tokenizer)
+    words = make_vocabulary(run.data, run.objective, photos, tokenizer)
     return torch.cat([tokenizer(texts), words.tokens]).unique(), words.nouns
 
 

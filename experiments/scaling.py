@@ -17,9 +17,11 @@ from experiments.record import commit, print_rows, record_table
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
-from groupvit.training.runs import PAIRS, get_run
+from groupvit.training.paper_runs import PAIRS
+from groupvit.training.runs import get_run
 
 BATCH = 4096
+PROMPTS = 3
 PHOTOS = 30 * (PAIRS["cc12m"] + PAIRS["yfcc14m"])
 PAPER_RATE = PHOTOS / (16 * 48 * 3600)
 """Photos a second and V100: the paper's 30 epochs in two days on 16 of them (§4.1), loss and messages included, which
@@ -30,22 +32,22 @@ def count_flops() -> tuple[float, float]:
     """FLOPs of a step, forward and backward: of the encoders for one photo, and of projectors and loss for a batch."""
     torch.manual_seed(0)
     run = get_run("groupvit-s-gcc-yfcc")
-    model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77), run.balance)
+    model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77))
     few = random_batch(8, run)
 
     def encoders() -> None:
-        images = encode_images(model, few.images, run, noise.sample_keys(0, 0, torch.arange(8)))
-        features = [images.pooled, *(encode_texts(model, kind) for kind in texts_of(few, run, words))]
+        images = encode_images(model, few.images, run.objective, noise.sample_keys(0, 0, torch.arange(8)))
+        features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, run.objective, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
 
     batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), present=torch.zeros(BATCH, 0, dtype=torch.bool))
     nothing = torch.zeros(BATCH, 0, run.model.image.dim)
     pooled = torch.randn(BATCH, run.model.image.dim, requires_grad=True)
-    texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * run.prompts, 0)]
+    texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * PROMPTS, 0)]
 
     def loss() -> None:
         of_images = Images(pooled, nothing, nothing, torch.zeros(BATCH, 0, dtype=torch.bool), nothing, ())
-        torch.stack(list(loss_terms(model, run, of_images, texts, batch, words).values())).sum().backward()
+        torch.stack(list(loss_terms(model, run.objective, of_images, texts, batch, words).values())).sum().backward()
 
     return flops(encoders) / 8, flops(loss)
 
@@ -70,7 +72,7 @@ def main(
     with torch.device("meta"):
         run = get_run("groupvit-s-gcc-yfcc")
         gradients = 4 * sum(parameter.numel() for parameter in build_model(run.model).parameters())
-    features = 4 * BATCH * (run.model.image.dim + (1 + run.prompts) * run.model.text.width)
+    features = 4 * BATCH * (run.model.image.dim + (1 + PROMPTS) * run.model.text.width)
     rows = []
     for count in gpus:
         encode = BATCH / (rate * count)

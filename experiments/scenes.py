@@ -78,7 +78,7 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS, **SETTINGS)
     began = time.monotonic()
     state = train(run, data, out, seed=seed, resume=latest(out) is not None)
-    if state.step < run.steps:
+    if state.step < run.schedule.steps:
         raise KeyboardInterrupt
     CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
     scores = score(Segmenter(*checkpoints.load(out)), photos, scenes.LABELS, **SETTINGS)

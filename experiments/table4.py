@@ -41,7 +41,9 @@ from groupvit.evaluation.scoring import evaluate, evaluate_predictions
 from groupvit.models import Stage, with_stages
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
-from groupvit.training.runs import Run, get_run
+from groupvit.training.objective import Captions, Nouns, terms_of
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
 from groupvit.training.state import folder_of
 
 CONSOLE = Console(stderr=True)
@@ -49,7 +51,7 @@ SCENES = replace(PAPER_2022, name="scenes", short_side=80, thresholds={})
 """What docs/RESULTS.md scores scenes with: the paper's hard maps, and a size that brings things to that of training."""
 
 
-PHOTOS = replace(get_run("flickr8k"), train="{flickr8k-train,coco-person,catdog}-*.tar", steps=400)
+PHOTOS = vary(get_run("flickr8k"), train="{flickr8k-train,coco-person,catdog}-*.tar", steps=400)
 """What `--captions` trains on real photographs: too little to segment, enough to run the table."""
 
 
@@ -58,8 +60,11 @@ def plain_run(run: Run, *, nouns: bool) -> Run:
     depth = sum(stage.depth for stage in run.model.image.stages)
     model = replace(with_stages(run.model, Stage(depth)), segment_loss=nouns)
     if nouns:  # without groups a patch is a segment, and the two noun losses are one
-        return replace(run, model=model, segment_weight=run.segment_weight + run.patch_weight, patch_weight=0.0)
-    return replace(run, model=model, caption_weight=1.0, prompts=0, segment_weight=0.0, patch_weight=0.0)
+        losses = terms_of(run.objective, Nouns)
+        one = replace(losses[0], of="segment", weight=sum(term.weight for term in losses))
+        others = tuple(term for term in run.objective if not isinstance(term, Nouns))
+        return replace(run, model=model, objective=(*others, one))
+    return replace(run, model=model, objective=(Captions(),))
 
 
 def oracle(result: Result) -> Result:
@@ -92,7 +97,7 @@ def train_plain(folder: Path, seed: int) -> dict[str, Path]:
 
 def finish(run: Run, data: Path, out: Path, seed: int = 0) -> None:
     """Train, go on with a training, or leave one that is through as it is."""
-    if latest(out) != folder_of(out, run.steps):
+    if latest(out) != folder_of(out, run.schedule.steps):
         train(run, data, out, seed=seed, resume=latest(out) is not None)
 
 

@@ -18,7 +18,7 @@ from groupvit.data.batches import Batch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.models.layers import Linear, attend
 from groupvit.segmentation import Segmenter
-from groupvit.training.objective import Images, Vocabulary, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Captions, Images, MultiLabel, Vocabulary, encode_texts, loss_terms, texts_of
 from groupvit.training.runs import get_run
 
 LABELS = ["cat", "traffic light", "grass"]
@@ -121,7 +121,7 @@ def test_the_peer_has_our_features_texts_and_loss() -> None:
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     texts = [one_photo.SIMPLE_TEMPLATE.format(label) for label in LABELS]
     tokens = one_photo.Tokenizer()(texts * 5).unflatten(0, (5, 3))
-    run = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG, prompts=2, precision="float32")
+    objective = (Captions(), MultiLabel(prompts=2, style="release"))
     with torch.no_grad():
         pooled = other.vision_model(normalize(images), return_dict=True).pooler_output
         assert torch.allclose(model.image_encoder(normalize(images)).pooled, pooled, atol=1e-5)
@@ -129,13 +129,13 @@ def test_the_peer_has_our_features_texts_and_loss() -> None:
         total = peer.loss(other, normalize(images), tokens)
     no_nouns = torch.zeros(5, 0, dtype=torch.bool)
     batch = Batch(images, tokens[:, 0], tokens[:, 1:], no_nouns, no_nouns, torch.ones(5, dtype=torch.bool))
-    words = Vocabulary.from_counts({}, 1, one_photo.Tokenizer(), run.balance)
+    words = Vocabulary.from_counts({}, 1, one_photo.Tokenizer())
     with torch.no_grad():
         features = model.image_encoder(normalize(images))
         nothing = features.segments[:, :0]
         encoded = Images(features.pooled, nothing, nothing, features.occupied(), nothing, ())
-        of_texts = [encode_texts(model, kind) for kind in texts_of(batch, run, words)]
-        terms = loss_terms(model, run, encoded, of_texts, batch, words)
+        of_texts = [encode_texts(model, tokens) for tokens, _ in texts_of(batch, objective, words)]
+        terms = loss_terms(model, objective, encoded, of_texts, batch, words)
     assert set(terms) >= {"caption", "multi_label"}
     assert float(total) == pytest.approx(sum(float(term) for term in terms.values()), abs=1e-5)
 

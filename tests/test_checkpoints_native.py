@@ -36,7 +36,6 @@ SMALL = replace(
 ODD = replace(
     SMALL,
     image=replace(SMALL.image, stem="conv", assign_logits="cosine", group_residual=False, hard_assignment=False),
-    projector_norm="layer",
     segment_loss=True,
 )
 

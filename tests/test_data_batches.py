@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from groupvit.data.batches import Batch, Batches, decode
+from groupvit.data.batches import Batch, Batches
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.order import BatchSampler, Order
 from groupvit.data.shards import Sample, write_shards
@@ -108,7 +108,7 @@ def test_what_the_source_of_tags_could_not_have_said_is_not_known(tmp_path):
 def test_what_a_run_does_not_use_is_not_made(photos):
     (batch,) = stream(photos, 1, augmentation="crop", prompts=0, vocabulary=())
     assert batch.images.shape == (6, 3, 16, 16)
-    assert [len(batch.rows), len(batch.boxes), len(batch.color)] == [0, 0, 0]
+    assert [len(batch.rows), len(batch.color)] == [0, 0]
     assert batch.prompts.shape == (6, 0, 16)
     assert batch.present.shape == batch.known.shape == (6, 0)
 
@@ -125,23 +125,3 @@ def test_a_shard_of_which_nothing_can_be_decoded_is_refused(tmp_path):
     shards = write_shards([Sample(str(i), b"\xff\xd8\xff", ("a",)) for i in range(30)], tmp_path, prefix="t")
     with pytest.raises(InputError, match=r"0: not an image.*; nor can its neighbours be read; groupvit data doctor"):
         batches_of(CaptionedPhotos.open(shards))[np.array([[0, 0, 0]])]
-
-
-def test_photos_in_memory_are_cropped_where_those_on_the_disk_are(photos):
-    memory, sizes = decode(photos, 40, workers=0)
-    assert sizes.tolist() == [[40, 30]] * 7 + [[0, 0]] + [[40, 30]] * 22
-    places = np.array([[0, 0, 4], [0, 0, 7], [1, 2, 9], [3, 1, 0]])
-    disk, rows = batches_of(photos)[places], batches_of(photos, sizes=sizes)[places]
-    assert rows.rows.tolist() == [4, 8, 29, 10]
-    assert len(rows.images) == 0
-    assert len(rows.unreadable) == 1
-    crops = memory.crop(rows.rows, rows.boxes, rows.mirrored, 16)
-    assert (crops.int() - disk.images.int()).abs().float().mean() < 2
-    for name in ("color", "captions", "prompts", "present", "known", "human"):
-        assert torch.equal(getattr(rows, name), getattr(disk, name))
-
-
-def test_decoding_in_workers_gives_the_same_pixels(photos):
-    (alone, sizes), (several, same) = (decode(photos, 16, workers=workers) for workers in (0, 2))
-    assert torch.equal(alone.pixels, several.pixels)
-    assert np.array_equal(sizes, same)

@@ -250,10 +250,6 @@ def test_every_photo_takes_as_many_draws():
     assert len({generator.random() for generator in generators}) == 1
 
 
-def test_a_relative_crop_is_in_shares_of_the_sides():
-    assert Crop(10, 20, 40, 30).relative(100, 40) == (0.1, 0.5, 0.4, 0.75)
-
-
 @pytest.mark.parametrize(
     ("width", "height", "expected"), [(640, 480, (299, 224)), (480, 641, (224, 299)), (7, 7, (224, 224))]
 )

@@ -21,10 +21,12 @@ from groupvit.data.shards import find_shards, read_shard, read_vocabulary, write
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, Stage, trunks
 from groupvit.models.trunks import EfficientNetLite
-from groupvit.training.runs import RUNS, Run
+from groupvit.training.objective import Captions, Nouns
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import RUNS
 
 TRUNK = RUNS["photos-trunk-gpu"]
-SMALL = replace(
+SMALL = vary(
     TRUNK,
     model=replace(
         TRUNK.model,
@@ -43,8 +45,7 @@ SMALL = replace(
     train="{flickr8k-train,toys-tags}-*.tar",
     batch_size=8,
     min_count=2,
-    teacher_weight=0.0,
-    in_memory=40,
+    objective=(Captions(0.5), Nouns("segment", 0.1, prior=0.6), Nouns("patch", 0.1, prior=0.6)),
 )
 
 
@@ -94,7 +95,7 @@ def test_photos_travel_small_and_are_trained_on(shards: Path, tmp_path: Path):
     *steps, scores = map(json.loads, (out / "photos-trunk-gpu" / "metrics.jsonl").read_text().splitlines())
     assert set(scores) > {"step", "text_to_image_r10", "camvid5"}
     assert steps[-1]["step"] == scores["step"] > 9, "no fewer, even where no time is left"
-    assert 0 < steps[-1]["lr"] < 0.1 * SMALL.lr, "the schedule ends with the steps"
+    assert 0 < steps[-1]["lr"] < 0.1 * SMALL.schedule.lr, "the schedule ends with the steps"
     joined = tmp_path / "joined"
     joined.mkdir()
     parts = sorted((out / "photos-trunk-gpu").glob("model.safetensors.part-*"))
@@ -113,9 +114,9 @@ def test_as_many_steps_are_planned_as_end_in_time(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(gpu_photos.time, "monotonic", lambda: now[0])
 
     def pretend(job: gpu_photos.Job, run: Run, out: Path, clock: gpu_photos.Clock | None = None) -> None:
-        lengths.append(run.steps)
+        lengths.append(run.schedule.steps)
         now[0] += 7.0
-        for step in range(run.steps):
+        for step in range(run.schedule.steps):
             now[0] += 1.0 if step == 0 else 0.1  # the first one is slow
             if clock:
                 clock(torch.nn.Identity())

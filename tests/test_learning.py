@@ -1,6 +1,5 @@
 """What a run is for, shown by running it: minutes, so not part of every test run."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from groupvit.evaluation.training import evaluation_of
 from groupvit.models import build_model
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
+from groupvit.training.run import vary
 from groupvit.training.runs import RUNS
 
 pytestmark = pytest.mark.slow
@@ -38,10 +38,10 @@ def test_segments_emerge_from_captions_of_scenes_and_words_find_them(tmp_path: P
 def test_real_captions_find_their_photos_and_the_checkpoint_segments_a_pet(
     data_dir: Path, tmp_path: Path, run_cli
 ) -> None:
-    run = replace(RUNS["flickr8k"], steps=250)
+    run = vary(RUNS["flickr8k"], steps=250)
     torch.set_num_threads(2)
     state = train(run, data_dir / "captions", tmp_path / "run", seed=0)
-    retrieval = evaluation_of(run.model, data_dir / "captions" / run.held_out)
+    retrieval = evaluation_of(run.model, data_dir / "captions" / run.data.held_out)
     assert retrieval(state.model.eval())["text_to_image_r10"] >= 3
     photo = sorted((data_dir / "eval/pets/images").iterdir())[0]
     code, out, err = run_cli("segment", photo, "--model", tmp_path / "run", "--labels", "dog", "cat", "grass", "sofa")

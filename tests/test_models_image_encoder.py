@@ -194,29 +194,6 @@ def test_a_plain_vit_names_a_region_by_the_mean_of_its_patches():
     torch.testing.assert_close(module.segments_of(features, 1, shares), expected)
 
 
-@pytest.mark.parametrize("stages", [TWO_STAGES, NO_BLOCK_AFTER, PLAIN])
-def test_mixed_images_share_attention_and_nothing_else(stages):
-    """What another image shows reaches segments through the first stage's blocks alone; patches stay with theirs."""
-    module, batch = encoder(stages), images(32, 32, batch=4)
-    other = batch.clone()
-    other[1] += 1
-    apart, one, two = module(batch), module(batch, mixed=2), module(other, mixed=2)
-    assert one.segments.shape == apart.segments.shape
-    for own, alone in zip(one.assignments, apart.assignments, strict=True):
-        assert own.hard.shape == alone.hard.shape
-    changed = (one.segments - two.segments).abs().amax(dim=(1, 2))
-    assert (changed[:2] > 1e-6).all()
-    assert (changed[2:] == 0).all()
-    without_blocks = encoder((Stage(0, 6, 6),), group_residual=False)
-    torch.testing.assert_close(without_blocks(batch, mixed=4).segments, without_blocks(batch).segments)
-
-
-def test_mixed_images_draw_noise_of_their_own():
-    module, batch = encoder(NO_BLOCK_AFTER), images(32, 32, batch=1).expand(2, -1, -1, -1)
-    features = module(batch, noise.sample_keys(0, 0, torch.arange(2)), mixed=2)
-    assert not torch.equal(features.assignments[0].hard[0], features.assignments[0].hard[1])
-
-
 def on_trunk(stem="efficientnet-lite0", **options) -> ImageEncoder:
     torch.manual_seed(0)
     stages = (Stage(0, output_groups=6, seeded=True),)

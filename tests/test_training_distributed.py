@@ -13,59 +13,61 @@ from torch import Tensor
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
-from groupvit.training.distributed import Processes, joined, mark_started, restarted
-from test_training_cached_batch import RUNS, gradients
+from groupvit.training.distributed import World, connected, mark_started, restarted
+from test_training_step import CASES, gradients
 
 GRADIENTS = """
 import sys
 from dataclasses import replace
 import torch
-from test_training_cached_batch import KEYS, RUNS, batch_of, model_of
-from groupvit.training.cached_batch import backward
-from groupvit.training.distributed import joined
+from test_training_step import CASES, KEYS, batch_of, model_of
+from groupvit.training.distributed import connected
+from groupvit.training.step import Learner, gradient_of
 
-with joined() as (ranks, _):
-    found, own = {}, slice(8 * ranks.rank, 8 * ranks.rank + 8)
-    for name, run in RUNS.items():
+with connected() as (world, _):
+    found, own = {}, slice(8 * world.rank, 8 * world.rank + 8)
+    for name, case in CASES.items():
         for chunk in (0, 4):
-            model, (batch, words) = model_of(run, torch.float64), batch_of(run)
+            model, (batch, words) = model_of(case, torch.float64), batch_of(case)
             parts = ("images", "captions", "prompts", "present", "known", "human")
             half = {part: getattr(batch, part)[own] for part in parts}
-            given = replace(batch, **half), replace(run, chunk=chunk), words, KEYS[own]
-            terms = backward(model, *given, mixed=run.mixed(0), processes=ranks)
+            learner = Learner(model, case.objective, words, world=world)
+            terms = gradient_of(learner, chunk)(replace(batch, **half), KEYS[own])
+            terms = {name: term.detach() for name, term in terms.items()}
             grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             found[name, chunk] = terms, grads, dict(model.named_buffers())
-    torch.save(found, f"{sys.argv[1]}/{ranks.rank}.pt")
+    torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
 """
 
 TRAINING = """
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
 from test_training_loop import RUN
 from groupvit.checkpoints import latest
-from groupvit.training.distributed import Processes, joined, restarted
-from groupvit.training.loop import train
+from groupvit.training import loop
+from groupvit.training.distributed import World, connected, restarted
+from groupvit.training.run import vary
 
 data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["killed"]
 again = restarted(out)
-steps, passed = Processes.any, 0
+decide, passed = World.largest, 0
 
-def die(self, flag, device):
+def die(self, number, device):
     global passed
     passed += 1
     if self.rank == 1 and passed == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return steps(self, flag, device)
+    return decide(self, number, device)
 
+loop.has_bfloat16 = lambda device: False
 if killed and not again:
-    Processes.any = die
-with joined() as (ranks, device):
-    run = replace(RUN, precision="float32", save_every=2, ema=0.9)
-    if sys.argv[3:] == ["apart"] and not ranks.rank:  # one of them sees a folder that holds a training
+    World.largest = die
+with connected() as (world, device):
+    run = vary(RUN, save_every=2, ema=0.9)
+    if sys.argv[3:] == ["apart"] and not world.rank:  # one of them sees a folder that holds a training
         out = out.with_name("first")
     resume = again or sys.argv[3:] == ["apart"]
-    train(run, data, out, workers=0, device=device, ranks=ranks, resume=resume and latest(out) is not None)
+    loop.train(run, data, out, workers=0, device=device, world=world, resume=resume and latest(out) is not None)
 """
 
 
@@ -75,7 +77,8 @@ def torchrun(
     file = folder / "script.py"
     file.write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, (root / "tests", root / "src", root)))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, f"--max-restarts={restarts}", "--monitor-interval=0.5", str(file), *map(str, arguments)],
@@ -113,9 +116,9 @@ def test_loss_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     torchrun(GRADIENTS, tmp_path, tmp_path)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert set(found) == {(name, chunk) for name in RUNS for chunk in (0, 4)}
+        assert set(found) == {(name, chunk) for name in CASES for chunk in (0, 4)}
         for (name, _), (terms, grads, buffers) in found.items():
-            expected_terms, expected, model = gradients(RUNS[name], torch.float64)
+            expected_terms, expected, model = gradients(CASES[name], torch.float64)
             for key, value in expected_terms.items():
                 torch.testing.assert_close(terms[key], value, atol=1e-10, rtol=0)
             assert grads.keys() == expected.keys()
@@ -173,7 +176,7 @@ def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch) 
     for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match="WORLD_SIZE is set and MASTER_ADDR is not"), joined():
+    with pytest.raises(InputError, match="WORLD_SIZE is set and MASTER_ADDR is not"), connected():
         pass
 
 
@@ -186,6 +189,6 @@ def test_processes_that_see_different_checkpoints_do_not_train(data: Path, tmp_p
 @pytest.mark.parametrize("count", [0, 1, 7, 8])
 def test_every_row_is_in_one_share(count: int) -> None:
     whole = torch.arange(2 * count).reshape(count, 2)
-    shares = [Processes(rank, 3).share(whole) for rank in range(3)]
+    shares = [World(rank, 3).share(whole) for rank in range(3)]
     assert len({share.shape for share in shares}) == 1
     assert torch.equal(torch.cat(shares)[:count], whole)

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -7,9 +6,9 @@ import torch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
 from groupvit.models.grouping import Assignment
 from groupvit.models.image_encoder import ImageFeatures, Ungrouped
-from groupvit.training.health import Alarm, caption_chance, distinct_share, group_health
+from groupvit.training.health import Alarm, distinct_share, group_health
 from groupvit.training.losses import Form, contrastive_loss
-from groupvit.training.runs import get_run
+from groupvit.training.objective import Captions
 
 CHANCE = math.log(32)
 HEALTHY = {
@@ -161,10 +160,13 @@ def test_captions_have_as_long_again_to_be_learnt():
 
 @pytest.mark.parametrize(("loss_form", "directions"), [("release", 1), ("paper", 2)])
 def test_chance_is_the_caption_loss_of_embeddings_that_are_all_the_same(loss_form: Form, directions: int):
-    run = replace(get_run("scenes"), batch_size=8, caption_weight=0.5, loss_form=loss_form)
     same = torch.nn.functional.normalize(torch.ones(8, 4), dim=-1)
     loss = contrastive_loss(same, same, torch.tensor(10.0), loss_form)
-    assert caption_chance(run) == pytest.approx(0.5 * float(loss)) == pytest.approx(0.5 * directions * math.log(8))
+    assert (
+        Captions(0.5, loss_form).chance(8)
+        == pytest.approx(0.5 * float(loss))
+        == pytest.approx(0.5 * directions * math.log(8))
+    )
 
 
 def test_captions_that_are_hardly_learnt_give_no_warning():
@@ -304,10 +306,8 @@ def replayed(alarm: Alarm, rows: tuple[tuple[float, ...], ...]) -> dict[int, str
 
 
 def test_healthy_trainings_give_no_warning():
-    scenes = replace(get_run("scenes"), batch_size=32)
-    release = replace(get_run("scenes-release"), batch_size=32)
-    assert replayed(Alarm(20, caption_chance(scenes)), SCENES_STEPS) == {}
-    assert replayed(Alarm(20, caption_chance(release)), RELEASE_STEPS) == {}
+    assert replayed(Alarm(20, Captions(0.1).chance(32)), SCENES_STEPS) == {}
+    assert replayed(Alarm(20, Captions().chance(32)), RELEASE_STEPS) == {}
 
 
 def test_a_collapse_is_told_while_it_happens():
@@ -316,9 +316,3 @@ def test_a_collapse_is_told_while_it_happens():
     assert "alike" in told[70]
     assert "chance" in told[90]
     assert "few groups" in told[90]
-
-
-def test_a_sigmoid_loss_has_no_value_of_chance():
-    run = replace(get_run("scenes"), caption_loss="sigmoid")
-    alarm = Alarm(0, caption_chance(run))
-    assert [alarm.check(step, HEALTHY | {"caption": 50.0}) for step in range(10, 200, 10)] == [None] * 19

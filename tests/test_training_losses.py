@@ -13,7 +13,6 @@ from groupvit.training.losses import (
     multi_label_loss,
     multi_positive_multi_label_loss,
     segment_noun_loss,
-    sigmoid_loss,
     teacher_loss,
 )
 
@@ -225,46 +224,6 @@ def test_the_mean_over_all_targets_is_the_multi_label_loss_with_repeated_prompts
     torch.testing.assert_close(loss, to_images + to_texts)
 
 
-def test_sigmoid_loss_is_the_naive_double_loop():
-    images, texts, positives = unit(BATCH), unit(WORDS), torch.rand(BATCH, WORDS) < 0.3
-    total = 0.0
-    for i, j in product(range(BATCH), range(WORDS)):
-        odds = dot(images[i], texts[j]) * math.exp(-2)
-        total -= math.log((odds if positives[i, j] else 1.0) / (1 + odds)) / BATCH
-    assert sigmoid_loss(images, texts, SCALE, BIAS, positives).item() == pytest.approx(total, rel=1e-9)
-
-
-def test_without_positives_each_image_belongs_to_its_own_text():
-    images, texts = unit(BATCH), unit(BATCH)
-    own = torch.eye(BATCH, dtype=torch.bool)
-    assert torch.equal(sigmoid_loss(images, texts, SCALE, BIAS), sigmoid_loss(images, texts, SCALE, BIAS, own))
-
-
-def test_the_sigmoid_loss_of_captions_is_the_noun_loss_of_photos_with_one_segment():
-    images, texts, positives = unit(BATCH), unit(WORDS), torch.rand(BATCH, WORDS) < 0.3
-    occupied, weights = torch.ones(BATCH, 1, dtype=torch.bool), torch.ones(WORDS, dtype=torch.float64)
-    expected = segment_noun_loss(
-        images[:, None], occupied, texts, positives, torch.ones_like(positives), SCALE, BIAS, weights
-    )
-    torch.testing.assert_close(sigmoid_loss(images, texts, SCALE, BIAS, positives), expected)
-
-
-def test_in_the_sigmoid_loss_other_photos_only_add_terms():
-    images, texts, positives = unit(BATCH), unit(WORDS), torch.rand(BATCH, WORDS) < 0.3
-    alone = [sigmoid_loss(images[[i]], texts, SCALE, BIAS, positives[[i]]) for i in range(BATCH)]
-    torch.testing.assert_close(sigmoid_loss(images, texts, SCALE, BIAS, positives), torch.stack(alone).mean())
-    together = gradient(lambda at: sigmoid_loss(at, texts, SCALE, BIAS, positives), images)
-    first = gradient(lambda at: sigmoid_loss(at, texts, SCALE, BIAS, positives[:1]), images[:1].detach().clone())
-    torch.testing.assert_close(together[:1] * BATCH, first)
-
-
-def test_the_sigmoid_loss_pulls_a_photo_to_every_positive_and_pushes_it_from_the_rest():
-    images, texts = unit(BATCH), torch.eye(DIM, dtype=torch.float64)
-    positives = torch.rand(BATCH, DIM) < 0.3
-    pull = gradient(lambda at: sigmoid_loss(at, texts, SCALE, BIAS, positives), images)
-    assert torch.equal(pull < 0, positives)
-
-
 def alignment_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     occupied, exist = torch.rand(BATCH, SEGMENTS) < 0.6, torch.rand(BATCH, WORDS) < 0.6
     occupied[:, 1] = exist[:, 2] = True
@@ -323,18 +282,12 @@ def test_empty_segments_and_missing_words_change_nothing_and_get_no_gradient():
 
 
 def test_the_order_of_the_photos_does_not_matter():
-    images, prompts, texts, order = unit(BATCH), unit(5), unit(BATCH), torch.randperm(BATCH)
-    positives = torch.rand(BATCH, BATCH) < 0.3
+    images, prompts, order = unit(BATCH), unit(5), torch.randperm(BATCH)
     segments, occupied, words, exist = alignment_inputs()
     for first, second in (
         (
             multi_positive_multi_label_loss(images, prompts, COUNTS, SCALE),
             multi_positive_multi_label_loss(images[order], prompts, COUNTS[order], SCALE),
-        ),
-        (sigmoid_loss(images, texts, SCALE, BIAS), sigmoid_loss(images[order], texts[order], SCALE, BIAS)),
-        (
-            sigmoid_loss(images, texts, SCALE, BIAS, positives),
-            sigmoid_loss(images[order], texts, SCALE, BIAS, positives[order]),
         ),
         (
             local_alignment_loss(segments, occupied, words, exist, SCALE),
@@ -356,7 +309,6 @@ def test_the_gradients_are_the_finite_differences():
     assert torch.autograd.gradcheck(
         lambda i, p, s: multi_positive_multi_label_loss(i, p, COUNTS, s, "paper"), (images, prompts, scale)
     )
-    assert torch.autograd.gradcheck(sigmoid_loss, (images, texts, scale, bias))
     assert torch.autograd.gradcheck(
         lambda part, word, s: local_alignment_loss(part, occupied, word, exist, s), (segments, words, scale)
     )

@@ -17,8 +17,18 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.objective import Vocabulary, encode_images, encode_texts, is_words, loss_terms, texts_of
-from groupvit.training.runs import Run
+from groupvit.training.objective import (
+    Captions,
+    LocalAlignment,
+    MultiLabel,
+    Nouns,
+    Objective,
+    Vocabulary,
+    encode_images,
+    encode_texts,
+    loss_terms,
+    texts_of,
+)
 
 CONFIG = ModelConfig(
     ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 3, 3),), group_residual=False),
@@ -27,9 +37,10 @@ CONFIG = ModelConfig(
     projector_dim=32,
     segment_loss=True,
 )
-RUN = Run(CONFIG, "", 1, 4, prompts=2, segment_weight=0.5, patch_weight=0.25, caption_weight=2.0)
+PROMPTS = MultiLabel(prompts=2)
+OBJECTIVE: Objective = (Captions(2.0), PROMPTS, Nouns("segment", 0.5), Nouns("patch", 0.25))
 TOKENIZER = Tokenizer(24)
-WORDS = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER, "weights")
+WORDS = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER)
 KEYS = noise.sample_keys(0, 0, torch.arange(4))
 
 
@@ -46,24 +57,26 @@ def make_batch() -> Batch:
     )
 
 
-def terms_of(model: GroupViT, batch: Batch, run: Run, words: Vocabulary, keys: torch.Tensor) -> dict[str, torch.Tensor]:
-    kinds = texts_of(batch, run, words)
-    texts = [encode_texts(model, kind, words=is_words(run, i)) for i, kind in enumerate(kinds)]
-    return loss_terms(model, run, encode_images(model, batch.images, run, keys), texts, batch, words)
+def terms_of(
+    model: GroupViT, batch: Batch, objective: Objective, words: Vocabulary, keys: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    texts = [encode_texts(model, tokens, words=places) for tokens, places in texts_of(batch, objective, words)]
+    images = encode_images(model, batch.images, objective, keys)
+    return loss_terms(model, objective, images, texts, batch, words)
 
 
 def test_terms_carry_their_weights_and_zero_weight_means_no_term():
     model, batch = build_model(CONFIG).eval(), make_batch()
-    terms = terms_of(model, batch, RUN, WORDS, KEYS)
+    terms = terms_of(model, batch, OBJECTIVE, WORDS, KEYS)
     assert list(terms) == ["caption", "multi_label", "segment_nouns", "patch_nouns"]
-    doubled = terms_of(model, batch, replace(RUN, segment_weight=1.0, caption_weight=4.0), WORDS, KEYS)
+    heavier = (Captions(4.0), PROMPTS, Nouns("segment", 1.0), Nouns("patch", 0.25))
+    doubled = terms_of(model, batch, heavier, WORDS, KEYS)
     torch.testing.assert_close(doubled["segment_nouns"], 2 * terms["segment_nouns"])
     torch.testing.assert_close(doubled["caption"], 2 * terms["caption"])
     torch.testing.assert_close(doubled["patch_nouns"], terms["patch_nouns"])
-    few = replace(RUN, prompts=0, segment_weight=0.0, patch_weight=0.0)
     nothing = replace(batch, prompts=batch.prompts[:, :0])
-    no_words = Vocabulary.from_counts({}, 10, TOKENIZER, "weights")
-    assert list(terms_of(model, nothing, few, no_words, KEYS)) == ["caption"]
+    no_words = Vocabulary.from_counts({}, 10, TOKENIZER)
+    assert list(terms_of(model, nothing, (Captions(),), no_words, KEYS)) == ["caption"]
 
 
 def test_terms_are_the_losses_of_the_embeddings():
@@ -71,7 +84,7 @@ def test_terms_are_the_losses_of_the_embeddings():
     features = model.image_encoder(normalize(batch.images), KEYS)
     captions = model.encode_text(batch.captions)
     images = model.embed_image_features(features.pooled)
-    terms = terms_of(model, batch, RUN, WORDS, KEYS)
+    terms = terms_of(model, batch, OBJECTIVE, WORDS, KEYS)
     caption = losses.contrastive_loss(images, captions, temperature(model.logit_scale))
     torch.testing.assert_close(terms["caption"], 2 * caption)
     segments = losses.segment_noun_loss(
@@ -92,7 +105,7 @@ def test_losses_are_in_float32_under_autocast(monkeypatch):
     loss = losses.contrastive_loss
     monkeypatch.setattr(losses, "contrastive_loss", lambda *given: seen.append(loss(*given).dtype) or loss(*given))
     with torch.autocast("cpu", torch.bfloat16):
-        terms = terms_of(build_model(CONFIG).eval(), make_batch(), RUN, WORDS, KEYS)
+        terms = terms_of(build_model(CONFIG).eval(), make_batch(), OBJECTIVE, WORDS, KEYS)
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == torch.bfloat16
     assert {term.dtype for term in terms.values()} == set(seen) == {torch.float32}
@@ -102,13 +115,13 @@ def test_batch_norm_sees_every_text_of_the_step_at_once():
     model, batch = build_model(CONFIG).train(), make_batch()
     seen = []
     model.text_projector.norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    terms_of(model, batch, RUN, WORDS, KEYS)
+    terms_of(model, batch, OBJECTIVE, WORDS, KEYS)
     assert seen == [4 + 8 + 3]
 
 
 def test_every_parameter_that_the_run_uses_gets_a_gradient():
     model = build_model(CONFIG).train()
-    torch.stack(list(terms_of(model, make_batch(), RUN, WORDS, KEYS).values())).sum().backward()
+    torch.stack(list(terms_of(model, make_batch(), OBJECTIVE, WORDS, KEYS).values())).sum().backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
 
@@ -121,14 +134,13 @@ def test_weights_of_nouns_fall_with_the_root_of_their_frequency():
 
 def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
     """Where no segment is nearer to one noun than to another, each has the probability of its frequency."""
-    words = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER, "prior")
-    assert words.weights.tolist() == [1, 1, 1]
+    words = Vocabulary.from_counts({"dog": 9, "cat": 4, "hat": 1}, 10, TOKENIZER)
     torch.testing.assert_close(words.log_odds.sigmoid(), torch.tensor([0.9, 0.4, 0.1]))
-    run = replace(RUN, balance="prior", segment_weight=1.0, patch_weight=1.0)
+    objective = (Nouns("segment", 1.0, prior=1.0), Nouns("patch", 1.0, prior=1.0))
     model, batch = build_model(CONFIG).eval(), make_batch()
     with torch.no_grad():
         model.segment_logit_scale.fill_(-torch.inf)  # a factor of 0
-    terms = terms_of(model, batch, run, words, KEYS)
+    terms = terms_of(model, batch, objective, words, KEYS)
     probability = torch.where(batch.present, words.log_odds.sigmoid(), 1 - words.log_odds.sigmoid())
     for name in ("segment_nouns", "patch_nouns"):
         torch.testing.assert_close(terms[name], -probability.log().sum(dim=1).mean())
@@ -136,41 +148,27 @@ def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
 
 def test_distinct_prompts_are_encoded_once_and_are_positives_of_all_who_drew_them():
     model, batch = build_model(CONFIG).eval(), make_batch()
-    run = replace(RUN, distinct_prompts=True)
-    prompts, counts = texts_of(batch, run, WORDS)[1], torch.tensor([[1, 0, 1], [0, 2, 0], [2, 0, 0], [0, 1, 1]])
+    objective = (MultiLabel(prompts=2, distinct=True),)
+    prompts, counts = (
+        texts_of(batch, objective, WORDS)[1][0],
+        torch.tensor([[1, 0, 1], [0, 2, 0], [2, 0, 0], [0, 1, 1]]),
+    )
     assert torch.equal(prompts, TOKENIZER([f"a photo of a {noun}." for noun in ("dog", "cat", "hat")]))
     images = model.embed_image_features(model.image_encoder(normalize(batch.images), KEYS).pooled)
     scale = temperature(model.multi_label_logit_scale)
     expected = losses.multi_positive_multi_label_loss(images, model.encode_text(prompts), counts, scale)
-    torch.testing.assert_close(terms_of(model, batch, run, WORDS, KEYS)["multi_label"], expected)
+    torch.testing.assert_close(terms_of(model, batch, objective, WORDS, KEYS)["multi_label"], expected)
 
 
-def test_equal_captions_are_positives_of_the_sigmoid_loss():
-    config = replace(CONFIG, logit_bias=True)
-    model, batch = build_model(config).eval(), make_batch()
-    batch = replace(batch, captions=batch.captions[[0, 1, 0, 2]])
-    run = Run(config, "", 1, 4, caption_loss="sigmoid")
-    no_words = Vocabulary.from_counts({}, 10, TOKENIZER, "weights")
-    images = model.embed_image_features(model.image_encoder(normalize(batch.images), KEYS).pooled)
-    positives = torch.eye(4, dtype=torch.bool)
-    positives[0, 2] = positives[2, 0] = True
-    scale = temperature(model.logit_scale)
-    expected = losses.sigmoid_loss(images, model.encode_text(batch.captions), scale, model.logit_bias, positives)
-    found = terms_of(model, replace(batch, prompts=batch.prompts[:, :0]), run, no_words, KEYS)
-    torch.testing.assert_close(found["caption"], expected)
-
-
-@pytest.mark.parametrize("caption_loss", ["softmax", "sigmoid"])
-def test_captions_made_of_tags_take_no_part_in_the_caption_losses(caption_loss):
-    config = replace(CONFIG, logit_bias=caption_loss == "sigmoid")
-    run = replace(RUN, model=config, caption_loss=caption_loss, local_weight=1.0)
-    model, whole = build_model(config).eval(), make_batch()
+def test_captions_made_of_tags_take_no_part_in_the_caption_losses():
+    objective = (*OBJECTIVE, LocalAlignment(1.0))
+    model, whole = build_model(CONFIG).eval(), make_batch()
     human = torch.tensor([True, False, True, True])
     names = ("images", "captions", "prompts", "present", "known", "human")
     fewer = {name: getattr(whole, name)[human] for name in names}
-    expected = terms_of(model, replace(whole, **fewer), run, WORDS, KEYS[human])
-    found = terms_of(model, replace(whole, human=human), run, WORDS, KEYS)
-    everyone = terms_of(model, whole, run, WORDS, KEYS)
+    expected = terms_of(model, replace(whole, **fewer), objective, WORDS, KEYS[human])
+    found = terms_of(model, replace(whole, human=human), objective, WORDS, KEYS)
+    everyone = terms_of(model, whole, objective, WORDS, KEYS)
     for name in ("caption", "local"):
         torch.testing.assert_close(found[name], expected[name])
         assert (found[name] - everyone[name]).abs() > 1e-3
@@ -179,13 +177,11 @@ def test_captions_made_of_tags_take_no_part_in_the_caption_losses(caption_loss):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-@pytest.mark.parametrize("caption_loss", ["softmax", "sigmoid"])
-def test_fewer_than_two_human_captions_have_nothing_to_tell_apart(caption_loss, count):
-    config = replace(CONFIG, logit_bias=caption_loss == "sigmoid")
-    run = Run(config, "", 1, 4, caption_loss=caption_loss, local_weight=1.0)
-    model, batch = build_model(config).train(), make_batch()
+def test_fewer_than_two_human_captions_have_nothing_to_tell_apart(count):
+    objective = (Captions(), LocalAlignment(1.0))
+    model, batch = build_model(CONFIG).train(), make_batch()
     batch = replace(batch, prompts=batch.prompts[:, :0], human=torch.arange(4) < count)
-    terms = terms_of(model, batch, run, WORDS, KEYS)
+    terms = terms_of(model, batch, objective, WORDS, KEYS)
     assert {name: term.item() for name, term in terms.items()} == {"caption": 0, "local": 0}
     torch.stack(list(terms.values())).sum().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -194,7 +190,7 @@ def test_fewer_than_two_human_captions_have_nothing_to_tell_apart(caption_loss, 
 
 def test_segments_are_aligned_with_the_words_between_start_and_end():
     model, batch = build_model(CONFIG).eval(), make_batch()
-    run = replace(RUN, local_weight=3.0)
+    objective = (*OBJECTIVE, LocalAlignment(3.0))
     features = model.image_encoder(normalize(batch.images), KEYS)
     ends = batch.captions.argmax(dim=1)
     grid = model.embed_text_features(model.text_encoder.words(batch.captions).flatten(0, 1)).unflatten(0, (4, -1))
@@ -203,17 +199,17 @@ def test_segments_are_aligned_with_the_words_between_start_and_end():
     segments = model.embed_image_features(features.segments)
     scale = temperature(model.logit_scale)
     expected = losses.local_alignment_loss(segments, features.occupied(), grid, exist, scale)
-    terms = terms_of(model, batch, run, WORDS, KEYS)
+    terms = terms_of(model, batch, objective, WORDS, KEYS)
     torch.testing.assert_close(terms["local"], 3 * expected)
-    torch.testing.assert_close(terms["caption"], terms_of(model, batch, RUN, WORDS, KEYS)["caption"])
+    torch.testing.assert_close(terms["caption"], terms_of(model, batch, OBJECTIVE, WORDS, KEYS)["caption"])
 
 
 def test_of_an_empty_caption_the_end_stands_for_a_word():
     model, batch = build_model(CONFIG).eval(), make_batch()
     batch = replace(batch, captions=torch.cat([TOKENIZER([""]), batch.captions[1:]]))
-    assert terms_of(model, batch, replace(RUN, local_weight=1.0), WORDS, KEYS)["local"].isfinite()
+    assert terms_of(model, batch, (LocalAlignment(1.0),), WORDS, KEYS)["local"].isfinite()
 
 
 def test_rare_nouns_have_the_prior_of_their_own_frequency():
-    words = Vocabulary.from_counts({"dog": 1000, "cat": 100, "hat": 10}, 100_000, TOKENIZER, "prior")
+    words = Vocabulary.from_counts({"dog": 1000, "cat": 100, "hat": 10}, 100_000, TOKENIZER)
     torch.testing.assert_close(words.log_odds.sigmoid(), torch.tensor([1e-2, 1e-3, 1e-4]))

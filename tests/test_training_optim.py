@@ -1,6 +1,6 @@
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import pytest
 import torch
@@ -8,18 +8,17 @@ from torch import nn
 
 from groupvit.models import GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.training.optim import (
-    Muon,
+    MuonAndAdamW,
+    Optimizer,
+    Schedule,
     hidden_matrices,
-    learning_rate,
     make_optimizer,
     orthogonal,
     parameter_groups,
     set_rate,
 )
-from groupvit.training.runs import get_run
 
-MUON = replace(get_run("debug"), muon=4.0)
-SCHEDULE = {"steps": 100, "warmup": 10, "peak": 1.6e-3, "start": 4e-6, "end": 4e-5}
+SCHEDULE = Schedule(steps=100, warmup=10, lr=1.6e-3, lr_start=4e-6, lr_end=4e-5)
 
 
 def small_model() -> GroupViT:
@@ -58,7 +57,7 @@ def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
 def test_muon_is_for_what_maps_features_to_features():
     model = small_model()
     names = hidden_matrices(model)
-    rest = {name for name, parameter in model.named_parameters() if parameter.ndim > 1} - set(names)
+    rest = {name for name, parameter in model.named_parameters() if parameter.ndim > 1} - names
     assert rest == {
         "image_encoder.stem.0.weight",
         "image_encoder.pos_embed",
@@ -71,11 +70,11 @@ def test_muon_is_for_what_maps_features_to_features():
     assert "image_encoder.stem.weight" not in hidden_matrices(patches)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_muon_steps_kernels_as_matrices_and_adamw_the_rest(precision: Literal["bfloat16", "float32"]) -> None:
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_steps_kernels_as_matrices_and_adamw_the_rest(bfloat16: bool) -> None:
     torch.manual_seed(0)
     model = small_model()
-    optimizer = make_optimizer(model, replace(MUON, weight_decay=0.0, precision=precision))
+    optimizer = make_optimizer(model, Optimizer(weight_decay=0.0, muon=4.0), bfloat16=bfloat16)
     set_rate(optimizer, 2e-3)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [2e-3, 2e-3, 8e-3]
     hidden = set(hidden_matrices(model))
@@ -111,9 +110,9 @@ def test_steps_of_matrices_are_those_of_pytorchs_muon() -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Linear(6, 9, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    settings = {"lr": 0.01, "weight_decay": 0.5}
+    settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.5}
     steps = (
-        Muon([{"params": [ours.weight]}], dtype=torch.bfloat16, **settings),
+        MuonAndAdamW([{"params": [ours.weight], "lr_scale": 1, **settings}], torch.bfloat16),
         torch.optim.Muon([theirs.weight], adjust_lr_fn="match_rms_adamw", **settings),
     )
     for _ in range(4):
@@ -127,13 +126,14 @@ def test_steps_of_matrices_are_those_of_pytorchs_muon() -> None:
 def test_muon_decays_what_it_steps_and_leaves_what_has_no_gradient() -> None:
     weights = [nn.Parameter(torch.ones(2, 3, 1, 1)) for _ in range(2)]
     weights[0].grad = torch.zeros(2, 3, 1, 1)
-    Muon([{"params": weights}], lr=0.1, weight_decay=0.5, dtype=torch.float32).step()
+    group = {"params": weights, "lr_scale": 1, "lr": 0.1, "weight_decay": 0.5}
+    MuonAndAdamW([group], torch.float32).step()
     torch.testing.assert_close(weights[0].detach(), torch.full((2, 3, 1, 1), 0.95))
     assert torch.equal(weights[1].detach(), torch.ones(2, 3, 1, 1))
 
 
 def test_schedule_warms_up_linearly_and_falls_along_a_cosine():
-    rates = [learning_rate(step, **SCHEDULE) for step in range(101)]
+    rates = [SCHEDULE.rate(step) for step in range(101)]
     assert rates[0] == 4e-6
     assert rates[5] == pytest.approx((4e-6 + 1.6e-3) / 2)
     assert max(rates) == rates[10] == 1.6e-3
@@ -143,15 +143,15 @@ def test_schedule_warms_up_linearly_and_falls_along_a_cosine():
 
 
 def test_schedule_without_warm_up_starts_at_the_peak():
-    assert learning_rate(0, **(SCHEDULE | {"warmup": 0})) == 1.6e-3
+    assert replace(SCHEDULE, warmup=0).rate(0) == 1.6e-3
 
 
 def test_without_the_prefix_the_cosine_has_fallen_since_step_0_and_the_rate_drops_onto_it():
-    schedule = SCHEDULE | {"steps": 30_000, "warmup": 2000, "warmup_prefix": False}
-    rates = [learning_rate(step, **schedule) for step in (0, 1999, 2000, 15_000, 30_000)]
+    schedule = replace(SCHEDULE, steps=30_000, warmup=2000, warmup_prefix=False)
+    rates = [schedule.rate(step) for step in (0, 1999, 2000, 15_000, 30_000)]
     assert rates == pytest.approx([4e-6, 1.6e-3, 1.583e-3, (1.6e-3 + 4e-5) / 2, 4e-5], rel=6e-4)
     assert rates[2] < rates[1]
-    with_prefix = [learning_rate(step, **(schedule | {"warmup_prefix": True})) for step in (0, 1999, 2000, 30_000)]
+    with_prefix = [replace(schedule, warmup_prefix=True).rate(step) for step in (0, 1999, 2000, 30_000)]
     assert with_prefix[:2] == rates[:2]
     assert with_prefix[2:] == pytest.approx([1.6e-3, 4e-5])
 

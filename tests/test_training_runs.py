@@ -3,9 +3,8 @@
 import csv
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,23 @@ from PIL import Image
 from groupvit.data.shards import Sample, find_shards, write_shards
 from groupvit.errors import InputError
 from groupvit.models import PAPER, GroupViT, Stage, build_model
-from groupvit.training.optim import learning_rate
-from groupvit.training.runs import PAIRS as COUNTED
-from groupvit.training.runs import RUNS, Run, get_run
+from groupvit.training.objective import Captions, MultiLabel, terms_of
+from groupvit.training.paper_runs import PAIRS as COUNTED
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import RUNS, get_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 SMALL = (
-    *("scenes", "scenes-release", "scenes-long", "scenes-64", "scenes-64-release", "scenes-512-release"),
+    *(
+        "scenes",
+        "scenes-release",
+        "scenes-long",
+        "scenes-64",
+        "scenes-64-release",
+        "scenes-512-release",
+        "scenes-local",
+    ),
     *("flickr8k", "photos", "photos-small", "photos-plain", "photos-trunk", "debug"),
 )
 TRUNKS = ("photos-trunk", "photos-trunk-gpu")
@@ -125,11 +133,13 @@ def test_pretraining_has_the_numbers_of_the_paper(name: str) -> None:
     run, row = RUNS[name], PRETRAINING[name]
     sets = row.sets.split()
     pairs = sum(PAIRS[part] for part in sets)
-    assert (run.batch_size, run.lr, run.weight_decay) == (4096, 0.0016, 0.05)
-    assert run.steps == 30 * pairs // 4096
-    assert run.warmup == row.warmup_epochs * pairs // 4096
-    assert (run.prompts, run.caption_weight, run.segment_weight, run.patch_weight) == (row.prompts, 1, 0, 0)
-    assert run.train == (f"{{{','.join(sets)}}}/*.tar" if len(sets) > 1 else f"{sets[0]}/*.tar")
+    assert (run.data.batch_size, run.schedule.lr, run.optimizer.weight_decay) == (4096, 0.0016, 0.05)
+    assert run.schedule.steps == 30 * pairs // 4096
+    assert run.schedule.warmup == row.warmup_epochs * pairs // 4096
+    assert [type(term) for term in run.objective] == [Captions] + [MultiLabel] * (row.prompts > 0)
+    assert {term.weight for term in run.objective} == {1}
+    assert [term.prompts for term in terms_of(run.objective, MultiLabel)] == [row.prompts] * (row.prompts > 0)
+    assert run.data.train == (f"{{{','.join(sets)}}}/*.tar" if len(sets) > 1 else f"{sets[0]}/*.tar")
     assert row.score in run.expected
     assert row.row in run.paper
     image, text = run.model.image, run.model.text
@@ -143,27 +153,30 @@ def test_pretraining_has_the_numbers_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PRETRAINING if name != "paper"])
 def test_all_but_the_paper_s_own_run_follow_the_release(name: str) -> None:
     run = RUNS[name]
-    assert (run.lr_start, run.lr_end, run.warmup_prefix, run.clip_grad) == (4e-6, 4e-5, False, 5.0)
-    assert (run.loss_form, run.noun_style, run.augment, run.crop) == ("release", "release", "randaugment", (0.08, 1.0))
+    assert (run.schedule.lr_start, run.schedule.lr_end, run.schedule.warmup_prefix) == (4e-6, 4e-5, False)
+    assert (run.data.augment, run.data.crop) == ("randaugment", (0.08, 1.0))
+    assert run.objective[0] == Captions(form="release")
+    assert set(run.objective[1:]) <= {MultiLabel(3, style="release", form="release")}
     image, text = run.model.image, run.model.text
     assert (image.assign_logits, image.assign_eps, image.token_mixer, image.group_residual) == (
         "scaled_dot", 1.0, True, True,
     )  # fmt: skip
     assert (image.pre_assign_attention, image.channel_mlp, image.drop_path) == (True, True, 0.1)
     assert (text.width, text.heads) == (256, 4)
-    assert (run.model.projector_dim, run.model.embed_dim, run.model.projector_norm) == (4096, 256, "batch")
+    assert (run.model.projector_dim, run.model.embed_dim) == (4096, 256)
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_a_temperature_that_no_loss_uses_is_not_in_the_model(name: str) -> None:
     own_temperature = hasattr(on_meta(RUNS[name]), "multi_label_logit_scale")
-    assert own_temperature == (RUNS[name].prompts > 0 and name != "paper")
+    assert own_temperature == (len(RUNS[name].objective) > 1 and name != "paper")
 
 
 def test_the_paper_s_own_run_is_as_printed() -> None:
     run = RUNS["paper"]
     assert run.model == PAPER
-    assert (run.loss_form, run.noun_style, run.warmup_prefix) == ("paper", "paper", True)
+    assert run.objective == (Captions(form="paper"), MultiLabel(3, style="paper", form="paper"))
+    assert run.schedule.warmup_prefix
     image, text = run.model.image, run.model.text
     assert (image.assign_logits, image.assign_eps) == ("dot", 0.0)
     extras = (image.token_mixer, image.pre_assign_attention, image.channel_mlp, image.project_group_tokens)
@@ -171,20 +184,15 @@ def test_the_paper_s_own_run_is_as_printed() -> None:
     assert (text.width, text.heads, run.model.multi_label_scale) == (512, 8, False)
 
 
-def rates(run: Run, *steps: int) -> list[float]:
-    schedule: dict[str, Any] = {"peak": run.lr, "start": run.lr_start, "end": run.lr_end}
-    schedule |= {"steps": run.steps, "warmup": run.warmup, "warmup_prefix": run.warmup_prefix}
-    return [learning_rate(step, **schedule) for step in steps]
-
-
 def test_the_release_s_rate_drops_a_little_where_the_warm_up_ends() -> None:
     run = RUNS["groupvit-s-gcc-yfcc"]
-    assert (run.steps, run.warmup) == (209_935, 13_995)
-    assert rates(run, 0, run.warmup - 1, run.warmup, run.steps) == pytest.approx(
-        [4e-6, 1.6e-3, 1.583e-3, 4e-5], rel=3e-4
-    )
-    paper = RUNS["paper"]
-    assert rates(paper, 0, paper.warmup, paper.steps) == pytest.approx([0, 1.6e-3, 0], abs=1e-12)
+    steps, warmup = run.schedule.steps, run.schedule.warmup
+    assert (steps, warmup) == (209_935, 13_995)
+    rates = [run.schedule.rate(step) for step in (0, warmup - 1, warmup, steps)]
+    assert rates == pytest.approx([4e-6, 1.6e-3, 1.583e-3, 4e-5], rel=3e-4)
+    paper = RUNS["paper"].schedule
+    rates = [paper.rate(step) for step in (0, paper.warmup, paper.steps)]
+    assert rates == pytest.approx([0, 1.6e-3, 0], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -203,20 +211,22 @@ def test_pretraining_builds_with_the_groups_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_small_runs_build_and_end_after_their_warm_up(name: str) -> None:
     assert size(on_meta(RUNS[name])) < 20_000_000
-    assert 0 <= RUNS[name].warmup < RUNS[name].steps
+    assert 0 <= RUNS[name].schedule.warmup < RUNS[name].schedule.steps
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith("photos")])
 def test_measured_runs_are_what_they_were_when_measured(name: str) -> None:
     run = RUNS[name]
-    assert (run.augment, run.ema, run.in_memory, run.warmup_prefix) == ("crop", 0.0, 0, True)
-    assert (run.steps, run.batch_size, run.lr, run.warmup, run.crop[0]) == {
+    schedule, data = run.schedule, run.data
+    assert (data.augment, run.optimizer.ema, schedule.warmup_prefix) == ("crop", 0.0, True)
+    assert (schedule.steps, data.batch_size, schedule.lr, schedule.warmup, data.crop[0]) == {
         "scenes": (2400, 32, 5e-4, 200, 0.6),
         "scenes-release": (600, 128, 1.6e-3, 40, 0.08),
         "scenes-long": (14_000, 32, 1e-3, 200, 0.6),
         "scenes-64": (800, 64, 7e-4, 67, 0.6),
         "scenes-64-release": (800, 64, 7e-4, 67, 0.6),
         "scenes-512-release": (100, 512, 2e-3, 8, 0.6),
+        "scenes-local": (2400, 32, 5e-4, 200, 0.6),
         "flickr8k": (800, 256, 1e-3, 100, 0.4),
         "debug": (10, 16, 5e-4, 2, 0.6),
     }[name]
@@ -234,7 +244,7 @@ def test_patterns_with_braces_find_the_shards_of_each_data_set(tmp_path: Path) -
     for name in PAIRS:
         write_shards([Sample("0", b"\xff\xd8\xff", ("a dog",))], tmp_path / name, prefix="part")
     for name, row in PRETRAINING.items():
-        found = find_shards(tmp_path / RUNS[name].train)
+        found = find_shards(tmp_path / RUNS[name].data.train)
         assert [Path(path).parent.name for path in found] == row.sets.split()
 
 
@@ -328,8 +338,9 @@ def test_the_subset_of_yfcc_becomes_a_table_as_documented(tmp_path: Path, monkey
     assert columns("yfcc14m.parquet") == [("http://a/0.jpg", "Our dog runs"), ("http://a/4.jpg", "a cat")]
 
 
-def test_photos_share_their_attention_in_an_even_share_of_the_steps() -> None:
-    run = replace(RUNS["debug"], mix=0.25)
-    assert [run.mixed(step) for step in range(8)] == [1, 1, 1, 4, 1, 1, 1, 4]
-    assert {replace(run, mix=0.0).mixed(step) for step in range(8)} == {1}
-    assert {replace(run, mix=1.0).mixed(step) for step in range(8)} == {4}
+def test_a_varied_run_differs_in_what_was_named_wherever_it_stands() -> None:
+    run = vary(RUNS["debug"], steps=7, crop=(0.5, 1.0), ema=0.9, cost="nothing")
+    assert (run.schedule.steps, run.data.crop, run.optimizer.ema, run.cost) == (7, (0.5, 1.0), 0.9, "nothing")
+    assert vary(run, steps=10, crop=(0.6, 1.0), ema=0.0, cost=RUNS["debug"].cost) == RUNS["debug"]
+    with pytest.raises(TypeError, match="colour"):
+        vary(run, colour="red")

@@ -17,8 +17,11 @@ from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.models.trunks import EfficientNetLite
 from groupvit.training import loop
+from groupvit.training.data import Data
 from groupvit.training.loop import train
-from groupvit.training.runs import Run, with_vit
+from groupvit.training.objective import Captions, Nouns, Teacher, terms_of
+from groupvit.training.optim import Optimizer, Schedule
+from groupvit.training.run import Run, vary, with_vit
 
 RUN = Run(
     model=ModelConfig(
@@ -31,19 +34,10 @@ RUN = Run(
         segment_loss=True,
         teacher_loss=True,
     ),
-    train="train/*.tar",
-    steps=2,
-    batch_size=8,
-    warmup=1,
-    muon=4.0,
-    segment_weight=1.0,
-    patch_weight=0.5,
-    teacher_weight=1.0,
-    balance="prior",
-    ema=0.5,
-    cached_crops=2,
-    min_count=2,
-    save_every=1,
+    data=Data("train/*.tar", batch_size=8, cached_crops=2, min_count=2),
+    objective=(Captions(), Nouns("segment", 1.0, prior=1.0), Nouns("patch", 0.5, prior=1.0), Teacher()),
+    schedule=Schedule(steps=2, warmup=1, save_every=1),
+    optimizer=Optimizer(muon=4.0, ema=0.5),
 )
 
 
@@ -89,10 +83,9 @@ def test_a_training_on_a_trunk_resumes_to_the_bit_and_leaves_it_as_it_was(data, 
 def test_what_cached_crops_and_teachers_cannot_do_is_said_before_anything_is_written(data, tmp_path):
     plain = replace(RUN.model, image=replace(RUN.model.image, stem="conv", stages=(Stage(1, 4, 4),)))
     for run, complaint in (
-        (replace(RUN, augment="color"), "nor their colours changed"),
-        (replace(RUN, in_memory=32), "neither are photos kept in memory"),
+        (vary(RUN, augment="color"), "their colours cannot be changed"),
         (replace(RUN, model=plain), "only an EfficientNet-Lite"),
-        (replace(RUN, model=plain, cached_crops=0), "a classifier to learn from"),
+        (vary(RUN, model=plain, cached_crops=0), "a classifier to learn from"),
     ):
         with pytest.raises(InputError, match=complaint):
             train(run, data, tmp_path / "run", workers=0)
@@ -104,8 +97,8 @@ def test_a_vit_that_transformers_saved_takes_the_place_of_the_trunk(data, tmp_pa
     config = transformers.ViTConfig(**sizes, num_hidden_layers=2, intermediate_size=48)
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
-    run = with_vit(replace(RUN, steps=1), read_vit_config(tmp_path / "vit"))
-    assert (run.teacher_weight, run.cached_crops, run.model.image.patch_size) == (0, 0, 16)
+    run = with_vit(vary(RUN, steps=1), read_vit_config(tmp_path / "vit"))
+    assert (terms_of(run.objective, Teacher), run.data.cached_crops, run.model.image.patch_size) == ([], 0, 16)
     with pytest.raises(InputError, match="add --trunk or --init"):
         train(run, data, tmp_path / "run", workers=0)
     train(run, data, tmp_path / "run", workers=0, trunk=tmp_path / "vit")

@@ -1,6 +1,6 @@
 """Samples of the shards to the tensors of one training step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from groupvit.data.index import CaptionedPhotos
-from groupvit.data.memory import Photos
 from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
 from groupvit.data.transforms import Crop, draw_color, draw_crop, load_crop, to_tensor
-from groupvit.data.workers import received
 from groupvit.errors import InputError
 from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
@@ -33,10 +31,9 @@ class Batch:
 
     Captions that are not `human` are made of tags; a noun that the source of these could not have said is not `known`,
     nor is one of several words ("traffic light") of captions.
-    Photos are cropped already (`images`), or are rows of `memory.Photos` still to be cropped (`rows`, `boxes`,
-    `mirrored`), or rows of a `TrunkCache` (`rows`, `mirrored`), whose maps become `early`; the other fields are empty
-    then. `color` holds the factors of `jitter_color`, or is empty. `unreadable` names the photos in whose place a
-    neighbour stands.
+    Photos are cropped already (`images`), or are rows of a `TrunkCache` (`rows`, `mirrored`), whose maps become
+    `early`; the other fields are empty then. `color` holds the factors of `jitter_color`, or is empty. `unreadable`
+    names the photos in whose place a neighbour stands.
     """
 
     images: UInt8[Tensor, "_ 3 height width"]
@@ -46,7 +43,6 @@ class Batch:
     known: Bool[Tensor, "batch vocabulary"]
     human: Bool[Tensor, " batch"]
     rows: Int[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    boxes: Float[Tensor, "_ 4"] = field(default_factory=lambda: torch.empty(0, 4))
     mirrored: Bool[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     color: Float[Tensor, "_ 3"] = field(default_factory=lambda: torch.empty(0, 3))
     early: tuple[Float[Tensor, "batch _ _ _"], ...] = ()
@@ -67,7 +63,6 @@ class Batch:
 class _Example(NamedTuple):
     image: UInt8[Tensor, "3 height width"] | None
     row: int
-    box: tuple[float, float, float, float]
     mirrored: bool
     color: Float[Tensor, "3"] | None
     caption: str
@@ -82,9 +77,8 @@ class Batches(Dataset[Batch]):
     batch_size=None)`.
 
     Crop, colour, caption and prompts of a sample are functions of (seed, epoch, shard, row) alone. `scale` is the
-    share of a photo's area that a crop keeps. With `sizes`, the widths and heights of photos in memory, images are
-    not read, nor with `cached`, the rows in a `TrunkCache` of each photo's crops. A photo that cannot be decoded (its
-    size is 0, its rows are -1) is replaced by the next one of its shard, and named.
+    share of a photo's area that a crop keeps. With `cached`, the rows in a `TrunkCache` of each photo's crops, images
+    are not read. A photo that cannot be decoded (its rows are -1) is replaced by the next one of its shard, and named.
     """
 
     photos: CaptionedPhotos
@@ -96,13 +90,12 @@ class Batches(Dataset[Batch]):
     noun_style: Style
     vocabulary: tuple[str, ...]
     tokenizer: Tokenizer
-    sizes: Int64[np.ndarray, "photos 2"] | None = None
     cached: Int64[np.ndarray, "photos crops"] | None = None
 
     def __getitem__(self, places: Int64[np.ndarray, "batch 3"]) -> Batch:
         unreadable: list[str] = []
         examples = [self._readable(epoch, shard, row, unreadable) for epoch, shard, row in places.tolist()]
-        size, in_memory = self.image_size, self.sizes is not None or self.cached is not None
+        size, cached = self.image_size, self.cached is not None
         present, known = np.zeros((2, len(examples), len(self.vocabulary)), dtype=bool)
         column = {noun: i for i, noun in enumerate(self.vocabulary)}
         in_captions = np.array([is_word(noun) for noun in self.vocabulary], dtype=bool)
@@ -120,9 +113,8 @@ class Batches(Dataset[Batch]):
             torch.from_numpy(present),
             torch.from_numpy(known),
             torch.tensor([example.sayable is None for example in examples]),
-            torch.tensor([example.row for example in examples if in_memory], dtype=torch.int64),
-            torch.tensor([example.box for example in examples if in_memory]).reshape(-1, 4),
-            torch.tensor([example.mirrored for example in examples if in_memory], dtype=torch.bool),
+            torch.tensor([example.row for example in examples if cached], dtype=torch.int64),
+            torch.tensor([example.mirrored for example in examples if cached], dtype=torch.bool),
             _stack([example.color for example in examples], (3,), torch.float32),
             unreadable=tuple(unreadable),
         )
@@ -138,18 +130,11 @@ class Batches(Dataset[Batch]):
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
 
     def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
-        number, image, box, mirrored = int(self.photos.counts[:shard].sum()) + row, None, (0.0, 0.0, 1.0, 1.0), False
+        number, image, mirrored = int(self.photos.counts[:shard].sum()) + row, None, False
         if self.cached is not None:
             number, mirrored = int(generator.choice(self.cached[number])), bool(generator.integers(2))
             if number < 0:
-                raise self._undecodable(shard, row)
-            captions = self.photos.captions(shard, row)
-        elif self.sizes is not None:
-            width, height = self.sizes[number].tolist()
-            if not width:
-                raise self._undecodable(shard, row)
-            crop = draw_crop(width, height, self.scale, generator)
-            box, mirrored = crop.relative(width, height), crop.mirrored
+                raise _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
             captions = self.photos.captions(shard, row)
         else:
             sample = self.photos.read(shard, row)
@@ -160,10 +145,7 @@ class Batches(Dataset[Batch]):
         color = draw_color(generator) if self.augmentation == "color" else None
         nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
         sayable = self.photos.sayable(shard, row)
-        return _Example(image, number, box, mirrored, color, captions[chosen], prompts, nouns, sayable)
-
-    def _undecodable(self, shard: int, row: int) -> "_Undecodable":
-        return _Undecodable(f"photo {row} of {self.photos.indexes[shard].shard}")
+        return _Example(image, number, mirrored, color, captions[chosen], prompts, nouns, sayable)
 
     def _crop(self, sample: Sample, generator: np.random.Generator) -> UInt8[Tensor, "3 height width"]:
         def draw(width: int, height: int) -> Crop:
@@ -191,30 +173,6 @@ def _stack(
 
 
 @dataclass(frozen=True)
-class _Decoded(Dataset[Any]):
-    """One photo, squashed, with its true width and height; zeros when it cannot be decoded."""
-
-    photos: CaptionedPhotos
-    side: int
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 side side"], tuple[int, int]]:
-        sample, size = self.photos.read(*self.photos.place(number)), (0, 0)
-
-        def whole(width: int, height: int) -> Crop:
-            nonlocal size
-            size = width, height
-            return Crop(0, 0, width, height)
-
-        try:
-            return to_tensor(load_crop(sample.image, sample.key, self.side, whole)), size
-        except InputError:
-            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), (0, 0)
-
-
-@dataclass(frozen=True)
 class RandomCrops(Dataset[Any]):
     """`count` random crops of every photo, one after the other, and whether it could be decoded (else zeros)."""
 
@@ -238,22 +196,3 @@ class RandomCrops(Dataset[Any]):
             return to_tensor(load_crop(sample.image, sample.key, self.side, draw)), True
         except InputError:
             return torch.zeros(3, self.side, self.side, dtype=torch.uint8), False
-
-
-def decode(
-    photos: CaptionedPhotos,
-    side: int,
-    *,
-    workers: int,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
-    **options: Any,
-) -> tuple[Photos, Int64[np.ndarray, "photos 2"]]:
-    """All photos as squares of `side` pixels, and their true widths and heights (0 for one that cannot be decoded)."""
-    loader = DataLoader(_Decoded(photos, side), batch_size=64, num_workers=workers, **options)
-    pixels = torch.empty(len(photos), 3, side, side, dtype=torch.uint8)
-    sizes, done = np.zeros((len(photos), 2), dtype=np.int64), 0
-    for images, (widths, heights) in progress(received(loader), len(loader)):
-        these = slice(done, done + len(images))
-        pixels[these], sizes[these, 0], sizes[these, 1] = images, widths, heights
-        done += len(images)
-    return Photos(pixels), sizes

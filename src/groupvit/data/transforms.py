@@ -35,10 +35,6 @@ class Crop:
     def box(self) -> tuple[float, float, float, float]:
         return float(self.left), float(self.top), float(self.right), float(self.bottom)
 
-    def relative(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return left, top, right, bottom as shares of the photo's sides."""
-        return self.left / width, self.top / height, self.right / width, self.bottom / height
-
 
 def load_rgb(file: str | Path | BinaryIO | bytes, name: str) -> Image.Image:
     """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.

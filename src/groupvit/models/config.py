@@ -100,19 +100,17 @@ class TextEncoderConfig:
 class ModelConfig:
     """A GroupViT, or with a single stage without group tokens a CLIP-style ViT.
 
-    `segment_loss` adds the scale and bias that the segment-level noun loss learns, `logit_bias` the sigmoid caption
-    loss's bias, `teacher_loss` the scale of the loss by a trunk's classifier. `rivals` are the nouns that it learnt to
-    find, of which some compete with the labels (`segmentation.rivals`).
+    `segment_loss` adds the scale and bias that the noun losses learn, `teacher_loss` the scale of the loss by a trunk's
+    classifier. `rivals` are the nouns that it learnt to find, of which some compete with the labels
+    (`segmentation.rivals`).
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     embed_dim: int = 256
     projector_dim: int = 4096
-    projector_norm: Literal["batch", "layer"] = "batch"
     multi_label_scale: bool = True
     segment_loss: bool = False
-    logit_bias: bool = False
     teacher_loss: bool = False
     rivals: tuple[str, ...] = ()
 
@@ -123,10 +121,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`, also of earlier versions; an unknown, missing or mistyped field is an `InputError`."""
-        return _parse(cls, values, "model")
+        if changed := [name for name, value in _GONE.items() if values.get(name, value) != value]:
+            raise InputError(f"this groupvit has no model.{changed[0]} any more: use the version that wrote the model")
+        return _parse(cls, {name: value for name, value in values.items() if name not in _GONE}, "model")
 
 
-_ADDED = ("logit_bias", "teacher_loss", "rivals", "seeded", "vit")
+_GONE = {"projector_norm": "batch", "logit_bias": False}
+"""Fields that earlier checkpoints have, and the only value that is still built."""
+_ADDED = ("teacher_loss", "rivals", "seeded", "vit")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import asdict
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,10 @@ SEGMENT_LOGIT_BIAS = -5.0
 class Projector(nn.Module):
     """Two-layer perceptron into the joint space (§4.1); rows of any leading shape."""
 
-    def __init__(self, dim: int, hidden_dim: int, out_dim: int, norm: Literal["batch", "layer"]):
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
-        self.norm = nn.BatchNorm1d(hidden_dim) if norm == "batch" else nn.LayerNorm(hidden_dim)
+        self.norm = nn.BatchNorm1d(hidden_dim)
         self.fc2 = Linear(hidden_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
@@ -36,8 +35,8 @@ class GroupViT(nn.Module):
     """The two encoders, their projectors and the learned temperatures.
 
     `multi_label_logit_scale` is the multi-label loss's own temperature; `segment_logit_scale` and `segment_logit_bias`
-    belong to the segment-level noun loss, `logit_bias` to the sigmoid caption loss, `teacher_logit_scale` to the loss
-    by a trunk's classifier. All scales are logarithms, used through `temperature`.
+    belong to the noun losses, `teacher_logit_scale` to the loss by a trunk's classifier. All scales are logarithms,
+    used through `temperature`.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class GroupViT(nn.Module):
         *,
         multi_label_scale: bool = True,
         segment_loss: bool = False,
-        logit_bias: bool = False,
         teacher_loss: bool = False,
     ):
         super().__init__()
@@ -63,8 +61,6 @@ class GroupViT(nn.Module):
         if segment_loss:
             self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
             self.segment_logit_bias = nn.Parameter(torch.tensor(SEGMENT_LOGIT_BIAS))
-        if logit_bias:
-            self.logit_bias = nn.Parameter(torch.tensor(-10.0))  # Zhai et al., 2023: nearly all pairs are negative
         if teacher_loss:
             self.teacher_logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
@@ -94,7 +90,7 @@ def build_model(config: ModelConfig) -> GroupViT:
     """A randomly initialised model: the only reader of `ModelConfig`."""
     image_encoder = ImageEncoder(**vars(config.image))
     image_encoder.apply(_init_linear)
-    projector = (config.projector_dim, config.embed_dim, config.projector_norm)
+    projector = (config.projector_dim, config.embed_dim)
     return GroupViT(
         image_encoder,
         TextEncoder(**asdict(config.text)),
@@ -102,7 +98,6 @@ def build_model(config: ModelConfig) -> GroupViT:
         Projector(config.text.width, *projector),
         multi_label_scale=config.multi_label_scale,
         segment_loss=config.segment_loss,
-        logit_bias=config.logit_bias,
         teacher_loss=config.teacher_loss,
     )
 

@@ -258,15 +258,10 @@ class ImageEncoder(nn.Module):
         images: Float[Tensor, "_ 3 height width"],
         keys: Int[Tensor, " batch"] | None = None,
         *,
-        mixed: int = 1,
         joined: Sequence[Int[Tensor, "batch _"]] = (),
         early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
-
-        `mixed` images at a time share the blocks and group tokens of the first stage, as if they were one, and are
-        grouped apart: what a patch has from its surroundings may then come from another image, so that it must be known
-        by itself (as in MixReorg, Cai et al., ICCV 2023, which groups the mixture). The batch is a multiple of it.
 
         `joined` repeats an earlier pass: `Assignment.joined` of each grouping stage, which the stages then keep to.
         `early`, the trunk's maps before the last where they are known already, take the place of the images, of which
@@ -276,13 +271,7 @@ class ImageEncoder(nn.Module):
         tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self._stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
-            if i == 0 and mixed > 1:
-                together = rearrange(segments, "(b m) n d -> b (m n) d", m=mixed)
-                segments, tokens = stage(together, None, None if stage_keys is None else stage_keys[::mixed])
-                segments = rearrange(segments, "b (m n) d -> (b m) n d", m=mixed)
-                tokens = None if tokens is None else tokens.repeat_interleave(mixed, dim=0)
-            else:
-                segments, tokens = stage(segments, tokens, stage_keys)
+            segments, tokens = stage(segments, tokens, stage_keys)
             given = joined[len(assignments)] if len(assignments) < len(joined) else None
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))

@@ -1,12 +1,12 @@
 """Several processes that train one model, started by torchrun; alone, everything here does nothing."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,68 +22,93 @@ _PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process's number among `world`, each of which has an equal share of every batch, in this order."""
+class World:
+    """This process's rank among `size`, each of which has an equal share of every batch, in this order."""
 
     rank: int = 0
-    world: int = 1
+    size: int = 1
 
-    def gather(self, own: Shaped[Tensor, "_ *rest"]) -> Shaped[Tensor, "_ *rest"]:
-        """The shares of all processes, which have one shape, one after the other; without gradient."""
-        if self.world == 1:
-            return own
-        sent = (own.to(torch.uint8) if own.dtype == torch.bool else own).detach().contiguous()
-        shares = [torch.empty_like(sent) for _ in range(self.world)]
-        dist.all_gather(shares, sent)
-        return torch.cat(shares).to(own.dtype)
+    def gather(self, share: Shaped[Tensor, "_ *rest"]) -> Shaped[Tensor, "_ *rest"]:
+        """Return the shares of all processes, which have one shape, one after the other.
+
+        Every process takes the same loss of them, so a share's gradient, averaged over processes in the end, is `size`
+        times this process's.
+        """
+        return share if self.size == 1 else _Gather.apply(share, self)  # pyright: ignore[reportReturnType]
 
     def share(self, whole: Shaped[Tensor, "count *rest"]) -> Shaped[Tensor, "_ *rest"]:
-        """This process's part of rows that all processes have; the last ones' are filled up with the first row."""
-        size = -(-len(whole) // self.world)
-        own = whole[self.rank * size : (self.rank + 1) * size]
-        return torch.cat([own, whole[:1].expand(size - len(own), *whole.shape[1:])])
+        """Return this process's part of rows that all have; the last parts are filled up with the first row."""
+        size = -(-len(whole) // self.size)
+        rows = whole[self.rank * size : (self.rank + 1) * size]
+        return torch.cat([rows, whole[:1].expand(size - len(rows), *whole.shape[1:])])
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces every gradient by its mean over the processes, in one message."""
-        if self.world == 1:
+        """Replace every gradient by its mean over the processes, in one message."""
+        if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         together = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(together)
-        parts = (together / self.world).split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        means = (together / self.size).split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set in one of the processes."""
-        if self.world == 1:
-            return flag
-        found = torch.tensor(int(flag), device=device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+    def largest(self, number: int, device: torch.device) -> int:
+        """Return the largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number, device=device)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
 
-    def agree(self, text: str, device: torch.device) -> bool:
-        """Whether all processes give the same text."""
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-        return len(set(self.gather(torch.tensor([number], device=device)).tolist())) == 1
+    def agree(self, text: str) -> bool:
+        """True if all processes give the same text."""
+        texts: list[str | None] = [text] * self.size
+        if self.size > 1:
+            dist.all_gather_object(texts, text)
+        return len(set(texts)) == 1
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
+        """Wait until all processes are here."""
+        if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Let the other processes wait until the first one has left the block: they find what it has written."""
+        if self.rank:
+            self.wait()
+        yield
+        if not self.rank:
+            self.wait()
 
-ALONE = Processes()
+
+ALONE = World()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, world: World) -> Tensor:
+        ctx.world, ctx.count = world, len(share)
+        sent = (share.to(torch.uint8) if share.dtype == torch.bool else share).contiguous()
+        shares = [torch.empty_like(sent) for _ in range(world.size)]
+        dist.all_gather(shares, sent)
+        return torch.cat(shares).to(share.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        start = ctx.world.rank * ctx.count
+        return ctx.world.size * gradients[0][start : start + ctx.count], None
 
 
 def mark_started(out: Path) -> None:
-    """Notes in a training's folder which run of torchrun started it, if one did."""
+    """Note in a training's folder which run of torchrun started it, if one did."""
     if run := os.environ.get("TORCHELASTIC_RUN_ID"):
         write_atomically(out / "torchrun", run.encode())
 
 
 def restarted(out: Path) -> bool:
-    """Whether torchrun has started this process again, and the training in `out` is its own, not an earlier one.
+    """True if torchrun has started this process again, and the training in `out` is its own, not an earlier one.
 
     At its first start the mark of an earlier one is removed: without a name given, torchrun calls all its runs "none".
     """
@@ -97,11 +122,11 @@ def restarted(out: Path) -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[tuple[Processes, torch.device]]:
-    """The processes that torchrun has started, connected (NCCL for GPUs, gloo for CPUs), and this one's device."""
+def connected() -> Iterator[tuple[World, torch.device]]:
+    """Connect the processes that torchrun has started (NCCL for GPUs, gloo for CPUs); give this one's device, too."""
     cuda = torch.cuda.is_available()
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
         yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
     if missing := sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
@@ -110,11 +135,11 @@ def joined() -> Iterator[tuple[Processes, torch.device]]:
     if cuda:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     # torchrun keeps its store when it starts processes again: the addresses of dead ones must not be found.
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
-        yield Processes(rank, world), device
+        yield World(rank, size), device
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Whether the groups are alive: numbers for each log step, and a warning when a training collapses."""
+"""Health of the groups: numbers for each log step, and a warning when a training collapses."""
 
 import math
 from collections import defaultdict, deque
@@ -13,21 +13,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groupvit.models.image_encoder import ImageEncoder, ImageFeatures, occupied
-from groupvit.training.runs import Run
 
 
 @contextmanager
 def watched(encoder: ImageEncoder, *, active: bool) -> Iterator[dict[str, Float[Tensor, ""]]]:
-    """Fills the dictionary with the `group_health` of what the encoder makes meanwhile; of chunks the last one's."""
-    found: dict[str, Float[Tensor, ""]] = {}
+    """Fill the dictionary with the `group_health` of what the encoder makes meanwhile; of chunks the last one's."""
+    health: dict[str, Float[Tensor, ""]] = {}
 
     def look(module: torch.nn.Module, given: object, features: ImageFeatures) -> None:
         if torch.is_grad_enabled():  # a cached batch encodes each chunk twice
-            found.update(group_health(features))
+            health.update(group_health(features))
 
     hook = encoder.register_forward_hook(look) if active else None
     try:
-        yield found
+        yield health
     finally:
         if hook:
             hook.remove()
@@ -35,14 +34,12 @@ def watched(encoder: ImageEncoder, *, active: bool) -> Iterator[dict[str, Float[
 
 @torch.no_grad()
 def group_health(features: ImageFeatures) -> dict[str, Float[Tensor, ""]]:
-    """Four numbers for each grouping stage, under hard assignment; a plain ViT has none.
+    """Return four numbers for each grouping stage, under hard assignment; a plain ViT has none.
 
-    `usage_entropy` is that of the share of segments each group owns on average over the batch, over the logarithm of
-    the groups: 1 when all are used equally, 0 when one takes all. `dead_groups` counts those that own nothing in any
-    image. `largest_share` is how much the largest group of an image owns. `similarity` is the mean cosine between two
-    groups of an image that own patches, less what the groups of the batch share: 1 when an image's groups are alike.
-
-    The groups of the last stage are compared as final segments, those of earlier ones as the next stage groups them.
+    `usage_entropy`: of the share of segments that each group owns over the batch; 1 when all groups are used equally, 0
+    when one takes all. `dead_groups`: how many own nothing in any image. `largest_share`: how much the largest group of
+    an image owns. `similarity`: the mean cosine between two groups of an image, less what the groups of the batch
+    share; 1 when they are alike. The last stage's groups are final segments, earlier ones as the next stage sees them.
     """
     outputs = [given.segments for given in features.ungrouped[1:]] + [features.segments]
     health = {}
@@ -60,7 +57,7 @@ def group_health(features: ImageFeatures) -> dict[str, Float[Tensor, ""]]:
 
 
 def _similarity(groups: Float[Tensor, "batch groups dim"], owning: Bool[Tensor, "batch groups"]) -> Float[Tensor, ""]:
-    """The mean cosine over pairs, from the length of the sum of unit vectors: |sum|^2 = count + every pair twice.
+    """Return the mean cosine over pairs, by the length of the sum of unit vectors: |sum|^2 = count + each pair twice.
 
     Groups of good models have cosines up to 0.99, nearly all of it from what all of them share. A hundredth of that
     stays in, so that groups which differ by less are alike. An image with a single group counts as 1.
@@ -74,7 +71,7 @@ def _similarity(groups: Float[Tensor, "batch groups dim"], owning: Bool[Tensor, 
 
 
 def distinct_share(captions: Int[Tensor, "photos length"]) -> Float[Tensor, ""]:
-    """How many captions of a batch differ, as a share of all. Photos of one caption count as each other's negatives."""
+    """Return the share of captions that differ. Photos of one caption count as each other's negatives."""
     return torch.tensor(len(captions.unique(dim=0)) / len(captions))
 
 
@@ -85,21 +82,13 @@ _ALIKE = "most photos of a batch share their caption, there is little to tell th
 _RISEN = "the loss has risen by a quarter of what it was at first, and stays there"
 
 
-def caption_chance(run: Run) -> float:
-    """The weighted caption loss (Eq. 6) of a model that tells no photo of a batch from another; a sigmoid has none."""
-    if run.caption_loss == "sigmoid":
-        return math.inf
-    directions = 2 if run.loss_form == "paper" else 1
-    return directions * run.caption_weight * math.log(run.batch_size)
-
-
 class Alarm:
     """Tells in one line that a training collapses, from its log steps.
 
     A sign must hold for five log steps on end, a jump of the loss and skipped steps for one; it is told once until it
-    has been absent for five. During the warm-up only skipped steps, a rising loss and equal captions tell. Users of the
-    release report such trainings after days, from their scores. The bounds lie far from what healthy small trainings
-    show, which is noted beside each. `warmup` counts steps; `chance` is `caption_chance`.
+    has been absent for five. During the warm-up only skipped steps, a rising loss and equal captions tell. The bounds
+    lie far from what healthy small trainings show, which is noted beside each. `warmup` counts steps; `chance` is the
+    caption loss of a model that has learnt nothing.
     """
 
     def __init__(self, warmup: int, chance: float):
@@ -112,7 +101,7 @@ class Alarm:
         self.lowest = math.inf
 
     def check(self, step: int, values: dict[str, Any]) -> str | None:
-        """The warning that a log step gives rise to; `values` are named as in the metrics file."""
+        """Return the warning that a log step gives rise to; `values` are named as in the metrics file."""
         skipped, self.skipped = values.get("skipped", 0) - self.skipped, values.get("skipped", 0)
         alike = values.get("distinct_captions", 1.0) < 0.25  # healthy: 0.8 and more
         signs = {_SKIPPED: skipped > 1, _RISEN: self._risen(values["loss"]), _ALIKE: alike}

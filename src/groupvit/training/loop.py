@@ -1,59 +1,189 @@
 """Pre-training, top to bottom: shards in, a checkpoint out."""
 
-import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import nn
-from torch.utils.data import DataLoader
 
 from groupvit.checkpoints import latest, load
 from groupvit.checkpoints.native import check
 from groupvit.checkpoints.trunks import PUBLISHED, load_trunk
-from groupvit.data.batches import Batch, Batches, RandomCrops, decode
+from groupvit.data.batches import Batch
 from groupvit.data.index import CaptionedPhotos
-from groupvit.data.memory import Photos
-from groupvit.data.order import BatchSampler, Order
-from groupvit.data.shards import FAULTS, find_shards
-from groupvit.data.storage import File
-from groupvit.data.transforms import jitter_color
-from groupvit.data.workers import received
+from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
 from groupvit.machine import has_bfloat16
 from groupvit.models import GroupViT, build_model, noise, temperature
-from groupvit.text.imagenet import imagenet_texts
-from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.cached_batch import backward
-from groupvit.training.compiled import compile_blocks
-from groupvit.training.curves import draw
-from groupvit.training.distributed import ALONE, Processes, mark_started
-from groupvit.training.health import Alarm, caption_chance, distinct_share, watched
-from groupvit.training.objective import Vocabulary
-from groupvit.training.optim import learning_rate, make_optimizer, set_rate
-from groupvit.training.progress import EVERY, Progress, tracked
-from groupvit.training.runs import Run
+from groupvit.training.data import make_vocabulary, open_photos
+from groupvit.training.distributed import ALONE, World, mark_started
+from groupvit.training.health import Alarm, distinct_share, watched
+from groupvit.training.loader import batches_from
+from groupvit.training.monitor import EVERY, Progress, draw_curves
+from groupvit.training.objective import Captions, Teacher, terms_of
+from groupvit.training.optim import make_optimizer, set_rate
+from groupvit.training.run import Run
 from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
-from groupvit.training.trunk_cache import TrunkCache, cached
+from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
 _SKIPS = 10  # steps on end without a finite gradient: there is no hope
-_PREFETCH_BYTES = 2**27
+_UNREAD = "another process cannot read its data; its message says why"
+_GO, _STOP, _FAILED = 0, 1, 2  # what a process asks for before a step; the largest wish of all counts
+
+
+def train(
+    run: Run,
+    data: Path | str,
+    out: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    workers: int = 1,
+    indexers: int = 1,
+    keep: int = 2,
+    device: torch.device | None = None,
+    evaluate: Evaluate | None = None,
+    init: Path | None = None,
+    world: World = ALONE,
+    tensorboard: bool = False,
+    compiled: bool = False,
+    trunk: Path | None = None,
+    cache: Path | None = None,
+) -> TrainingState:
+    """Train `run` on the shards of `data` into the folder `out`; return the state it ended in.
+
+    Writes `out/step-*` (the newest `keep` checkpoints, and the one with the best first value of `evaluate`),
+    `out/metrics.jsonl` and `out/curves.png`. SIGINT, SIGTERM and data that cannot be read end it with a checkpoint.
+    With `resume` it goes on from the newest one, to the bit as if it had not been interrupted.
+
+    `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
+    imported. `init` is a checkpoint whose weights to start with. `compiled` fuses the transformer blocks. A trunk has
+    its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps (`out/cache`).
+
+    Each process of several (`distributed.connected`) calls this with its own `world`; the first one writes.
+    """
+    first = world.rank == 0
+    shards = find_shards(run.data.train, below=data)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not resume:
+        _must_be_new(out)
+    _check(run, world)
+    with world.first_goes_first():  # it indexes the shards that are not
+        photos = open_photos(shards, indexers)
+    words = make_vocabulary(run.data, run.objective, photos, Tokenizer(run.model.text.context_length)).to(device)
+    with locked(out) if first else nullcontext():
+        if first and not resume:  # another training may have come and gone while the data were indexed
+            _must_be_new(out)
+        bfloat16 = _bfloat16(device, world)
+        state = prepare(run, seed, photos, words.nouns, device, bfloat16, init, trunk, out if resume else None)
+        _begin(state, out, world)
+        if compiled:
+            _compile(state.model, device, bfloat16, world)
+        batches = batches_from(state, cache or out / "cache", workers, device, world)
+        gradient = gradient_of(Learner(state.model, run.objective, words, bfloat16, world), run.data.chunk)
+        with _progress(state, out, tensorboard, world) as progress:
+            state = _loop(state, gradient, batches, progress, out, keep, evaluate if first else None, device, world)
+        if first:
+            draw_curves(out / "metrics.jsonl", out / "curves.png")
+        world.wait()  # until the first one has saved
+        return state
+
+
+def _must_be_new(out: Path) -> None:
+    if last := latest(out):
+        raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
+
+
+def _check(run: Run, world: World) -> None:
+    if run.data.cached_crops and run.data.augment != "crop":
+        raise InputError("crops are cached as they are: their colours cannot be changed")
+    if (run.data.cached_crops or terms_of(run.objective, Teacher)) and run.model.image.stem not in PUBLISHED:
+        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
+    if run.data.batch_size // world.size < 2:
+        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
+
+
+def _bfloat16(device: torch.device, world: World) -> bool:
+    """True if all processes compute in bfloat16."""
+    lacking = bool(world.largest(int(not has_bfloat16(device)), device))
+    if lacking and not world.rank:
+        print("a processor here has no bfloat16, so the training is in float32", file=sys.stderr)
+    return not lacking
+
+
+def _compile(model: GroupViT, device: torch.device, bfloat16: bool, world: World) -> None:
+    if device.type != "cpu" or bfloat16:
+        compile_blocks(model)
+    elif not world.rank:  # PyTorch's compiler would use its own, slower product
+        print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
+
+
+def prepare(
+    run: Run,
+    seed: int,
+    photos: CaptionedPhotos,
+    nouns: tuple[str, ...],
+    device: torch.device,
+    bfloat16: bool,
+    init: Path | None,
+    trunk: Path | None,
+    resumed: Path | None,
+) -> TrainingState:
+    """Return the state that a training starts in, with the weights of `init` or `trunk`, or goes on in."""
+    torch.manual_seed(seed)
+    model = build_model(run.model)
+    frozen = model.image_encoder.trunk
+    if init and not resumed:
+        initialise(model, init)
+    elif frozen is not None and not resumed:
+        frozen.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
+    if frozen is not None:
+        frozen.requires_grad_(False)
+    model = model.to(device).train()
+    optimizer = make_optimizer(model, run.optimizer, bfloat16=bfloat16)
+    state = TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.optimizer.ema))
+    return restore(resumed, state) if resumed else state
+
+
+def initialise(model: GroupViT, source: Path) -> None:
+    """Give `model` the weights of a checkpoint, whose positions are resampled if it saw images of another size.
+
+    Raises `InputError` for a checkpoint of another architecture.
+    """
+    trained, _ = load(source)
+    if model.image_encoder.pos_embed is not None and trained.image_encoder.pos_embed is not None:
+        side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
+        with torch.no_grad():
+            trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
+    check(trained.state_dict(), model.state_dict(), source)
+    model.load_state_dict(trained.state_dict())
+
+
+def _begin(state: TrainingState, out: Path, world: World) -> None:
+    if not world.agree(f"{state.step} {state.identity()}"):
+        raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
+    if not world.rank:
+        mark_started(out)
+
+
+def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:
+    run = state.run
+    chance = sum(term.chance(run.data.batch_size) for term in terms_of(run.objective, Captions))
+    file = None if world.rank else out / "metrics.jsonl"
+    alarm = Alarm(run.schedule.warmup, chance)
+    return Progress(file, state.step, run.schedule.steps, run.data.batch_size, alarm, tensorboard=tensorboard)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Signals that ask to stop, collected: the loop ends after the step it is in. A second one interrupts at once."""
+    """Collect signals that ask to stop: the loop ends after the step it is in. A second one interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
@@ -69,324 +199,73 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _leave_process_group(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; a worker that died of it would end the training without a save."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
+def _next(batches: Iterator[Batch], progress: Progress) -> Batch | InputError:
+    try:
+        with progress.waiting():
+            return next(batches)
+    except InputError as error:
+        return error
 
 
-def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
-    """The training photos, indexed first where they are not; what was left out is said on stderr."""
-    photos = CaptionedPhotos.open(shards, processes=processes, progress=tracked("indexing shards"))
-    if faults := Counter(fault.kind for index in photos.indexes for fault in index.faults):
-        kinds = ", ".join(f"{count} x {FAULTS[kind]}" for kind, count in faults.most_common())
-        print(f"left out of the training: {kinds}; groupvit data doctor names them", file=sys.stderr)
-    return photos
-
-
-def make_vocabulary(run: Run, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
-    """The nouns of the training captions and tags that are frequent enough to learn."""
-    classes = imagenet_texts() if run.teacher_weight else ()
-    if not (run.segment_weight or run.patch_weight):
-        return Vocabulary.from_counts({}, len(photos), tokenizer, run.balance, classes)
-    found, known = photos.noun_counts()
-    counts = vocabulary(found, run.min_count)
-    if not counts:
-        raise InputError(f"no noun stands in the captions of {run.min_count} photos of {run.train}; need more data")
-    # Photos whose source could not say the noun do not make it rare.
-    expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
-    return Vocabulary.from_counts(expected, len(photos), tokenizer, run.balance, classes)
-
-
-def initialise(model: GroupViT, source: Path) -> None:
-    """Gives `model` the weights of a checkpoint, whose positions are resampled if it saw images of another size.
-
-    Raises `InputError` for a checkpoint of another architecture.
-    """
-    trained, _ = load(source)
-    if model.image_encoder.pos_embed is not None and trained.image_encoder.pos_embed is not None:
-        side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
-        with torch.no_grad():
-            trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
-    check(trained.state_dict(), model.state_dict(), source)
-    model.load_state_dict(trained.state_dict())
-
-
-def _start(
-    run: Run,
-    seed: int,
-    nouns: tuple[str, ...],
-    photos: CaptionedPhotos,
-    device: torch.device,
-    init: Path | None,
-    trunk: Path | None,
-    resume: bool,
-) -> TrainingState:
-    torch.manual_seed(seed)
-    model = build_model(run.model)
-    own = model.image_encoder.trunk
-    if init and not resume:
-        initialise(model, init)
-    elif own is not None and not resume:
-        own.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
-    if own is not None:
-        own.requires_grad_(False)
-    model = model.to(device).train()
-    return TrainingState(run, seed, nouns, photos, model, make_optimizer(model, run), average_of(model, run.ema))
-
-
-def _cache(state: TrainingState, folder: Path, device: torch.device, workers: int, ranks: Processes) -> TrunkCache:
-    """The trunk's maps of the run's crops; where they are missing the first process makes them."""
-    run = state.run
-    crops = RandomCrops(state.photos, state.seed, run.model.image.image_size, run.crop, run.cached_crops)
-    if ranks.rank:
-        ranks.wait()
-    cache = cached(
-        state.model.image_encoder,
-        crops,
-        folder,
-        device,
-        workers=workers,
-        progress=tracked("caching the trunk"),
-        say=lambda line: print(line, file=sys.stderr),
-    )
-    if not ranks.rank:
-        ranks.wait()
-    return cache
-
-
-def _load(
+def _loop(
     state: TrainingState,
-    sizes: Int64[np.ndarray, "photos 2"] | None,
-    cache: TrunkCache | None,
-    workers: int,
-    pin: bool,
-    ranks: Processes,
-) -> Iterator[Batch]:
-    run, size = state.run, state.run.model.image.image_size
-    batches = Batches(
-        state.photos,
-        state.seed,
-        size,
-        run.crop,
-        run.augment,
-        run.prompts,
-        run.noun_style,
-        state.nouns,
-        Tokenizer(run.model.text.context_length),
-        sizes,
-        None if cache is None else cache.rows,
-    )
-    order = Order(state.photos.counts, state.seed)
-    sampler = BatchSampler(order, run.batch_size, start=state.position, rank=ranks.rank, world=ranks.world)
-    loader = DataLoader(
-        batches,
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        # Batches wait in shared memory, two for each worker unless they are large.
-        prefetch_factor=(1 if 3 * size**2 * run.batch_size // ranks.world > _PREFETCH_BYTES else 2)
-        if workers
-        else None,
-        pin_memory=pin,
-        worker_init_fn=_leave_process_group,
-        generator=torch.Generator(),  # the DataLoader draws a number from it, which must not be one of ours
-    )
-    return received(loader)
-
-
-def _augmented(batch: Batch, memory: Photos | None, cache: TrunkCache | None, size: int) -> Batch:
-    """The last part of the augmentation, which is quicker in batches."""
-    if cache:
-        device = batch.captions.device
-        return replace(batch, early=tuple(each.to(device) for each in cache.read(batch.rows, batch.mirrored)))
-    images = memory.crop(batch.rows, batch.boxes, batch.mirrored, size) if memory else batch.images
-    return replace(batch, images=jitter_color(images, batch.color) if len(batch.color) else images)
-
-
-def _must_be_new(out: Path) -> None:
-    if last := latest(out):
-        raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
-
-
-def train(
-    run: Run,
-    data: Path | str,
+    gradient: Gradient,
+    batches: Iterator[Batch],
+    progress: Progress,
     out: Path,
-    *,
-    seed: int = 0,
-    resume: bool = False,
-    workers: int = 1,
-    processes: int = 1,
-    keep: int = 2,
-    device: torch.device | None = None,
-    evaluate: Evaluate | None = None,
-    init: Path | None = None,
-    ranks: Processes = ALONE,
-    tensorboard: bool = False,
-    compiled: bool = False,
-    trunk: Path | None = None,
-    cache: Path | None = None,
-) -> TrainingState:
-    """Train `run` on the shards of `data` into the folder `out`; returns the state it ended in.
-
-    Writes `out/step-*/` (the newest `keep` checkpoints and the one with the best first value of `evaluate`;
-    `out/latest` and `out/best` name them) and `out/metrics.jsonl`. SIGINT or SIGTERM ends the training after the
-    current step with a checkpoint, and so does data that cannot be read. With `resume` it goes on from the newest
-    checkpoint, to the bit as if it had not been interrupted: order, augmentation and noise depend on (seed, step,
-    sample) alone. `workers` processes read the data; shards without an index are indexed by `processes`, which need a
-    main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
-
-    `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
-    With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU without
-    instructions for bfloat16 trains in float32.
-
-    A trunk starts with its published weights, a "vit" with those in the folder `trunk` (`load_vit`). `cache` is the
-    folder of the trunk's maps (`out/cache` by default), which trainings of one run may share.
-
-    Of several processes (`distributed.joined`) each calls this with its own of the `ranks`; the first one writes,
-    evaluates and reports.
-    """
-    shards = find_shards(run.train, below=data)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if run.precision == "bfloat16" and ranks.any(not has_bfloat16(device), device):
-        run = replace(run, precision="float32")
-        if not ranks.rank:
-            print("a processor here has no bfloat16, so the training is in float32", file=sys.stderr)
-    if compiled and device.type == "cpu" and run.precision == "float32":
-        compiled = False  # PyTorch's compiler would use its own, slower product
-        if not ranks.rank:
-            print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
-    if not resume:
-        _must_be_new(out)
-    if run.in_memory and run.augment == "randaugment":
-        raise InputError("RandAugment works on photos that are read one by one, not on those kept in memory")
-    if run.cached_crops and (run.in_memory or run.augment != "crop"):
-        raise InputError("crops are cached as they are: neither are photos kept in memory, nor their colours changed")
-    if (run.cached_crops or run.teacher_weight) and run.model.image.stem not in PUBLISHED:
-        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
-    if run.mix and (run.batch_size // ranks.world % 4 or run.chunk % 4):
-        raise InputError(
-            f"photos share attention in fours, so batch ({run.batch_size}) and chunk ({run.chunk}) are multiples of 4"
-            + f" in each of {ranks.world} processes" * (ranks.world > 1)
-        )
-    if run.batch_size // ranks.world < 2:
-        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
-    if ranks.rank:
-        ranks.wait()  # for the indexes, which the first process makes where there are none
-    photos = open_photos(shards, processes)
-    if not ranks.rank:
-        ranks.wait()
-    words = make_vocabulary(run, photos, Tokenizer(run.model.text.context_length))
-    with nullcontext() if ranks.rank else locked(out):
-        if not (resume or ranks.rank):  # another training may have come and gone while the data were indexed
-            _must_be_new(out)
-        state = _start(run, seed, words.nouns, photos, device, init, trunk, resume)
-        if resume:
-            state = restore(out, state)
-        if compiled:
-            compile_blocks(state.model)
-        if not ranks.agree(f"{state.step} {state.identity()}", device):
-            raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
-        if not ranks.rank:
-            mark_started(out)
-        state = _train(state, out, words.to(device), device, workers, keep, evaluate, ranks, tensorboard, cache)
-        if not ranks.rank:
-            draw(out / "metrics.jsonl", out / "curves.png")
-        ranks.wait()  # until the first one has saved
-        return state
-
-
-def _train(
-    state: TrainingState,
-    out: Path,
-    words: Vocabulary,
-    device: torch.device,
-    workers: int,
     keep: int,
     evaluate: Evaluate | None,
-    ranks: Processes,
-    tensorboard: bool,
-    cache_folder: Path | None,
+    device: torch.device,
+    world: World,
 ) -> TrainingState:
-    run, model, optimizer = state.run, state.model, state.optimizer
-    saved = latest(out)
-    memory, sizes = None, None
-    if run.in_memory:
-        decoded, sizes = decode(state.photos, run.in_memory, workers=workers, progress=tracked("decoding photos"))
-        memory = decoded.to(device)
-    cache = _cache(state, cache_folder or out / "cache", device, workers, ranks) if run.cached_crops else None
-    share, first = run.batch_size // ranks.world, ranks.rank == 0
-    positions = torch.arange(share, device=device) + ranks.rank * share
+    model, schedule = state.model, state.run.schedule
+    share = state.run.data.batch_size // world.size
+    positions = torch.arange(share, device=device) + world.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
-    skipped = 0
-    alarm = Alarm(run.warmup, caption_chance(run))
-    file = out / "metrics.jsonl" if first else None
-    log = Progress(file, state.step, run.steps, run.batch_size, alarm, tensorboard=tensorboard)
-    with _stop_requests() as stop, log as progress:
-        batches = _load(state, sizes, cache, workers, device.type == "cuda", ranks)
-        while state.step < run.steps and not ranks.any(bool(stop), device):
-            batch, failure = None, InputError("another process cannot read its data; its message says why")
-            try:
-                with progress.waiting():
-                    batch = next(batches).to(device)
-            except InputError as error:
-                failure = error
-            if ranks.any(batch is None, device) or batch is None:
-                if first and saved != folder_of(out, state.step):
-                    save(out, state, keep=keep)
-                raise failure
+    with _stop_requests() as stop:
+        while state.step < schedule.steps:
+            batch = _next(batches, progress)
+            wish = world.largest(_FAILED if isinstance(batch, InputError) else _STOP if stop else _GO, device)
+            if wish == _STOP:
+                break
+            if wish == _FAILED or isinstance(batch, InputError):
+                _save_once(out, state, keep, world)
+                raise batch if isinstance(batch, InputError) else InputError(_UNREAD)
             progress.left_out(batch.unreadable)
-            rate = learning_rate(
-                state.step,
-                steps=run.steps,
-                warmup=run.warmup,
-                peak=run.lr,
-                start=run.lr_start,
-                end=run.lr_end,
-                warmup_prefix=run.warmup_prefix,
-            )
-            set_rate(optimizer, rate)
-            buffers = [buffer.clone() for buffer in model.buffers()]  # statistics that a useless step would spoil
+            set_rate(state.optimizer, rate := schedule.rate(state.step))
             keys = noise.sample_keys(state.seed, state.step, positions)
-            batch = _augmented(batch, memory, cache, run.model.image.image_size)
-            reported = (state.step + 1) % EVERY == 0
-            with watched(model.image_encoder, active=reported) as health:
-                terms = backward(model, batch, run, words, keys, mixed=run.mixed(state.step), processes=ranks)
+            with watched(model.image_encoder, active=(reported := (state.step + 1) % EVERY == 0)) as health:
+                terms, norm = step(model, gradient, state.optimizer, batch, keys)
             if reported and batch.human.any():
                 health["distinct_captions"] = distinct_share(batch.captions[batch.human])
-            norm = nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
-            if torch.isfinite(norm):
-                optimizer.step()
-                skipped = 0
-            else:
-                for buffer, value in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(value)
-                skipped += 1
-                progress.skipped(state.step)
-            optimizer.zero_grad()
-            if skipped == _SKIPS:
-                raise InputError(f"no finite gradient in {_SKIPS} steps up to {state.step}; {last_saved(out)}")
             state = state.advance()
-            loss = torch.stack(list(terms.values())).sum()
             temperatures = {name: temperature(scale) for name, scale in scales.items()}
-            values = {"loss": loss, **terms, "grad_norm": norm, **temperatures, **health}
-            progress.step(state.step, rate, values)
-            last = state.step == run.steps
-            if first and evaluate and (last or state.step % run.evaluate_every == 0):
-                state.weights.eval()
-                try:
-                    scores = evaluate(state.weights)
-                except InputError:
-                    save(out, state, keep=keep)
-                    raise
-                model.train()
-                progress.write(state.step, scores)
-                state = state.scored(scores)
+            progress.step(state.step, rate, {**terms, "grad_norm": norm, **temperatures, **health})
+            if progress.skips_on_end == _SKIPS:
+                raise InputError(f"no finite gradient in {_SKIPS} steps up to {state.step - 1}; {last_saved(out)}")
+            ended = state.step == schedule.steps
+            if evaluate and (ended or state.step % schedule.evaluate_every == 0):
+                state = _evaluated(state, evaluate, progress, out, keep)
+            if ended or state.step % schedule.save_every == 0 or state.best_step == state.step:
+                _save_once(out, state, keep, world)
                 progress.restart_clock(state.step)
-            if first and (last or state.step % run.save_every == 0 or state.best_step == state.step):
-                saved = save(out, state, keep=keep)
-                progress.restart_clock(state.step)
-        if first and saved != folder_of(out, state.step):
-            save(out, state, keep=keep)
+        _save_once(out, state, keep, world)
     return state
+
+
+def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out: Path, keep: int) -> TrainingState:
+    state.weights.eval()
+    try:
+        scores = evaluate(state.weights)
+    except InputError:
+        save(out, state, keep=keep)
+        raise
+    state.model.train()
+    progress.write(state.step, scores)
+    progress.restart_clock(state.step)
+    return state.scored(scores)
+
+
+def _save_once(out: Path, state: TrainingState, keep: int, world: World) -> None:
+    if not world.rank and latest(out) != folder_of(out, state.step):
+        save(out, state, keep=keep)

@@ -44,12 +44,12 @@ def multi_label_loss(
     batch, count, _ = prompts.shape
     logits = scale * torch.einsum("i d, j k d -> i j k", images, prompts)
     log_p = logits.flatten(1).log_softmax(dim=1).view_as(logits)
-    own = log_p.diagonal(dim1=0, dim2=1).T
+    positives = log_p.diagonal(dim1=0, dim2=1).T
     targets = torch.arange(batch, device=logits.device)[:, None].expand(batch, count)
     to_images = F.cross_entropy(logits.transpose(0, 1).transpose(1, 2).flatten(0, 1), targets.flatten())
     if form == "paper":
-        return to_images - own.logsumexp(dim=1).mean()
-    return (to_images - own.mean()) / 2
+        return to_images - positives.logsumexp(dim=1).mean()
+    return (to_images - positives.mean()) / 2
 
 
 def multi_positive_multi_label_loss(
@@ -65,10 +65,8 @@ def multi_positive_multi_label_loss(
     twice, this is `multi_label_loss`.
 
     Image to text: a prompt's probability is that of all its copies in the batch, and the form combines a photo's own
-    prompts. Text to image: each photo that drew a prompt stands against those that did not, with a term of its own.
-    So photos of one prompt never compete (false negative elimination, Huynh et al., WACV 2022). In the supervised
-    contrastive loss (Khosla et al., 2020) they do: its mean over all targets of their log-probabilities among all
-    photos is what `multi_label_loss` already comes to when prompts repeat.
+    prompts. Text to image: each photo that drew a prompt stands against those that did not, with a term of its own,
+    so photos of one prompt never compete (false negative elimination, Huynh et al., WACV 2022).
     """
     logits, drawn = scale * images @ prompts.T, counts > 0
     log_p = (logits + counts.sum(dim=0).to(logits.dtype).log()).log_softmax(dim=1)
@@ -77,23 +75,6 @@ def multi_positive_multi_label_loss(
     if form == "paper":
         return to_images - log_p.masked_fill(~drawn, -torch.inf).logsumexp(dim=1).mean()
     return (to_images - ((counts * log_p).sum(dim=1) / counts.sum(dim=1)).mean()) / 2
-
-
-def sigmoid_loss(
-    images: Float[Tensor, "batch dim"],
-    texts: Float[Tensor, "texts dim"],
-    scale: Float[Tensor, ""],
-    bias: Float[Tensor, ""],
-    positives: Bool[Tensor, "batch texts"] | None = None,
-) -> Float[Tensor, ""]:
-    """Sigmoid loss of all pairs (SigLIP, Zhai et al., ICCV 2023): summed over texts, mean over images.
-
-    Without `positives` image i belongs to text i alone. Pairs do not compete, so another photo only adds terms of its
-    own. SigLIP's scale starts at 10 and its bias at -10: most pairs are negative.
-    """
-    logits = scale * images @ texts.T + bias
-    targets = torch.eye(*logits.shape, device=logits.device) if positives is None else positives
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum") / len(images)
 
 
 def _masked_mean(
@@ -113,17 +94,15 @@ def local_alignment_loss(
 
     A photo looks for its caption by the mean over its segments of their best word's similarity, a caption for its
     photo by the mean over its words of their best segment's. Every photo needs an `occupied` segment, every caption a
-    word that exists. Not in the paper: a summary of it that circulates describes a loss of this kind, with code whose
-    dimensions do not fit, for it multiplies whole batches of segments and of tokens as if they were matrices.
+    word that exists. Not in the paper.
 
-    All pairs have batch² x segments x words similarities: 134 MB for 256 photos, 16 segments and 32 words. A few photos
-    are compared at a time; what the backward pass keeps, masks and places of maxima, is half of that.
+    All pairs have batch² x segments x words similarities, so a few photos are compared at a time.
     """
     to_texts, to_images = [], []
-    for some, own in zip(segments.split(_IMAGES_AT_ONCE), occupied.split(_IMAGES_AT_ONCE), strict=True):
-        both = own[:, None, :, None] & exist[None, :, None, :]
+    for some, occupies in zip(segments.split(_IMAGES_AT_ONCE), occupied.split(_IMAGES_AT_ONCE), strict=True):
+        both = occupies[:, None, :, None] & exist[None, :, None, :]
         similarity = torch.einsum("b s d, c w d -> b c s w", some, words).masked_fill(~both, -torch.inf)
-        to_texts.append(_masked_mean(similarity.max(dim=3).values, own[:, None]))
+        to_texts.append(_masked_mean(similarity.max(dim=3).values, occupies[:, None]))
         to_images.append(_masked_mean(similarity.max(dim=2).values, exist[None]))
     targets = torch.arange(len(segments), device=segments.device)
     by_image, by_text = scale * torch.cat(to_texts), scale * torch.cat(to_images).T

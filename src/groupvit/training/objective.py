@@ -1,8 +1,9 @@
-"""The objective of one step: which embeddings meet in which loss (§3.2, Fig. 3)."""
+"""The objective of a run: a tuple of weighted terms over one batch (§3.2, Fig. 3)."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,18 @@ from torch import Tensor
 from groupvit.data.batches import Batch
 from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
 from groupvit.models.trunks import EfficientNetLite
+from groupvit.text.nouns import Style
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.runs import Balance, Run
+from groupvit.training.losses import Form
+
+Needs = frozenset[Literal["segments", "patches", "taught", "words", "distinct"]]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The nouns of the segment-level loss: their prompts, and the log odds that a photo's captions name them.
+    """The nouns of the noun losses: their prompts, weights by rarity, and log odds that a photo's captions name them.
 
     After the nouns' prompts `tokens` has those of further words for a trunk's classes; `classes` is the share that each
     prompt has in a class, and has no rows where no trunk teaches.
@@ -35,38 +39,33 @@ class Vocabulary:
 
     @classmethod
     def from_counts(
-        cls,
-        counts: Mapping[str, int | float],
-        photos: int,
-        tokenizer: Tokenizer,
-        balance: Balance,
-        classes: Sequence[Sequence[str]] = (),
+        cls, counts: Mapping[str, int | float], photos: int, tokenizer: Tokenizer, classes: Sequence[Sequence[str]] = ()
     ) -> "Vocabulary":
         """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it.
 
         `classes` are the words of each class of the trunk that teaches.
         """
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
-        weights = frequency.rsqrt() if balance == "weights" else torch.ones_like(frequency)
-        texts = {text: i for i, text in enumerate(dict.fromkeys([*counts, *(word for own in classes for word in own)]))}
+        weights = frequency.rsqrt()
+        texts = {text: i for i, text in enumerate(dict.fromkeys([*counts, *(word for of in classes for word in of)]))}
         shares = torch.zeros(len(classes), len(texts))
-        for row, own in zip(shares, classes, strict=True):
-            row[[texts[word] for word in own]] = 1 / len(own)
+        for row, of in zip(shares, classes, strict=True):
+            row[[texts[word] for word in of]] = 1 / len(of)
         tokens = tokenizer([SIMPLE_TEMPLATE.format(text) for text in texts])
         log_odds = torch.logit((frequency / photos).clamp(max=0.999))
         return cls(tuple(counts), tokens, weights / weights.mean(), log_odds, shares)
 
     def to(self, device: torch.device) -> "Vocabulary":
-        parts = (self.tokens, self.weights, self.log_odds, self.classes)
-        return Vocabulary(self.nouns, *(part.to(device) for part in parts))
+        tensors = (self.tokens, self.weights, self.log_odds, self.classes)
+        return Vocabulary(self.nouns, *(tensor.to(device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
 class Images:
-    """Image features that the losses use: pooled images, segments, patches as segments of their own, which segments
-    own a patch, and what a trunk's classifier says of its cells; parts that no loss of the run asks for are empty.
+    """Image features that the terms need; the others are empty.
 
-    `joined` is each stage's assignment.
+    `patches` are patches as segments of their own, `occupied` says which segments own a patch, `taught` what a trunk's
+    classifier says of its cells, and `joined` is each stage's assignment.
     """
 
     pooled: Float[Tensor, "batch dim"]
@@ -77,165 +76,245 @@ class Images:
     joined: tuple[Int[Tensor, "batch _"], ...]
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """A whole batch as unit vectors, which the terms compare. `exist` says which `words` stand in a caption."""
+
+    batch: Batch
+    vocabulary: Vocabulary
+    images: Images
+    captions: Float[Tensor, "batch embed"]
+    prompts: Float[Tensor, "prompts embed"]
+    texts: Float[Tensor, "texts embed"]
+    words: Float[Tensor, "batch places embed"]
+    exist: Bool[Tensor, "batch places"]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Image-text contrastive loss (Eq. 6). Captions made of tags are often equal, so they are left out."""
+
+    weight: float = 1.0
+    form: Form = "release"
+    name: ClassVar[str] = "caption"
+    needs: ClassVar[Needs] = frozenset()
+
+    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+        human = of.batch.human
+        if int(human.sum()) < 2:
+            return _nothing(model, of)
+        return losses.contrastive_loss(
+            of.images.pooled[human], of.captions[human], temperature(model.logit_scale), self.form
+        )
+
+    def chance(self, batch_size: int) -> float:
+        """Return the weighted loss of a model that tells no photo of a batch from another."""
+        return (2 if self.form == "paper" else 1) * self.weight * math.log(batch_size)
+
+
+@dataclass(frozen=True)
+class LocalAlignment:
+    """Segments aligned with the words of the caption (not in the paper; see `losses.local_alignment_loss`)."""
+
+    weight: float
+    name: ClassVar[str] = "local"
+    needs: ClassVar[Needs] = frozenset({"segments", "words"})
+
+    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+        human = of.batch.human
+        if int(human.sum()) < 2:
+            return _nothing(model, of)
+        given = (of.images.segments[human], of.images.occupied[human], of.words[human], of.exist[human])
+        return losses.local_alignment_loss(*given, temperature(model.logit_scale))
+
+
+@dataclass(frozen=True)
+class MultiLabel:
+    """Multi-label contrastive loss (Eq. 7) with `prompts` noun prompts a caption.
+
+    With `distinct` each prompt is encoded once, and is a positive of all photos that drew it.
+    """
+
+    prompts: int = 3
+    style: Style = "paper"
+    form: Form = "release"
+    distinct: bool = False
+    weight: float = 1.0
+    name: ClassVar[str] = "multi_label"
+
+    @property
+    def needs(self) -> Needs:
+        return frozenset({"distinct"}) if self.distinct else frozenset()
+
+    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+        scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
+        if self.distinct:
+            counts = _distinct(of.batch)[1]
+            return losses.multi_positive_multi_label_loss(of.images.pooled, of.prompts, counts, scale, self.form)
+        return losses.multi_label_loss(of.images.pooled, of.prompts.unflatten(0, (-1, self.prompts)), scale, self.form)
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """Some segment, or patch as a segment of its own, is each noun of the captions (`losses.segment_noun_loss`).
+
+    Rare nouns stand up to frequent ones by weights that fall with the root of the frequency. With a `prior`, that part
+    of each noun's log odds among the photos is added to its logit instead, so that a segment learns by how much it
+    makes the noun likelier (logit adjustment, Menon et al., 2021); words are compared without it.
+    """
+
+    of: Literal["segment", "patch"]
+    weight: float
+    prior: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.of}_nouns"
+
+    @property
+    def needs(self) -> Needs:
+        return frozenset({"segments"}) if self.of == "segment" else frozenset({"patches"})
+
+    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+        words, batch = of.vocabulary, of.batch
+        segments, exist = (
+            (of.images.segments, of.images.occupied) if self.of == "segment" else (of.images.patches, None)
+        )
+        scale, bias, weights = temperature(model.segment_logit_scale), model.segment_logit_bias, words.weights
+        if self.prior is not None:
+            count = bias.new_tensor(segments.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
+            bias = bias - SEGMENT_LOGIT_BIAS + self.prior * words.log_odds - count.log()
+            weights = torch.ones_like(weights)
+        nouns = of.texts[: len(words.nouns)]
+        return losses.segment_noun_loss(segments, exist, nouns, batch.present, batch.known, scale, bias, weights)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Cells of patches learn what the trunk's classifier says of them (`losses.teacher_loss`)."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "teacher"
+    needs: ClassVar[Needs] = frozenset({"patches", "taught"})
+
+    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+        cells = F.normalize(_pooled(of.images.patches, of.images.taught.shape[1]), dim=-1)
+        classes = F.normalize(of.vocabulary.classes.to(of.texts.dtype) @ of.texts, dim=-1)
+        return losses.teacher_loss(cells, classes, of.images.taught.detach(), temperature(model.teacher_logit_scale))
+
+
+Term = Captions | LocalAlignment | MultiLabel | Nouns | Teacher
+Objective = tuple[Term, ...]
+_Kind = TypeVar("_Kind")
+
+
+def terms_of(objective: Objective, kind: type[_Kind]) -> list[_Kind]:
+    """Return the terms of one kind."""
+    return [term for term in objective if isinstance(term, kind)]
+
+
+def _needs(objective: Objective) -> frozenset[str]:
+    return frozenset[str]().union(*(term.needs for term in objective))
+
+
 def encode_images(
     model: GroupViT,
     images: UInt8[Tensor, "_ 3 height width"],
-    run: Run,
+    objective: Objective,
     keys: Int[Tensor, " batch"],
     *,
-    mixed: int = 1,
     joined: Sequence[Int[Tensor, "batch _"]] = (),
     early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
 ) -> Images:
-    """The image encoder's part of a step; `mixed`, `joined` and `early` are those of `ImageEncoder.forward`."""
-    encoder = model.image_encoder
-    features = encoder(encoder.preprocess(images), keys, mixed=mixed, joined=joined, early=early)
-    nothing = features.segments[:, :0]
-    taught = nothing
-    if run.teacher_weight:
+    """Encode images for the terms; `joined` and `early` are those of `ImageEncoder.forward`."""
+    encoder, needs = model.image_encoder, _needs(objective)
+    features = encoder(encoder.preprocess(images), keys, joined=joined, early=early)
+    taught = nothing = features.segments[:, :0].detach()
+    if "taught" in needs:
         assert features.trunk is not None
         assert isinstance(encoder.trunk, EfficientNetLite)
         with torch.no_grad():
             logits = encoder.trunk.classify(features.trunk.last)
             taught = _at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
     return Images(
-        features.pooled,
-        features.segments if run.segment_weight or run.local_weight else nothing,
-        encoder.patches_alone(features) if run.patch_weight or run.teacher_weight else nothing,
-        features.occupied(),
-        taught,
-        tuple(assignment.joined for assignment in features.assignments),
+        pooled=features.pooled,
+        segments=features.segments if "segments" in needs else nothing,
+        patches=encoder.patches_alone(features) if "patches" in needs else nothing,
+        occupied=features.occupied(),
+        taught=taught,
+        joined=tuple(assignment.joined for assignment in features.assignments),
     )
 
 
-def texts_of(batch: Batch, run: Run, words: Vocabulary) -> tuple[Int[Tensor, "_ _"], ...]:
-    """Captions, noun prompts (photo by photo, or each distinct one once), and the vocabulary.
+def texts_of(batch: Batch, objective: Objective, vocabulary: Vocabulary) -> tuple[tuple[Int[Tensor, "_ _"], bool], ...]:
+    """Return captions, noun prompts and vocabulary, and whether each is encoded word by word.
 
     Sentences of one kind have about one length, so encoding the kinds apart spares padding.
     """
-    longest = int(batch.captions.argmax(dim=1).max()) + 1
-    prompts = _distinct(batch)[0] if run.distinct_prompts and run.prompts else batch.prompts.flatten(0, 1)
-    return batch.captions[:, :longest], prompts, words.tokens
+    needs, longest = _needs(objective), int(batch.captions.argmax(dim=1).max()) + 1
+    prompts = _distinct(batch)[0] if "distinct" in needs else batch.prompts.flatten(0, 1)
+    return (batch.captions[:, :longest], "words" in needs), (prompts, False), (vocabulary.tokens, False)
 
 
 def _distinct(batch: Batch) -> tuple[Int[Tensor, "prompts length"], Int[Tensor, "batch prompts"]]:
-    """The prompts without repetitions, and how often each photo drew each."""
+    """Return the prompts without repetitions, and how often each photo drew each."""
     prompts, place = batch.prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
     return prompts, F.one_hot(place.unflatten(0, batch.prompts.shape[:2]), len(prompts)).sum(dim=1)
 
 
 def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: bool = False) -> Tensor:
-    """The text encoder's part of a step: each text's feature, or with `words` that of each of its places."""
+    """Return each text's feature, or with `words` that of each of its places."""
     if not len(texts):
         return model.text_encoder.norm.weight.new_empty(0, len(model.text_encoder.norm.weight))
     return model.text_encoder.words(texts) if words else model.text_encoder(texts)
 
 
-def is_words(run: Run, kind: int) -> bool:
-    """Whether that kind of text is encoded word by word."""
-    return kind == 0 and run.local_weight > 0
+def loss_terms(
+    model: GroupViT, objective: Objective, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
+) -> dict[str, Float[Tensor, ""]]:
+    """Return every weighted term; `texts` are the encoded `texts_of` the batch."""
+    of = _embedded(model, images, texts, batch, vocabulary)
+    with torch.autocast(
+        of.images.pooled.device.type, enabled=False
+    ):  # products of float32 embeddings must be float32, too
+        return {term.name: term.weight * term(model, of) for term in objective}
 
 
-def _embed_texts(model: GroupViT, kinds: Sequence[Float[Tensor, "_ _"]]) -> tuple[Float[Tensor, "_ embed"], ...]:
-    """The projector is called once: its BatchNorm sees every text. Without that, nouns that the images do not tell
-    apart yet are drawn into one point, and stay there."""
-    embedded = model.embed_text_features(torch.cat(list(kinds)))
-    return _at_least_float32(embedded).split([len(encoded) for encoded in kinds])
+def _embedded(
+    model: GroupViT, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
+) -> Embeddings:
+    """Project all images in one call and all texts in one: BatchNorm sees everything, empty groups too.
+
+    Without that, nouns that the images do not tell apart yet are drawn into one point, and stay there.
+    """
+    visual = [images.pooled[:, None], images.segments, images.patches]
+    embedded = _at_least_float32(model.embed_image_features(torch.cat(visual, dim=1)))
+    pooled, segments, patches = embedded.split([part.shape[1] for part in visual], dim=1)
+    images = replace(images, pooled=pooled[:, 0], segments=segments, patches=patches)
+    captions, exist = texts[0], torch.zeros(len(texts[0]), 0, dtype=torch.bool, device=texts[0].device)
+    between = captions[:0]
+    if captions.ndim == 3:  # word by word
+        place, ends = torch.arange(captions.shape[1], device=captions.device), batch.captions.argmax(dim=1)
+        exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
+        captions, between = captions[torch.arange(len(ends), device=ends.device), ends], captions[exist]
+    kinds = [captions, *texts[1:], between]
+    embedded = _at_least_float32(model.embed_text_features(torch.cat(kinds)))
+    captions, prompts, every, between = embedded.split([len(kind) for kind in kinds])
+    words = between.new_zeros(*exist.shape, between.shape[-1])
+    words[exist] = between
+    return Embeddings(batch, vocabulary, images, captions, prompts, every, words, exist)
 
 
-def _embed_images(model: GroupViT, *parts: Float[Tensor, "batch _ dim"]) -> tuple[Float[Tensor, "batch _ embed"], ...]:
-    """One call of the projector for all, for the same reason; it sees empty groups too, as it does at test time."""
-    embedded = _at_least_float32(model.embed_image_features(torch.cat(parts, dim=1)))
-    return embedded.split([part.shape[1] for part in parts], dim=1)
+def _nothing(model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+    """Return 0, with a gradient of 0 for all that a caption loss has one for: all steps have the same graph."""
+    return 0 * (of.images.pooled.sum() + of.captions.sum()) * temperature(model.logit_scale)
 
 
 def _at_least_float32(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def loss_terms(
-    model: GroupViT, run: Run, images: Images, texts: Sequence[Tensor], batch: Batch, words: Vocabulary
-) -> dict[str, Float[Tensor, ""]]:
-    """Every weighted term: captions and noun prompts (Eq. 8), segments with words, nouns of segments and of patches.
-
-    `texts` are the encoded `texts_of` the batch.
-    """
-    pooled, segments, patches = _embed_images(model, images.pooled[:, None], images.segments, images.patches)
-    pooled = pooled[:, 0]
-    captions, in_captions = texts[0], torch.zeros(0, dtype=torch.bool)
-    ends = batch.captions.argmax(dim=1)
-    if run.local_weight:
-        place = torch.arange(captions.shape[1], device=captions.device)
-        in_captions = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
-        captions, of_words = captions[torch.arange(len(ends), device=ends.device), ends], captions[in_captions]
-    else:
-        of_words = captions[:0]
-    captions, prompts, nouns, of_words = _embed_texts(model, [captions, *texts[1:], of_words])
-    every, nouns = nouns, nouns[: len(words.nouns)]
-
-    def noun_loss(
-        parts: Float[Tensor, "batch parts embed"], exist: Bool[Tensor, "batch parts"] | None = None
-    ) -> Float[Tensor, ""]:
-        scale, bias = temperature(model.segment_logit_scale), model.segment_logit_bias
-        if run.balance == "prior":
-            count = bias.new_tensor(parts.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
-            bias = bias - SEGMENT_LOGIT_BIAS + run.prior * words.log_odds - count.log()
-        return losses.segment_noun_loss(parts, exist, nouns, batch.present, batch.known, scale, bias, words.weights)
-
-    human = batch.human  # captions made of tags are often equal, each a wrong pair of the others: they are left out
-    few = int(human.sum()) < 2
-    terms = {}
-    with torch.autocast(pooled.device.type, enabled=False):  # the embeddings are float32, their products must be too
-        scale = temperature(model.logit_scale)
-        if run.caption_weight and few:
-            terms["caption"] = 0 * pooled.sum()
-        elif run.caption_weight and run.caption_loss == "sigmoid":
-            same = batch.captions[human].unique(dim=0, return_inverse=True)[1]
-            positives = same[:, None] == same
-            terms["caption"] = losses.sigmoid_loss(pooled[human], captions[human], scale, model.logit_bias, positives)
-        elif run.caption_weight:
-            terms["caption"] = losses.contrastive_loss(pooled[human], captions[human], scale, run.loss_form)
-        if run.local_weight and few:
-            terms["local"] = 0 * pooled.sum()
-        elif run.local_weight:
-            grid = of_words.new_zeros(*in_captions.shape, of_words.shape[-1])
-            grid[in_captions] = of_words
-            terms["local"] = losses.local_alignment_loss(
-                segments[human], images.occupied[human], grid[human], in_captions[human], scale
-            )
-        if run.prompts:
-            scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
-            if run.distinct_prompts:
-                counts = _distinct(batch)[1]
-                own = losses.multi_positive_multi_label_loss(pooled, prompts, counts, scale, run.loss_form)
-            else:
-                own = losses.multi_label_loss(pooled, prompts.unflatten(0, (-1, run.prompts)), scale, run.loss_form)
-            terms["multi_label"] = own
-        if run.segment_weight:
-            terms["segment_nouns"] = noun_loss(segments, images.occupied)
-        if run.patch_weight:
-            terms["patch_nouns"] = noun_loss(patches)
-        if run.teacher_weight:
-            cells = F.normalize(_pooled(patches, images.taught.shape[1]), dim=-1)
-            classes = F.normalize(words.classes.to(every.dtype) @ every, dim=-1)
-            scale = temperature(model.teacher_logit_scale)
-            terms["teacher"] = losses.teacher_loss(cells, classes, images.taught, scale)
-    return {name: weights_of(run)[name] * term for name, term in terms.items()}
-
-
 def _pooled(patches: Float[Tensor, "batch patches dim"], cells: int) -> Float[Tensor, "batch cells dim"]:
-    """The means of a square grid of patches over a coarser square grid."""
+    """Return the means of a square grid of patches over a coarser square grid."""
     grid = rearrange(patches, "b (h w) d -> b d h w", h=math.isqrt(patches.shape[1]))
     return F.adaptive_avg_pool2d(grid, math.isqrt(cells)).flatten(2).mT
-
-
-def weights_of(run: Run) -> dict[str, float]:
-    """The weight of each term."""
-    return {
-        "caption": run.caption_weight,
-        "local": run.local_weight,
-        "multi_label": 1.0,
-        "segment_nouns": run.segment_weight,
-        "patch_nouns": run.patch_weight,
-        "teacher": run.teacher_weight,
-    }

@@ -1,4 +1,4 @@
-"""What a training needs to go on, to the bit: saved whole or not at all, and checked before it is used."""
+"""The state of a training: saved whole or not at all, checked before it is used, resumed to the bit."""
 
 import math
 import os
@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import latest, native
@@ -21,19 +20,16 @@ from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.files import sync_folder, write_atomically
 from groupvit.models import GroupViT, ModelConfig
-from groupvit.training.optim import MuonAndAdamW
-from groupvit.training.runs import Run
+from groupvit.training.run import Run
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _ENTRIES = {"identity", "step", "position", "best_step", "best_score", "optimizer", "model", "generators"}
-# What may change in the middle of a training; only `precision`, which the processor decides, moves its numbers a bit.
-_FREE = ("chunk", "precision", "held_out", "evaluate_every", "save_every", "paper", "cost", "expected")
-# What the run of an earlier version does not have.
-_ADDED = {"muon": 0.0, "prior": 1.0, "teacher_weight": 0.0, "cached_crops": 0}  # and fields of `model`
+# What may change in the middle of a training.
+_FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 
 
 def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
-    """The exponential moving average of the weights; buffers are copied. None for a decay of 0."""
+    """Return the exponential moving average of the weights; buffers are copied. None for a decay of 0."""
     if not decay:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -53,7 +49,7 @@ class TrainingState:
     nouns: tuple[str, ...]
     photos: CaptionedPhotos
     model: GroupViT
-    optimizer: Optimizer | MuonAndAdamW
+    optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     step: int = 0
     position: int = 0
@@ -66,27 +62,30 @@ class TrainingState:
         return self.model if self.average is None else cast(GroupViT, self.average.module)
 
     def advance(self) -> "TrainingState":
-        """The same training one optimiser step on."""
+        """Return the same training one optimiser step on."""
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return replace(self, step=self.step + 1, position=self.position + self.run.batch_size)
+        return replace(self, step=self.step + 1, position=self.position + self.run.data.batch_size)
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
-        """With this step as the best one if the first of its scores is the highest so far."""
+        """Return the training with this step as the best one if the first of its scores is the highest so far."""
         score = next(iter(scores.values()), -math.inf)
         return replace(self, best_step=self.step, best_score=score) if score > self.best_score else self
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a training to be continued."""
-        fields = {key: value for key, value in asdict(self.run).items() if key not in _FREE}
-        del fields["model"]["rivals"]  # the nouns, once they are known
+        """Return what must be the same for a training to be continued."""
+        run = self.run
+        parts = {"data": run.data, "schedule": run.schedule, "optimizer": run.optimizer}
+        fields = {name: {k: v for k, v in asdict(part).items() if k not in _FREE} for name, part in parts.items()}
+        fields["objective"] = {term.name: asdict(term) for term in run.objective}
+        fields["model"] = {**run.model.to_dict(), "rivals": ()}  # the nouns, once they are known
         contents = [f"{index.samples} photos with hash {index.content}" for index in self.photos.indexes]
         shards = dict(zip(_names([index.shard for index in self.photos.indexes]), contents, strict=True))
         return {**fields, "seed": self.seed, "nouns": list(self.nouns), "shards": shards}
 
 
 def _names(shards: list[File]) -> list[str]:
-    """Without the folder that all have in common, so that the data as a whole may move."""
+    """Return the names without the folder that all share, so that the data as a whole may move."""
     paths = [shard for shard in shards if isinstance(shard, Path)]
     if len(paths) < len(shards):
         return [str(shard) for shard in shards]
@@ -96,7 +95,7 @@ def _names(shards: list[File]) -> list[str]:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keeps a second training out of the folder; the lock goes when the process does, however it ends."""
+    """Keep a second training out of the folder; the lock goes when the process does, however it ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / "lock", timeout=0)
@@ -112,12 +111,12 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def folder_of(out: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
+    """Return the folder of a step's checkpoint."""
     return out / f"step-{step:08d}"
 
 
 def last_saved(out: Path) -> str:
-    """For messages: which checkpoint a training can go on from."""
+    """Say for messages which checkpoint a training can go on from."""
     last = latest(out)
     return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
@@ -172,7 +171,7 @@ def _document(state: TrainingState) -> dict[str, Any]:
 
 
 def restore(out: Path, state: TrainingState) -> TrainingState:
-    """The state that `out` holds, read into the model, average and optimiser of a fresh `state` of the same run."""
+    """Read the newest checkpoint of `out` into the model, average and optimiser of a fresh `state` of the same run."""
     folder = latest(out)
     if folder is None:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
@@ -180,15 +179,18 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
         if missing := sorted(_ENTRIES - saved.keys()):
             raise KeyError(missing[0])
-        found, identity = saved["format_version"], {k: v for k, v in saved["identity"].items() if k not in _FREE}
-        identity["model"] = ModelConfig.from_dict(identity["model"]).to_dict()
-        del identity["model"]["rivals"]
+        version, identity = saved["format_version"], saved["identity"]
+        if version == _FORMAT_VERSION:
+            identity["model"] = ModelConfig.from_dict(identity["model"]).to_dict()
     except (InputError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
-    if found != _FORMAT_VERSION:
-        raise InputError(f"{folder}/training.pt has format {found}, and this groupvit reads {_FORMAT_VERSION}")
-    if differing := list(_differences(_ADDED | identity, _plain(state.identity()))):
+    if version != _FORMAT_VERSION:
+        raise InputError(
+            f"{folder}/training.pt has format {version}, and this groupvit reads {_FORMAT_VERSION}: finish it with the"
+            f" version that wrote it, or start a new training from its weights with --init {folder}"
+        )
+    if differing := list(_differences(identity, _plain(state.identity()))):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
     weights, _ = native.load(folder)
@@ -208,14 +210,14 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, so that what was written equals what is read."""
+    """Turn tuples into lists, so that what was written equals what is read."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
-    """`lr was 0.001 and is 0.002`, for every field at any depth."""
+    """Yield `schedule.lr was 0.001 and is 0.002` for every field that differs, at any depth."""
     saved = _plain(saved)
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in saved | now:

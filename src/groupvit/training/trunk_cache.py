@@ -1,7 +1,7 @@
-"""What a frozen trunk makes of the training photos, computed once and read from the disk at every step.
+"""A frozen trunk's maps of random crops of the training photos, computed once and read from the disk at every step.
 
-Most of a small training's time would go into the trunk, whose early maps never change. So some random crops of each
-photo are put through it before the training starts, and the steps choose among these, mirrored or not.
+Most of a small training's time would go into the trunk, whose early maps never change. The steps choose among the crops
+of a photo, mirrored or not.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class TrunkCache:
     rows: Int64[np.ndarray, "photos crops"]
 
     def read(self, rows: Int[Tensor, " batch"], mirrored: Bool[Tensor, " batch"]) -> tuple[Tensor, ...]:
-        """The maps of some rows in single precision, turned over where `mirrored`."""
+        """Return the maps of some rows in single precision, turned over where `mirrored`."""
         order = rows.cpu().numpy()
         turned = mirrored.cpu()[:, None, None, None]
         maps = (torch.from_numpy(file[order]).float() for file in self.files)
@@ -61,7 +61,7 @@ def cached(
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
     say: Callable[[str], None] = lambda line: None,
 ) -> TrunkCache:
-    """The cache of the crops in `folder`, made first if it is not there, not whole, or of other crops or weights.
+    """Return the cache of the crops in `folder`, made first if it is missing, not whole, or of other crops or weights.
 
     `say` is told the size before anything is written. Raises `InputError` where there is no room for it; then and after
     an interruption nothing of it stays.
@@ -73,25 +73,25 @@ def cached(
         for stride, channels in zip(trunk.strides[:-1], trunk.channels[:-1], strict=True)
     }
     identity = _identity(trunk, crops)
-    if found := _read(folder, shapes, identity, crops.count):
-        return found
+    if cache := _read(folder, shapes, identity, crops.count):
+        return cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # of two trainings one makes it
-            if not (found := _read(folder, shapes, identity, crops.count)):
+            if not (cache := _read(folder, shapes, identity, crops.count)):
                 size = sum(np.float16().nbytes * int(np.prod(shape)) for shape in shapes.values())
                 say(f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB")
                 _write(folder, shapes, identity, encoder, crops, device, workers, progress)
-                found = _read(folder, shapes, identity, crops.count)
+                cache = _read(folder, shapes, identity, crops.count)
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot cache the trunk's maps in {folder}: {reason}; name another --cache") from error
-    assert found is not None
-    return found
+    assert cache is not None
+    return cache
 
 
 def _identity(trunk: EfficientNetLite, crops: RandomCrops) -> str:
-    """What stands for the trunk's weights, the photos and how they are cropped."""
+    """Return a hash of the trunk's weights, the photos and how they are cropped."""
     contents = [index.content for index in crops.photos.indexes]
     digest = hashlib.blake2b(repr((contents, crops.seed, crops.side, crops.scale, crops.count)).encode())
     for tensor in trunk.state_dict().values():
@@ -100,7 +100,7 @@ def _identity(trunk: EfficientNetLite, crops: RandomCrops) -> str:
 
 
 def _read(folder: Path, shapes: Shapes, identity: str, count: int) -> TrunkCache | None:
-    """The cache in the folder if it is whole and of that identity."""
+    """Return the cache in the folder if it is whole and of that identity."""
     try:
         done = json.loads((folder / _DONE).read_text())
         if done["identity"] != identity:

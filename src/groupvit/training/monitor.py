@@ -1,10 +1,13 @@
-"""What a training shows: a bar on a terminal, lines in a log, JSON lines in a file."""
+"""What a training shows: a bar on a terminal, lines in a log, JSON lines in a file, and their curves."""
 
 import importlib
+import importlib.util
+import io
 import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +29,7 @@ EVERY = 10
 
 
 def tracked(description: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """A bar for what comes before the first step."""
+    """Return a bar for what comes before the first step."""
     console = Console(stderr=True)
     return lambda items, total: track(items, description, total=total, console=console)
 
@@ -35,8 +38,7 @@ class Progress:
     """Reports each tenth step: losses, health of the groups, photos per second, the share of the time spent waiting for
     data, photos left out, peak memory; and says it when the `alarm` sees a collapse.
 
-    The file keeps only the steps before the one resumed at. Without a file nothing is shown either: another process
-    reports.
+    The file keeps only the steps before the one resumed at. Without a file nothing is shown: another process reports.
     """
 
     def __init__(
@@ -44,11 +46,9 @@ class Progress:
     ):
         self.file = _opened(file, step) if file else None
         self.board = _board(file.parent, step) if file and tensorboard else None
-        self.steps = steps
-        self.batch_size = batch_size
-        self.alarm = alarm
-        self.unreadable = 0
-        self.skips = 0
+        self.steps, self.batch_size, self.alarm = steps, batch_size, alarm
+        self.unreadable = self.skips = 0
+        self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
             if "loss" in (earlier := json.loads(line)):
                 self.alarm.check(earlier["step"], earlier)
@@ -75,9 +75,12 @@ class Progress:
             self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of the metrics file, and of the terminal."""
+        """Write one line of the metrics file, and of the terminal."""
         self._append({"step": step, **values})
-        self.bar.console.print(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), soft_wrap=True)
+        self._say(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _say(self, line: str) -> None:
+        self.bar.console.print(line, soft_wrap=True, markup=False)
 
     def _append(self, values: dict[str, Any]) -> None:
         if not self.file:
@@ -92,30 +95,30 @@ class Progress:
                 self.board.add_scalar(name, values[name], values["step"])
 
     def restart_clock(self, step: int) -> None:
-        """Leaves evaluating and saving out of the rate."""
+        """Leave evaluating and saving out of the rate."""
         self.mark = (step, time.perf_counter())
         self.waited = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what the step has to wait for."""
+        """Count the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
 
-    def skipped(self, step: int) -> None:
-        """A step whose gradient was not finite, and which changed nothing."""
-        self.skips += 1
-        self.bar.console.print(f"step {step} skipped: its gradient is not finite")
-
     def left_out(self, photos: tuple[str, ...]) -> None:
-        """Photos that could not be decoded, of which the first ten are named."""
+        """Count photos that could not be decoded, and name the first ten."""
         for photo in photos[: max(0, 10 - self.unreadable)]:
-            self.bar.console.print(f"left out, its neighbour stands in: {photo}", soft_wrap=True, markup=False)
+            self._say(f"left out, its neighbour stands in: {photo}")
         self.unreadable += len(photos)
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
-        """Called after every step; reads the tensors back only when it reports."""
+        """Report a step that was taken; read the tensors back only where it is one to report."""
+        if not torch.isfinite(values["grad_norm"]):
+            self.skips, self.skips_on_end = self.skips + 1, self.skips_on_end + 1
+            self._say(f"step {step - 1} skipped: its gradient is not finite")
+        else:
+            self.skips_on_end = 0
         if not self.file or (step % EVERY and step != self.steps):
             return
         now = time.perf_counter()
@@ -127,7 +130,7 @@ class Progress:
         warning = self.alarm.check(step, numbers | data)
         self._append({"step": step, **numbers, **data, **rates, **({"warning": warning} if warning else {})})
         if warning:
-            self.bar.console.print(f"step {step}: warning: {warning}", soft_wrap=True, markup=False)
+            self._say(f"step {step}: warning: {warning}")
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"
         self.bar.update(self.task, completed=step, description=description)
         if self.bar.disable and now - self.printed > 30:
@@ -145,7 +148,7 @@ def _opened(file: Path, step: int) -> TextIO:
 
 
 def _board(folder: Path, step: int) -> Any:
-    """A writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
+    """Return a writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
     try:
         return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder), purge_step=step + 1)
     except ImportError:
@@ -153,7 +156,7 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def _peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
+    """Return bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if os.name != "posix":
@@ -163,8 +166,42 @@ def _peak_memory() -> int:
 
 
 def _lines_until(file: Path, step: int) -> Iterator[str]:
-    """The whole lines of the steps so far; a crash may have left half a line."""
+    """Yield the whole lines of the steps so far; a crash may have left half a line."""
     for line in file.read_text(errors="replace").splitlines(keepends=True) if file.exists() else []:
         with suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 yield line
+
+
+def draw_curves(metrics: Path, picture: Path) -> Path | None:
+    """Draw a small chart for each number in the metrics file; None without matplotlib or without two points."""
+    curves = _curves(metrics)
+    if importlib.util.find_spec("matplotlib") is None or not curves:
+        return None
+    from matplotlib.figure import Figure
+
+    columns = 4
+    rows = -(-len(curves) // columns)
+    figure = Figure((4 * columns, 2.4 * rows), dpi=80, layout="constrained")
+    charts: Any = figure.subplots(rows, columns, squeeze=False)
+    for chart, (name, points) in zip(charts.flat, curves.items(), strict=False):
+        chart.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 20 else "")
+        chart.set_title(name, fontsize=9)
+        chart.tick_params(labelsize=7)
+        chart.grid(alpha=0.3)
+    for chart in charts.flat[len(curves) :]:
+        chart.axis("off")
+    image = io.BytesIO()
+    figure.savefig(image)
+    write_atomically(picture, image.getvalue())
+    return picture
+
+
+def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return steps and values of every name that has two points at least, in the order of the file."""
+    curves: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in metrics.read_text().splitlines():
+        values = json.loads(line)
+        for name in [name for name in values if name not in {"step", "time", "unreadable", "warning"}]:
+            curves[name].append((values["step"], values[name]))
+    return {name: points for name, points in curves.items() if len(points) > 1}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from groupvit.training.curves import _curves, draw
+from groupvit.training.monitor import _curves, draw_curves
 
 
 def metrics(path: Path, lines: list[dict]) -> Path:
@@ -19,12 +19,12 @@ def test_each_number_with_two_points_has_a_curve(tmp_path: Path) -> None:
     ]
     file = metrics(tmp_path / "metrics.jsonl", lines)
     assert _curves(file) == {"loss": [(10, 3.0), (20, 2.0)], "lr": [(10, 0.1), (20, 0.1)]}
-    assert draw(file, tmp_path / "curves.png") == tmp_path / "curves.png"
+    assert draw_curves(file, tmp_path / "curves.png") == tmp_path / "curves.png"
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 500
 
 
 def test_a_training_of_one_report_has_no_curves(tmp_path: Path) -> None:
     file = metrics(tmp_path / "metrics.jsonl", [{"step": 10, "loss": 3.0}])
-    assert draw(file, tmp_path / "curves.png") is None
+    assert draw_curves(file, tmp_path / "curves.png") is None
     assert not (tmp_path / "curves.png").exists()
