@@ -13,7 +13,7 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 
 
 def latest(training: Path) -> Path | None:
-    """The newest complete checkpoint of a training's folder, which its `latest` file names."""
+    """Return the newest complete checkpoint of a training's folder, which its `latest` file names."""
     pointer = training / "latest"
     try:
         if not pointer.is_file():
@@ -27,10 +27,7 @@ def latest(training: Path) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The model at `path`, in evaluation mode; the layout is told by the content, not by the name.
-
-    Of a training's folder it is the newest checkpoint.
-    """
+    """Load a checkpoint of any layout, told by its content, in evaluation mode; of a training's folder the newest."""
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent
     path = latest(path) or path
