@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from groupvit.checkpoints import LAYOUTS, load
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.models import GroupViT, temperature
 from groupvit.text.tokenizer import Tokenizer
 
@@ -75,11 +75,9 @@ def compare_logits(model: GroupViT, golden: tuple[float, ...], photo: Path | Non
 
 def pixels(photo: Path | None) -> Float[Tensor, "1 3 224 224"]:
     """Return the photo as CLIP's image processor prepares it."""
-    try:
-        with Image.open(photo or io.BytesIO(download(PHOTO))) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise InputError(f"{photo or PHOTO} cannot be read: {error}") from error
+    source = photo or io.BytesIO(download(PHOTO))
+    with input_error(f"{photo or PHOTO} cannot be read", OSError), Image.open(source) as file:
+        image = file.convert("RGB")
     short = min(image.size)
     image = image.resize((image.width * 224 // short, image.height * 224 // short), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2

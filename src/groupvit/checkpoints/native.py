@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
 
@@ -43,10 +43,8 @@ def write_json(path: Path, document: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
-    try:
+    with input_error(f"{path} cannot be read as JSON", OSError, ValueError):
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object")
     return document
@@ -54,13 +52,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     """Return all tensors of a file, and its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read, it is no safetensors file or was cut off: {error}") from error
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    broken = f"{path} cannot be read, it is no safetensors file or was cut off"
+    with input_error(broken, OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
@@ -105,11 +101,9 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
-    try:
-        with torch.device("meta"), _Undrawn():
-            return build_model(config)
-    except (RuntimeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{source}: no model can be built from its configuration: {error}") from error
+    impossible = f"{source}: no model can be built from its configuration"
+    with input_error(impossible, RuntimeError, ValueError, ArithmeticError), torch.device("meta"), _Undrawn():
+        return build_model(config)
 
 
 def save(
@@ -199,10 +193,8 @@ def _whole(state: StateDict, vocabulary: int, source: Path) -> StateDict:
 
 
 def _parse(text: str, source: Path) -> ModelConfig:
-    try:
+    with input_error(f"{source}: its configuration is not JSON", ValueError):
         document = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{source}: its configuration is not JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
         raise InputError(f"{source}: its configuration has no format_version")
     if document["format_version"] > _FORMAT_VERSION:
@@ -219,7 +211,5 @@ def _parse(text: str, source: Path) -> ModelConfig:
 
 def parse_config(values: Any, source: Path) -> ModelConfig:
     """Call `ModelConfig.from_dict` with the file's name in its errors."""
-    try:
+    with input_error(str(source), InputError):
         return ModelConfig.from_dict(values if isinstance(values, dict) else {})
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error

@@ -24,7 +24,7 @@ from groupvit.checkpoints.native import (
     write_safetensors,
 )
 from groupvit.checkpoints.release import as_state, read_pickle
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.models import RELEASE, GroupViT, ModelConfig
 
 PICKLE = "pytorch_model.bin"
@@ -161,14 +161,12 @@ def read_config(document: dict[str, Any], multi_label_scale: bool, source: Path)
     text, vision = whole["text_config"], whole["vision_config"]
     values = {**RELEASE.to_dict(), **_ours(whole, ""), "multi_label_scale": multi_label_scale}
     values["text"] |= _ours(text, "text")
-    try:
+    with input_error(f"{source} is no configuration of a GroupViT", TypeError, ValueError, ArithmeticError):
         stages = zip(vision["depths"], vision["num_group_tokens"], vision["num_output_groups"], strict=True)
         values["image"] |= _ours(vision, "image") | {
             "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
             "stages": [{"depth": d, "group_tokens": n, "output_groups": g if n else 0} for d, n, g in stages],
         }
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{source} is no configuration of a GroupViT: {error}") from error
     config = parse_config(values, source)
     for part, meant in config_document(config).items():
         for name, value in meant.items() if isinstance(meant, dict) else ():
@@ -199,16 +197,11 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     state = as_state(tensors, source)
     state.pop(_LEGACY, None)
     if _SCALE in metadata:
-        state[_SCALE] = _parse_scale(metadata[_SCALE], source)
+        odd = f"{source}: {_SCALE} = {metadata[_SCALE]!r} in its metadata is no number"
+        with input_error(odd, ValueError, OverflowError):
+            state[_SCALE] = torch.tensor(float.fromhex(metadata[_SCALE]))
     config = read_config(read_json(path / CONFIG), _SCALE in metadata, path / CONFIG)
     return assemble(state, config, source, encode=encode, decode=decode), config
-
-
-def _parse_scale(text: str, source: Path) -> torch.Tensor:
-    try:
-        return torch.tensor(float.fromhex(text))
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{source}: {_SCALE} = {text!r} in its metadata is no number") from error
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:

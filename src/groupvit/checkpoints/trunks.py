@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from groupvit.checkpoints.names import Table, split_qkv, table, translate
 from groupvit.checkpoints.native import CONFIG, WEIGHTS, StateDict, check, read_json, read_safetensors
 from groupvit.checkpoints.release import as_state, read_pickle
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.models.config import ViTConfig
 from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, ViTTrunk
 
@@ -85,10 +85,9 @@ def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> 
 def load_vit(folder: Path) -> ViTTrunk:
     """Load the encoder of a `transformers` ViTModel, or of one with a head for some task."""
     config, path = read_vit_config(folder), folder / WEIGHTS
-    try:
+    impossible = f"{folder / CONFIG}: no ViT can be built from it"
+    with input_error(impossible, RuntimeError, ValueError, ArithmeticError):
         trunk = ViTTrunk(**vars(config))
-    except (RuntimeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{folder / CONFIG}: no ViT can be built from it: {error}") from error
     state = as_state(read_safetensors(path)[0], path)
     state = {name.removeprefix("vit."): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
@@ -114,7 +113,7 @@ def read_vit_config(folder: Path) -> ViTConfig:
         if values.get(name) != only:
             raise InputError(f"{path}: {name} = {values.get(name)!r} is not supported, only {only!r}")
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).exists() else {}
-    try:
+    with input_error(f"{path} is no configuration of a ViT", TypeError, ArithmeticError, InputError):
         config = ViTConfig.from_dict(
             {
                 "image_size": values["image_size"],
@@ -130,8 +129,6 @@ def read_vit_config(folder: Path) -> ViTConfig:
         )
         if config.dim % config.heads:
             raise InputError(f"{config.dim} channels cannot be divided among {config.heads} heads")
-    except (TypeError, ArithmeticError, InputError) as error:
-        raise InputError(f"{path} is no configuration of a ViT: {error}") from error
     if not len(config.mean) == len(config.std) == 3 or 0 in config.std:
         raise InputError(f"{folder / PROCESSOR}: image_mean and image_std are not three numbers each, std above 0")
     return config
