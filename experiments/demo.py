@@ -26,14 +26,14 @@ PHOTOS = {
 
 
 def photograph(name: str) -> Image.Image:
-    """The photograph of that name."""
+    """Return the photograph of that name."""
     return Image.fromarray(
         skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
     )
 
 
 def named(segmenter: Segmenter, name: str) -> Segmentation:
-    """The photograph with every pixel named."""
+    """Return the photograph with every pixel named."""
     return segmenter.segment(photograph(name), PHOTOS[name], background=None)
 
 

@@ -58,7 +58,7 @@ def _empty(data: Path) -> None:
 
 
 def _image(data: Path, image: Callable[[bytes], bytes]) -> None:
-    """Another image in the place of the fourth photo of the shard."""
+    """Replace the fourth photo of the shard."""
     samples = list(read_shard(_shard(data)))
     samples[3] = replace(samples[3], image=image(samples[3].image))
     (made,) = write_shards(samples, data / "made", prefix="t")
@@ -72,7 +72,7 @@ def _bomb(_: bytes) -> bytes:
 
 
 def _files(data: Path, drop: tuple[str, ...], **files: bytes) -> None:
-    """Other files, by their ending, in the place of some of the fourth photo's of the shard."""
+    """Replace some files of the shard's fourth photo, by their ending."""
     with tarfile.open(_shard(data)) as old, tarfile.open(data / "new.tar", "w") as new:
         key = old.getnames()[3 * 3].partition(".")[0]
         for member in old:
@@ -121,13 +121,13 @@ def _train(folder: Path, *options: str, **settings: Any) -> subprocess.Completed
 
 
 def _said(text: str) -> str:
-    """The lines about what is wrong, without the folders of this machine."""
+    """Return the lines about the fault, without the folders of this machine."""
     lines = [line for line in text.splitlines() if line.startswith(("left out", "groupvit:"))]
     return re.sub(r"\S*/(?=[\w.-]+)", "", "; ".join(dict.fromkeys(lines))).replace("|", "/")
 
 
 def _step(folder: Path) -> int:
-    """Of the newest checkpoint, which must load."""
+    """Return the step of the newest checkpoint, which must load."""
     found = latest(folder / "out") if (folder / "out").is_dir() else None
     if found:
         load(found)
@@ -145,7 +145,7 @@ def _row(fault: str, code: int, text: str, folder: Path, lost: str) -> dict[str,
 
 
 def planted(fault: str, folder: Path) -> dict[str, Any]:
-    """A fault that is there before the training starts."""
+    """Make a fault, then start a training."""
     _make(folder / "data")
     PLANTED[fault](folder / "data")
     done = _train(folder)
@@ -158,7 +158,7 @@ def planted(fault: str, folder: Path) -> dict[str, Any]:
 
 
 def _while_training(fault: str, folder: Path, change: Callable[[Path], None]) -> dict[str, Any]:
-    """A fault that comes while the training runs, which is then repaired and the training resumed."""
+    """Make a fault while the training runs, repair it, and resume the training."""
     _make(folder / "data")
     process = subprocess.Popen(
         _command(folder, 200), env=_environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -194,7 +194,7 @@ def _overwrite(train: Path) -> None:
 
 
 def full_disk(folder: Path) -> dict[str, Any]:
-    """No file may grow beyond 20 MB, which is less than a checkpoint; then the limit is lifted."""
+    """Limit files to 20 MB, which is less than a checkpoint, and lift the limit later."""
     _make(folder / "data")
     limit = (20_000_000, 20_000_000)
     done = _train(folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
@@ -207,13 +207,13 @@ def full_disk(folder: Path) -> dict[str, Any]:
 
 
 def _without_override() -> None:
-    """As a user who is not root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, permissions count for root too."""
+    """Drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that permissions count for root too."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
 
 
 def forbidden(folder: Path, what: str) -> dict[str, Any]:
-    """A folder that the user may not enter, or may not write to."""
+    """Make a folder that the user may not enter, or may not write to."""
     _make(folder / "data")
     (folder / "out").mkdir()
     target, mode = {"read": (folder / "data" / "train", 0o000), "write": (folder / "out", 0o555)}[what]

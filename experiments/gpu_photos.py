@@ -59,7 +59,7 @@ _SPARE = 0.95  # of the time for steps is planned: a GPU that gets warm gets slo
 
 @dataclass(frozen=True)
 class Small:
-    """A sample whose photo has been made small, but is not encoded yet."""
+    """Sample with a photo that is small, but not encoded yet."""
 
     sample: Sample
     image: Image.Image
@@ -80,7 +80,7 @@ def _source(shard: Path | str) -> str:
 
 
 def _archive(out: Path, samples: Iterable[Sample], extra: Iterable[Path] = ()) -> int:
-    """Writes shards of the samples, called as those they are from, and other files into an archive; gives its size.
+    """Write shards of the samples, with their old names, and other files into an archive; return its size.
 
     It is compressed for the sake of the headers and texts, which in the tars are larger than the photos.
     """
@@ -152,14 +152,14 @@ class Clock:
         return {}
 
     def per_step(self) -> float:
-        """Seconds, of the later half: the first steps also choose kernels."""
+        """Return the seconds of the later half: the first steps also choose kernels."""
         later = self.ticks[len(self.ticks) // 2 - 1 :]
         return (later[-1] - later[0]) / (len(later) - 1)
 
 
 @contextmanager
 def _stopped(at: float) -> Iterator[None]:
-    """Asks a training that is still going on at that time to save and end."""
+    """Ask a training that still runs at that time to save and end."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # until the training listens
     timer = Timer(max(0.0, at - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
@@ -172,7 +172,7 @@ def _stopped(at: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, and all that its training needs."""
+    """A run and everything that its training needs."""
 
     name: str
     run: Run
@@ -183,7 +183,7 @@ class Job:
     workers: int
 
     def scores(self, model: GroupViT) -> dict[str, float]:
-        """Retrieval, if the photos for it are there, and mIoU on the benchmarks that are."""
+        """Return retrieval and mIoU, on the photos and benchmarks that are there."""
         segmenter = Segmenter(model, self.run.model, device=model.logit_scale.device)
         found = retrieved(segmenter, self.data) if list(self.data.glob("flickr8k-test-*.tar")) else {}
         for name, (_, folder) in BENCHMARKS.items():
@@ -193,7 +193,7 @@ class Job:
         return found
 
     def train(self, run: Run, out: Path, clock: Clock | None = None) -> None:
-        """Trains, evaluates and writes the results into `out`."""
+        """Train, evaluate and write the results into `out`."""
         with tempfile.TemporaryDirectory() as folder:
             trained = Path(folder)
             state = loop.train(run, self.data, trained, init=self.init, workers=self.workers, keep=1, evaluate=clock)
@@ -211,7 +211,7 @@ class Job:
 
 
 def write_parts(file: Path, out: Path) -> None:
-    """The parts of a file in the folder `out`, and the sums of these and of the whole."""
+    """Write a file in parts into the folder `out`, with the checksums of each and of the whole."""
     whole = file.read_bytes()
     sums = [f"{hashlib.sha256(whole).hexdigest()}  {file.name}\n"]
     for i in range(0, len(whole), _PART):
@@ -222,7 +222,7 @@ def write_parts(file: Path, out: Path) -> None:
 
 
 def _initial(run: Run, data: Path, folder: Path) -> Path | None:
-    """A checkpoint with the packed trunk and random weights around it; None for a run without a trunk."""
+    """Write a checkpoint with the packed trunk and random weights around it; None for a run without a trunk."""
     if run.model.image.stem not in PUBLISHED:
         return None
     torch.manual_seed(0)

@@ -58,7 +58,7 @@ def _finish(child: subprocess.Popen[bytes]) -> None:
 
 
 def step_of(out: Path) -> int:
-    """The last step that is safe."""
+    """Return the last step that is safe."""
     folder = latest(out) if out.exists() else None
     return int(folder.name.removeprefix("step-")) if folder else 0
 
@@ -89,7 +89,7 @@ def _kill_once(data: Path, out: Path, steps: int, number: int, chance: random.Ra
 
 
 def compare(folder: Path, kills: int) -> dict[str, Any]:
-    """Both trainings in `folder`; how many tensors of their last checkpoints differ in any bit."""
+    """Compare both trainings in `folder`: count the tensors of their last checkpoints that differ in any bit."""
     scenes.write(folder / "data", train=PHOTOS, evaluation=1)
     steps = 40 + 30 * kills
     _finish(_training(folder / "data", folder / "peace", steps, workers=2))

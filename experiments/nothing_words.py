@@ -70,23 +70,23 @@ class Words:
         self.cosines = (embedded @ embedded.T).cpu().numpy()
 
     def typed(self, name: str) -> str:
-        """What a user would type for a class: the first of its words that the model learnt."""
+        """Return what a user would type for a class: the first of its words that the model learnt."""
         words = SYNONYMS.get(name, (name,))
         return next((word for word in words if word in self.vocabulary), words[0])
 
     def unlike(self, word: str, limit: float) -> list[str]:
-        """The vocabulary without kin of a word, and without what is as like it as the limit."""
+        """Return the vocabulary without a word's kin and without words that are as similar to it as the limit."""
         cosines, own = self.cosines[self.index[word]], kin([word])
         return [noun for noun in self.vocabulary if noun not in own and cosines[self.index[noun]] < limit]
 
     def best(self, photo: Photo, count: int) -> set[str]:
-        """The words of the vocabulary that fit some segment of the photo best."""
+        """Return the words of the vocabulary that fit some segment of the photo best."""
         scores = photo.scores[..., : len(self.vocabulary)].mean(axis=0).max(axis=0)
         return {self.vocabulary[i] for i in scores.argsort()[::-1][:count]}
 
 
 def choices(words: Words) -> dict[str, Choice]:
-    """What is compared."""
+    """Return the choices of rivals that are compared."""
 
     def stuff(word: str) -> list[str]:
         return [noun for noun in words.vocabulary if noun in STUFF - kin([word])]
@@ -109,7 +109,7 @@ def choices(words: Words) -> dict[str, Choice]:
 
 
 def read(segmenter: Segmenter, dataset: Dataset, words: Words) -> Iterator[Photo]:
-    """The photos of a benchmark, each as one window."""
+    """Yield the photos of a benchmark, each as one window."""
     generator = np.random.default_rng(0)
     labels = [Label(f"the word {word}", (word,)) for word in words.every]  # some vocabularies have "background"
     for photo in dataset:
@@ -134,7 +134,7 @@ def read(segmenter: Segmenter, dataset: Dataset, words: Words) -> Iterator[Photo
 
 
 def measure(choice: Choice, photos: Sequence[Photo], dataset: Dataset, words: Words) -> dict[str, float]:
-    """Of labels alone: the share of the photo that absent ones paint, and the IoU of those that are there, in %."""
+    """Score labels alone, in %: the share of the photo that absent ones paint, and the IoU of present ones."""
     painted, overlap, summed = [], [], defaultdict(lambda: np.zeros(2))
     for photo in photos:
         present = [int(c) for c in np.flatnonzero(photo.classes.sum(axis=1)) if c]

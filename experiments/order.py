@@ -27,13 +27,13 @@ PIECE = 2_500  # steps
 
 
 def counts(samples: int) -> Int64[np.ndarray, " shards"]:
-    """Shards of about equal size, none empty."""
+    """Return photos by shard: about equal, none empty."""
     draws = np.random.default_rng(0).multinomial(samples - SHARDS, np.full(SHARDS, 1 / SHARDS))
     return draws.astype(np.int64) + 1
 
 
 def wrong(samples: int, worlds: Callable[[int], int]) -> int:
-    """How many photos do not come exactly once in each epoch, summed over the epochs.
+    """Count the photos that do not come exactly once in each epoch, summed over the epochs.
 
     `worlds` says how many processes there are from a step on. Each is given its own sampler, as it has in a training.
     """
@@ -52,7 +52,7 @@ def wrong(samples: int, worlds: Callable[[int], int]) -> int:
 
 
 def one_process(samples: int, world: int) -> dict[str, float]:
-    """Steps, time and memory of the last of `world` processes; to be called in a process of its own."""
+    """Measure steps, time and memory of the last of `world` processes; call it in a fresh process."""
     batches = iter(BatchSampler(Order(counts(samples), seed=0), BATCH, rank=world - 1, world=world))
     steps = -(-EPOCHS * samples // BATCH)
     start = time.process_time()

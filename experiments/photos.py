@@ -103,13 +103,13 @@ def bundle(
 
 
 def open_from(evaluation: Path, name: str, limit: int | None = None) -> Dataset:
-    """One of `BENCHMARKS`."""
+    """Open one of `BENCHMARKS`."""
     benchmark, folder = BENCHMARKS[name]
     return open_benchmark(benchmark, evaluation / folder).first(limit)
 
 
 def choose(segmenter: Segmenter, protocol: str | None = None) -> Protocol:
-    """The protocol of that name, or the one that suits the model."""
+    """Return the protocol of that name, or the one that suits the model."""
     return get_protocol(protocol or ("calibrated-whole" if segmenter.config.image.has_trunk else "calibrated-native"))
 
 
@@ -128,7 +128,7 @@ def others(
 def rows(
     name: str, model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol
 ) -> Iterator[dict[str, str]]:
-    """The lines of the table for one benchmark: the model, what it must beat and by how much it does, its parts."""
+    """Yield the lines of one benchmark's table: the model, what it must beat and by how much, its parts."""
     result = evaluate(model, dataset, protocol)
     yield _row(name, "the model", mean_iou(result.matrix), result.interval())
     for other, theirs in others(model, plain, dataset, protocol):
@@ -164,7 +164,7 @@ def _between(interval: tuple[float, float] | None, form: str = ".1f") -> str:
 
 
 def retrieved(segmenter: Segmenter, captions: Path) -> dict[str, float]:
-    """Recall on Flickr8k's test photos and their captions."""
+    """Return recall on Flickr8k's test photos and their captions."""
     return Retrieval([captions / "flickr8k-test-*.tar"], segmenter.config)(segmenter.model)
 
 
@@ -283,7 +283,7 @@ def picture(
 
 
 def _grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Row by row, in columns as wide as the widest."""
+    """Arrange pictures row by row, in columns as wide as the widest."""
     width, lines = (
         max(picture.width for picture in pictures),
         [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
@@ -297,7 +297,7 @@ def _grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def write_jpeg(image: Image.Image, out: Path, kilobytes: int) -> None:
-    """As good as fits into so many kilobytes."""
+    """Write the JPEG at the best quality that fits into so many kilobytes."""
     for quality in range(90, 0, -5):
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, optimize=True)

@@ -19,7 +19,7 @@ RESULTS = DOCS / "results.json"
 
 
 def commit() -> str:
-    """What was checked out, and whether the code was changed since; to be asked when a measurement begins."""
+    """Return the commit, marked if the code has changed since; ask when a measurement begins."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *arguments], cwd=DOCS.parent, capture_output=True, text=True, check=False)
@@ -44,7 +44,7 @@ def record_results(name: str, values: dict[str, Any], commit: str) -> None:
 
 
 def machine() -> str:
-    """Processor, threads and torch, as one line."""
+    """Return processor, threads and torch in one line."""
     import torch  # here: a script that needs none of it measures its own memory
 
     processor = "unknown processor"
@@ -55,7 +55,7 @@ def machine() -> str:
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as a table on the terminal."""
+    """Print the rows as a table on the terminal."""
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
@@ -63,7 +63,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Put the rows in the place of the table below `<!-- table: NAME -->` in a document."""
+    """Replace the table below `<!-- table: NAME -->` in a document."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     table = "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
     text = document.read_text(encoding="utf-8")
@@ -74,6 +74,6 @@ def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> No
 
 
 def record_table(document: str, name: str, rows: Sequence[dict[str, Any]], commit: str) -> None:
-    """`write_table` in a document of docs/, and the same rows in docs/results.json."""
+    """Write the rows into a document of docs/ (`write_table`) and into docs/results.json."""
     write_table(DOCS / document, name, rows)
     record_results(name, {"rows": rows}, commit)

@@ -29,7 +29,7 @@ the table counts once more."""
 
 
 def count_flops() -> tuple[float, float]:
-    """FLOPs of a step, forward and backward: of the encoders for one photo, and of projectors and loss for a batch."""
+    """Count FLOPs of a step, forward and backward: encoders for one photo, projectors and loss for a batch."""
     torch.manual_seed(0)
     run = get_run("groupvit-s-gcc-yfcc")
     model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77))

@@ -47,14 +47,14 @@ SETTINGS: Options = {"maps": "hard", "short_side": 80, "background": None}
 
 
 def row(matrix: np.ndarray) -> Row:
-    """Mean IoU over all classes, the ten things and the six grounds, in percent."""
+    """Return mean IoU over all classes, the ten things and the six grounds, in percent."""
     values, things = iou(matrix), len(scenes.THINGS)
     means = np.nanmean(values), np.nanmean(values[:things]), np.nanmean(values[things:])
     return dict(zip(("miou", "things", "grounds"), map(float, means), strict=True))
 
 
 def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
-    """What colour can tell: a look-up table counted with masks, and k-means with the best label for each cluster."""
+    """Score colour alone: a look-up table counted with masks, and k-means with each cluster's best label."""
     classes = len(scenes.CLASSES)
     drawn = (scenes.draw(2, index) for index in range(3000))
     known = (MaskedPhoto("", Image.fromarray(scene.image), scene.mask) for scene in drawn)
@@ -72,7 +72,7 @@ def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
 
 
 def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequence[MaskedPhoto]) -> dict[str, Row]:
-    """Rows of one run and seed: untrained, trained, and trained groups with the best labels."""
+    """Return rows of one run and seed: untrained, trained, and trained groups with the best labels."""
     run = get_run(name)
     torch.manual_seed(seed)
     untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS, **SETTINGS)
@@ -92,7 +92,7 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
 def draw_pictures(
     checkpoint: Path, evaluation: Path, photos: Sequence[MaskedPhoto], count: int, out: Path
 ) -> list[Path]:
-    """Scene, groups of each stage, segments named with the words of the scene's own caption, truth."""
+    """Draw scene, groups of each stage, segments named with the words of the scene's caption, and truth."""
     segmenter = Segmenter(*checkpoints.load(checkpoint))
     captions = json.loads((evaluation / "captions.json").read_text())
     owner = {word: label.name for label in parse_labels(scenes.LABELS) for word in label.words}
@@ -120,7 +120,7 @@ def draw_pictures(
 
 
 def print_table(rows: dict[str, list[Row]]) -> None:
-    """Mean over seeds, and the range where there are several."""
+    """Return the mean over seeds, and the range if there are several."""
     table = Table("held-out scenes, IoU in %", "mIoU", "things", "grounds", "seeds")
     for name, seeds in rows.items():
         cells = []

@@ -56,7 +56,7 @@ PHOTOS = vary(get_run("flickr8k"), train="{flickr8k-train,coco-person,catdog}-*.
 
 
 def plain_run(run: Run, *, nouns: bool) -> Run:
-    """The same training without groups: trained as CLIP is, the ViT of Table 4, or with the run's noun losses."""
+    """Return the same training without groups: as CLIP (the ViT of Table 4), or with the run's noun losses."""
     depth = sum(stage.depth for stage in run.model.image.stages)
     model = replace(with_stages(run.model, Stage(depth)), segment_loss=nouns)
     if nouns:  # without groups a patch is a segment, and the two noun losses are one
@@ -68,7 +68,7 @@ def plain_run(run: Run, *, nouns: bool) -> Run:
 
 
 def oracle(result: Result) -> Result:
-    """The same evaluation with each group called what most of its pixels truly are."""
+    """Return the same evaluation with each group named by the class of most of its pixels."""
     photos = tuple(replace(photo, matrix=photo.stages[-1].oracle) for photo in result.photos)
     return replace(result, photos=photos)
 
@@ -76,7 +76,7 @@ def oracle(result: Result) -> Result:
 def rows(
     model: Segmenter, plain: dict[str, Segmenter], dataset: Dataset, protocol: Protocol
 ) -> Iterator[tuple[str, Result]]:
-    """The lines of the table, one by one."""
+    """Yield the lines of the table."""
     for name, predict in floors(model, dataset, protocol.labels(dataset), protocol.templates).items():
         yield name, evaluate_predictions(dataset, predict, name)
     for name, vit in plain.items():
@@ -86,7 +86,7 @@ def rows(
 
 
 def train_plain(folder: Path, seed: int) -> dict[str, Path]:
-    """The two plain ViTs of the scenes; an interrupted training goes on."""
+    """Train the two plain ViTs of the scenes; an interrupted training goes on."""
     names = {"plain ViT": "plain-vit", "plain ViT with noun losses": "plain-vit-nouns"}
     paths = {title: folder / f"{name}-seed{seed}" for title, name in names.items()}
     for nouns, path in enumerate(paths.values()):
@@ -96,7 +96,7 @@ def train_plain(folder: Path, seed: int) -> dict[str, Path]:
 
 
 def finish(run: Run, data: Path, out: Path, seed: int = 0) -> None:
-    """Train, go on with a training, or leave one that is through as it is."""
+    """Train, resume a training, or leave a complete one as it is."""
     if latest(out) != folder_of(out, run.schedule.steps):
         train(run, data, out, seed=seed, resume=latest(out) is not None)
 
@@ -125,7 +125,7 @@ def file_name(line: str) -> str:
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """What docs/results.json keeps of a line; for scenes the means over things and over grounds, too."""
+    """Return what docs/results.json keeps of a line; for scenes also the means over things and over grounds."""
     means = scenes_row(result.matrix) if result.benchmark == "scenes" else {"miou": mean_iou(result.matrix)}
     last = result.grouping()[-1] if result.photos[0].stages else {}
     best = {"best_names": last.get("oracle_miou"), "groups": last.get("groups")}
@@ -135,7 +135,7 @@ def figures(result: Result) -> dict[str, Any]:
 def measure(
     model: str, plain: dict[str, Path], dataset: Dataset, protocol: Protocol, folder: Path
 ) -> dict[str, Result]:
-    """All lines for one model and its plain ViTs; writes result files, and the pictures of the model."""
+    """Return all lines for one model and its plain ViTs; write result files and pictures of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     segmenter, results = api.load(model), dict[str, Result]()
     for name, result in rows(segmenter, {n: api.load(path) for n, path in plain.items()}, dataset, protocol):

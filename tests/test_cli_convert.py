@@ -10,7 +10,7 @@ from PIL import Image
 
 from groupvit import api
 from groupvit.checkpoints import LAYOUTS, native
-from groupvit.cli import convert as cli
+from groupvit.checkpoints import convert as checks
 from groupvit.cli.convert import convert
 from groupvit.errors import InputError
 from groupvit.models import RELEASE, GroupViT, ImageEncoderConfig, Stage, TextEncoderConfig, build_model
@@ -117,7 +117,7 @@ def test_verify_compares_logits_of_a_published_checkpoint(
         convert("nvidia/groupvit-gcc-yfcc", tmp_path / "out", to="native", verify=True, photo=published)
     assert not (tmp_path / "out").exists()
     values = tuple(float(x) for x in str(error.value).split(" are [")[1].split("]")[0].split(", "))
-    monkeypatch.setitem(cli.GOLDEN, "nvidia/groupvit-gcc-yfcc", values)
+    monkeypatch.setitem(checks.GOLDEN, "nvidia/groupvit-gcc-yfcc", values)
     convert("nvidia/groupvit-gcc-yfcc@main", tmp_path / "out", to="native", verify=True, photo=published)
     assert "are the published ones" in capsys.readouterr().out
 
@@ -125,7 +125,7 @@ def test_verify_compares_logits_of_a_published_checkpoint(
 def test_a_photo_that_cannot_be_fetched_is_one_line(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PHOTO", "http://127.0.0.1:9/photo.jpg")
+    monkeypatch.setattr(checks, "PHOTO", "http://127.0.0.1:9/photo.jpg")
     with pytest.raises(
         InputError, match=r"127.0.0.1:9/photo.jpg cannot be downloaded \(.*\): give the file with --photo"
     ):
@@ -135,7 +135,7 @@ def test_a_photo_that_cannot_be_fetched_is_one_line(
 def test_the_photo_is_prepared_as_clip_s_processor_does(published: Path) -> None:
     from transformers import CLIPImageProcessor
 
-    pixels = cli._pixels(published)
+    pixels = checks.pixels(published)
     processor = CLIPImageProcessor()
     with Image.open(published) as image:
         wanted = torch.as_tensor(processor(image.convert("RGB"), return_tensors="pt")["pixel_values"])
@@ -144,11 +144,11 @@ def test_the_photo_is_prepared_as_clip_s_processor_does(published: Path) -> None
 
 
 @pytest.mark.hub
-@pytest.mark.parametrize("name", cli.GOLDEN)
+@pytest.mark.parametrize("name", checks.GOLDEN)
 def test_the_published_checkpoints_give_the_published_logits(name: str, tmp_path: Path, capsys: Any) -> None:
     try:
         api.locate(name, allow_pickle=True)
-        cli._download(cli.PHOTO)
+        checks.download(checks.PHOTO)
     except InputError as error:
         pytest.skip(str(error))
     convert(name, tmp_path / "out", to="release", verify=True, allow_pickle=True)

@@ -8,8 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from groupvit.errors import InputError
 from groupvit.evaluation import results
-from groupvit.evaluation.metrics import confusion_matrix, mean_iou
-from groupvit.evaluation.results import Result, compare, dense, resampled_means, sparse
+from groupvit.evaluation.metrics import area_iou, confusion_matrix, mean_iou, resampled_means
+from groupvit.evaluation.results import Result, compare, dense, sparse
 from groupvit.evaluation.scoring import evaluate_predictions, score_prediction
 from test_evaluation_scoring import made, masked
 
@@ -115,7 +115,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     truth = generator.integers(50, 100, (4000, 2))
     hits = (truth * generator.beta(2, 2, truth.shape)).astype(int)
     areas = np.stack([hits, truth, truth], axis=-1)
-    mean = results.metrics.area_iou(areas.sum(axis=0)).mean()
+    mean = area_iou(areas.sum(axis=0)).mean()
     inside = 0
     for trial in range(60):
         own = resampled_means(areas[generator.choice(4000, 80, replace=False)], trial, 200)

@@ -1,5 +1,17 @@
 """The one exception that means "the input is wrong", which the command line turns into one line and exit code 2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what is wrong, in which file, what to do."""
+
+
+@contextmanager
+def input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an error of these kinds into an `InputError` that says `message` and the reason."""
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{message}: {getattr(error, 'strerror', None) or error}") from error

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from groupvit.checkpoints import native, release, transformers
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.models import GroupViT, ModelConfig
 
 Checkpoint = tuple[GroupViT, ModelConfig]
@@ -13,24 +13,19 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 
 
 def latest(training: Path) -> Path | None:
-    """The newest complete checkpoint of a training's folder, which its `latest` file names."""
+    """Return the newest complete checkpoint of a training's folder, which its `latest` file names."""
     pointer = training / "latest"
-    try:
+    with input_error(f"{pointer} cannot be read", OSError):
         if not pointer.is_file():
             return None
         name = pointer.read_text(errors="replace").strip()
-    except OSError as error:
-        raise InputError(f"{pointer} cannot be read: {error.strerror}") from error
     if not name or not (training / name).is_dir():
         raise InputError(f"{pointer} names no checkpoint of {training}: write one of its step folders' names into it")
     return training / name
 
 
 def load(path: Path) -> Checkpoint:
-    """The model at `path`, in evaluation mode; the layout is told by the content, not by the name.
-
-    Of a training's folder it is the newest checkpoint.
-    """
+    """Load a checkpoint of any layout, told by its content, in evaluation mode; of a training's folder the newest."""
     if path.suffix == ".safetensors" and path.is_file():
         path = path.parent
     path = latest(path) or path

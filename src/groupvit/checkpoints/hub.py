@@ -9,15 +9,15 @@ from groupvit.errors import InputError
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is spelt `owner/name` or `owner/name@revision`."""
+    """Return True if `source` is spelt `owner/name` or `owner/name@revision`."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", source) is not None
 
 
 def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
-    """The folder of a repository's checkpoint: `config.json` and `model.safetensors`, nothing else.
+    """Download a repository's `config.json` and `model.safetensors`, nothing else, and return their folder.
 
     `revision` (or `owner/name@revision`) pins a branch, tag or commit. Without a connection the cache is used.
-    `allow_pickle` also takes `pytorch_model.bin`, which is read without executing anything in it.
+    `allow_pickle` also takes `pytorch_model.bin`; no code in it runs.
     """
     from huggingface_hub import snapshot_download
 

@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 IMAGE_NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-"""ImageNet's, on RGB in [0, 1]: what every model is trained with that has no trunk; a trunk has its own."""
+"""ImageNet's statistics of RGB in [0, 1], for every model without a trunk; a trunk has its own."""
 
 _FORMAT_VERSION = 2  # what this reads; 1 is written where every tensor is there whole
 _EMBEDDING, _ROWS = "text_encoder.token_embedding.weight", "text_encoder.token_embedding.rows"
@@ -31,73 +31,67 @@ StateDict = dict[str, Tensor]
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, atomically."""
+    """Write a safetensors file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON file, atomically."""
+    """Write a JSON file, atomically."""
     write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    with input_error(f"{path} cannot be read as JSON", OSError, ValueError):
+        document = json.loads(path.read_bytes())
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return document
+
+
 def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """All tensors of a file, and its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read, it is no safetensors file or was cut off: {error}") from error
+    """Return all tensors of a file, and its metadata."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    broken = f"{path} cannot be read, it is no safetensors file or was cut off"
+    with input_error(broken, OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file without its tensors; empty for anything else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
-
-
-def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
-    """Names the first tensor that is missing, too much, or of another shape or type than `expected`."""
-    if missing := [name for name in expected if name not in found]:
+def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
+    """Name the first tensor that is missing, too much, or of another shape or type than `expected`."""
+    if missing := [name for name in expected if name not in state]:
         raise InputError(f"{source}: tensor {missing[0]} is missing ({len(missing)} in all)")
-    if extra := [name for name in found if name not in expected]:
+    if extra := [name for name in state if name not in expected]:
         raise InputError(f"{source}: tensor {extra[0]} does not belong to this model ({len(extra)} in all)")
-    for name, tensor in expected.items():
-        for what in ("shape", "dtype"):
-            is_, should = getattr(found[name], what), getattr(tensor, what)
-            if is_ != should:
-                raise InputError(f"{source}: tensor {name} has {what} {_plain(is_)}, expected {_plain(should)}")
-
-
-def _plain(value: torch.Size | torch.dtype) -> str:
-    return str(tuple(value)) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
+    for name, wanted in expected.items():
+        for what, kind in (("shape", tuple), ("dtype", lambda dtype: str(dtype).removeprefix("torch."))):
+            actual, should = (kind(getattr(tensor, what)) for tensor in (state[name], wanted))
+            if actual != should:
+                raise InputError(f"{source}: tensor {name} has {what} {actual}, expected {should}")
 
 
 def assemble(
-    found: StateDict,
+    state: StateDict,
     config: ModelConfig,
     source: Path,
     *,
     encode: Callable[[StateDict], StateDict] = dict,
-    decode: Callable[[StateDict], StateDict] = dict,
+    decode: Callable[[StateDict, Path], StateDict] = lambda state, _: state,
 ) -> GroupViT:
-    """The model of `config` with exactly the tensors `found`, in evaluation mode.
+    """Return the model of `config` with exactly the tensors in `state`, in evaluation mode.
 
-    `encode` and `decode` turn our names into those of the file and back, so that complaints use the file's names.
+    `encode` and `decode` turn our names into those of the file and back, so that errors use the file's names.
     """
     model = _skeleton(config, source)
-    check(found, encode(model.state_dict()), source)
-    model.load_state_dict(decode(found), assign=True)
+    check(state, encode(model.state_dict()), source)
+    model.load_state_dict(decode(state, source), assign=True)
     return model.eval()
 
 
 class _Undrawn(TorchFunctionMode):
-    """No random weights: on the meta device PyTorch would import its compiler for them, which takes a second."""
+    """Skip random weights: on the meta device PyTorch would import its compiler for them, which takes a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,11 +101,9 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
-    try:
-        with torch.device("meta"), _Undrawn():
-            return build_model(config)
-    except (RuntimeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{source}: no model can be built from its configuration: {error}") from error
+    impossible = f"{source}: no model can be built from its configuration"
+    with input_error(impossible, RuntimeError, ValueError, ArithmeticError), torch.device("meta"), _Undrawn():
+        return build_model(config)
 
 
 def save(
@@ -122,13 +114,11 @@ def save(
     metadata: dict[str, str] | None = None,
     compact: bool = False,
 ) -> None:
-    """Writes `model` into `folder`, over the checkpoint that may be there.
+    """Write `model` into `folder`, over the checkpoint that may be there.
 
     `compact` halves it: numbers are float16, and rows of the vocabulary that are zero (see `forget_unseen`) are left
-    out.
-
-    The configuration stands inside the weights file, so that one replaced file is the whole commit: after a crash or on
-    a full disk the folder holds the old or the new checkpoint. `config.json` is a copy for readers.
+    out. The configuration is in the weights file: after a crash or on a full disk the folder holds the old checkpoint
+    or the new one. `config.json` is a copy for readers.
     """
     state = model.state_dict()
     check(state, _skeleton(config, folder).state_dict(), folder)
@@ -152,12 +142,16 @@ def _version() -> str:
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` is a folder of this layout."""
-    return _HEADER in read_metadata(path / WEIGHTS)
+    """Return True if `path` is a folder of this layout."""
+    try:
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load(path: Path) -> tuple[GroupViT, ModelConfig]:
-    """What `save` wrote, in evaluation mode. Any deviation is an `InputError` that names it."""
+    """Load what `save` wrote, in evaluation mode. Any deviation is an `InputError` that names it."""
     source = path / WEIGHTS
     state, metadata = read_safetensors(source)
     if _HEADER not in metadata:
@@ -167,9 +161,9 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
 
 
 def forget_unseen(model: GroupViT, seen: Int[Tensor, " tokens"]) -> None:
-    """Sets the embedding of every token to zero that is not among those that training has `seen`.
+    """Set the embedding of every token to zero that training has not `seen`.
 
-    They were never learnt; zeros say so (`Segmenter.segment` warns of such words) and need no room in a file.
+    Zeros mark it as never learnt (`Segmenter.segment` warns of such words) and take no room in a file.
     """
     with torch.no_grad():
         unseen = torch.ones(len(model.text_encoder.token_embedding.weight), dtype=torch.bool)
@@ -178,7 +172,7 @@ def forget_unseen(model: GroupViT, seen: Int[Tensor, " tokens"]) -> None:
 
 
 def _compacted(state: StateDict) -> StateDict:
-    """Half precision, and of the vocabulary the rows that are not zero with their numbers."""
+    """Return the state in half precision, of the vocabulary only the rows that are not zero, and their numbers."""
     rows = state[_EMBEDDING].any(dim=1).nonzero()[:, 0]
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if lost := [name for name, tensor in half.items() if not tensor.isfinite().all()]:
@@ -187,7 +181,7 @@ def _compacted(state: StateDict) -> StateDict:
 
 
 def _whole(state: StateDict, vocabulary: int, source: Path) -> StateDict:
-    """What `_compacted` made, in single precision again; other tensors as they are."""
+    """Undo `_compacted`; another state is returned as it is."""
     if _ROWS not in state:
         return state
     state = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
@@ -199,10 +193,8 @@ def _whole(state: StateDict, vocabulary: int, source: Path) -> StateDict:
 
 
 def _parse(text: str, source: Path) -> ModelConfig:
-    try:
+    with input_error(f"{source}: its configuration is not JSON", ValueError):
         document = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{source}: its configuration is not JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
         raise InputError(f"{source}: its configuration has no format_version")
     if document["format_version"] > _FORMAT_VERSION:
@@ -218,8 +210,6 @@ def _parse(text: str, source: Path) -> ModelConfig:
 
 
 def parse_config(values: Any, source: Path) -> ModelConfig:
-    """`ModelConfig.from_dict` with the file's name in its complaints."""
-    try:
+    """Call `ModelConfig.from_dict` with the file's name in its errors."""
+    with input_error(str(source), InputError):
         return ModelConfig.from_dict(values if isinstance(values, dict) else {})
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error

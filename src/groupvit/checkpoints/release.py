@@ -11,58 +11,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groupvit.checkpoints.names import Table, inverse, products, refuse_difference, translate, translate_all
+from groupvit.checkpoints.names import GROUPING, Table, inverse, refuse_difference, table, translate, translate_all
 from groupvit.checkpoints.native import StateDict, assemble
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.models import RELEASE, GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 
-_PROJECTOR = [("fc1.", "linear_hidden.0."), ("norm.", "linear_hidden.1."), ("fc2.", "linear_out.")]
-
+_PROJECTOR = """
+    fc1.   linear_hidden.0.
+    norm.  linear_hidden.1.
+    fc2.   linear_out.
+"""
 TABLE: Table = [
-    ("logit_scale", "logit_scale"),
-    ("multi_label_logit_scale", "multi_label_logit_scale"),
-    ("image_encoder.pos_embed", "img_encoder.pos_embed"),
-    ("image_encoder.stem.", "img_encoder.patch_embed.proj."),
-    ("image_encoder.norm_stem.", "img_encoder.patch_embed.norm."),
-    ("image_encoder.norm.", "img_encoder.norm."),
-    *products(
-        "image_encoder.stages.#.",
-        "img_encoder.layers.#.",
-        [
-            ("group_tokens", "group_token"),
-            ("group_projector.", "group_projector."),
-            ("blocks.", "blocks."),
-            ("grouping.token_mixer.", "downsample.mlp_inter."),
-            ("grouping.norm_segments.", "downsample.norm_x."),
-            ("grouping.norm_new.", "downsample.norm_new_x."),
-            ("grouping.channel_mlp.", "downsample.mlp_channels."),
-            ("grouping.", "downsample."),
-        ],
-    ),
-    ("text_encoder.token_embedding.", "text_encoder.token_embedding."),
-    ("text_encoder.pos_embed", "text_encoder.positional_embedding"),
-    ("text_encoder.norm.", "text_encoder.ln_final."),
-    *products(
+    *table("""
+        logit_scale                     logit_scale
+        multi_label_logit_scale         multi_label_logit_scale
+        image_encoder.pos_embed         img_encoder.pos_embed
+        image_encoder.stem.             img_encoder.patch_embed.proj.
+        image_encoder.norm_stem.        img_encoder.patch_embed.norm.
+        image_encoder.norm.             img_encoder.norm.
+        text_encoder.token_embedding.   text_encoder.token_embedding.
+        text_encoder.pos_embed          text_encoder.positional_embedding
+        text_encoder.norm.              text_encoder.ln_final.
+    """),
+    *table("blocks. blocks." + GROUPING, "image_encoder.stages.#.", "img_encoder.layers.#."),
+    *table(
+        """
+        norm1.       ln_1.
+        norm2.       ln_2.
+        attn.qkv.    attn.in_proj_
+        attn.proj.   attn.out_proj.
+        mlp.fc1.     mlp.c_fc.
+        mlp.fc2.     mlp.c_proj.
+        """,
         "text_encoder.blocks.#.",
         "text_encoder.transformer.resblocks.#.",
-        [
-            ("norm1.", "ln_1."),
-            ("norm2.", "ln_2."),
-            ("attn.qkv.", "attn.in_proj_"),
-            ("attn.proj.", "attn.out_proj."),
-            ("mlp.fc1.", "mlp.c_fc."),
-            ("mlp.fc2.", "mlp.c_proj."),
-        ],
     ),
-    *products("image_projector.", "img_projector.", _PROJECTOR),
-    *products("text_projector.", "text_projector.", _PROJECTOR),
+    *table(_PROJECTOR, "image_projector.", "img_projector."),
+    *table(_PROJECTOR, "text_projector.", "text_projector."),
 ]
 _CONVOLUTIONS = re.compile(r".*_projector\.(linear_hidden\.0|linear_out)\.weight")  # with kernels of length one
 
+_EXPRESSED = {
+    *("image.patch_size", "image.dim", "image.stages", "image.drop_path", "embed_dim", "projector_dim"),
+    *("text.width", "text.layers", "text.context_length", "text.vocab_size", "multi_label_scale", "rivals"),
+}
+
 
 class _Inert:
-    """Takes the place of a foreign object in a pickle and keeps nothing of it."""
+    """Stand-in for a foreign object in a pickle, which keeps nothing of it."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> "_Inert":
         return super().__new__(cls)
@@ -71,37 +68,21 @@ class _Inert:
         pass
 
 
-def _stub(name: str) -> type[_Inert]:
-    module, _, qualname = name.rpartition(".")
-    return type(qualname, (_Inert,), {"__module__": module})
-
-
 # Beside the weights the training script pickled its OmegaConf configuration and NumPy scores.
+_FOREIGN = """
+    omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata
+    omegaconf.base.Metadata omegaconf.nodes.AnyNode omegaconf.nodes.BooleanNode omegaconf.nodes.FloatNode
+    omegaconf.nodes.IntegerNode omegaconf.nodes.StringNode typing.Any
+    numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+"""
 _HARMLESS = [
-    *(
-        _stub(name)
-        for name in (
-            "omegaconf.dictconfig.DictConfig",
-            "omegaconf.listconfig.ListConfig",
-            "omegaconf.base.ContainerMetadata",
-            "omegaconf.base.Metadata",
-            "omegaconf.nodes.AnyNode",
-            "omegaconf.nodes.BooleanNode",
-            "omegaconf.nodes.FloatNode",
-            "omegaconf.nodes.IntegerNode",
-            "omegaconf.nodes.StringNode",
-            "typing.Any",
-            "numpy.dtype",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-        )
-    ),
+    *((_Inert, name) for name in _FOREIGN.split()),
     *(defaultdict, dict, list, tuple, str, int, float, bool),
 ]
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file that `torch.save` wrote. Nothing in it is executed; what would need that is an error."""
+    """Return what `torch.save` wrote. No code in it runs; what would need that is an error."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -114,7 +95,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def as_state(values: Any, source: Path) -> StateDict:
-    """`values` as a state dict; half precision, which some programs save, is widened, which is exact."""
+    """Return `values` as a state dict in single precision: some programs save half."""
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise InputError(f"{source} holds no state dict")
     half = (torch.float16, torch.bfloat16)
@@ -122,36 +103,34 @@ def as_state(values: Any, source: Path) -> StateDict:
 
 
 def encode(state: StateDict) -> StateDict:
-    """Our state dict in the release's names and shapes."""
+    """Return our state dict in the release's names and shapes."""
     theirs = translate_all(state, TABLE, "this model")
     return {name: tensor.unsqueeze(-1) if _CONVOLUTIONS.fullmatch(name) else tensor for name, tensor in theirs.items()}
 
 
 def decode(state: StateDict, source: Path) -> StateDict:
-    """The release's state dict in our names and shapes."""
+    """Return the release's state dict in our names and shapes."""
     flat = {name: tensor.squeeze(-1) if _CONVOLUTIONS.fullmatch(name) else tensor for name, tensor in state.items()}
     return translate_all(flat, inverse(TABLE), source)
 
 
 def infer_config(state: StateDict, source: Path) -> ModelConfig:
-    """The configuration that the shapes of a decoded state dict tell; what they do not tell is the release's.
-
-    Heads are 64 channels wide.
-    """
+    """Read the configuration off the shapes of a decoded state dict. Heads have 64 channels; the rest is `RELEASE`."""
 
     def size(name: str, axis: int) -> int:
         if name not in state or state[name].ndim == 0:
             raise InputError(f"{source}: tensor {translate(name, TABLE)} is missing or a scalar")
         return state[name].shape[axis]
 
+    def depth(blocks: str) -> int:
+        return len({match[0] for name in state if (match := re.match(blocks.replace(".", r"\.") + r"\.\d+\.", name))})
+
+    stages = []
+    while blocks := depth((prefix := f"image_encoder.stages.{len(stages)}.") + "blocks"):
+        tokens = size(prefix + "group_tokens", 1) if prefix + "group_tokens" in state else 0
+        stages.append(Stage(blocks, tokens, size(prefix + "grouping.token_mixer.fc2.bias", 0) if tokens else 0))
     dim, width = size("image_encoder.pos_embed", -1), size("text_encoder.token_embedding.weight", -1)
     patch_size = size("image_encoder.stem.weight", -1)
-    stages = []
-    while depth := _count(state, rf"image_encoder\.stages\.{len(stages)}\.blocks\.(\d+)\..*"):
-        prefix = f"image_encoder.stages.{len(stages)}."
-        tokens = size(prefix + "group_tokens", 1) if prefix + "group_tokens" in state else 0
-        groups = size(prefix + "grouping.token_mixer.fc2.bias", 0) if tokens else 0
-        stages.append(Stage(depth, tokens, groups))
     return replace(
         RELEASE,
         image=ImageEncoderConfig(
@@ -164,7 +143,7 @@ def infer_config(state: StateDict, source: Path) -> ModelConfig:
         text=TextEncoderConfig(
             width=width,
             heads=width // 64,
-            layers=_count(state, r"text_encoder\.blocks\.(\d+)\..*"),
+            layers=depth("text_encoder.blocks"),
             context_length=size("text_encoder.pos_embed", 0),
             vocab_size=size("text_encoder.token_embedding.weight", 0),
         ),
@@ -174,12 +153,8 @@ def infer_config(state: StateDict, source: Path) -> ModelConfig:
     )
 
 
-def _count(state: StateDict, pattern: str) -> int:
-    return len({match[1] for name in state if (match := re.fullmatch(pattern, name))})
-
-
 def recognises(path: Path) -> bool:
-    """Whether `path` may be a file of this layout: a zip archive or a pickle."""
+    """Return True if `path` may be a file of this layout: a zip archive or a pickle."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -187,34 +162,23 @@ def recognises(path: Path) -> bool:
 
 
 def load(path: Path) -> tuple[GroupViT, ModelConfig]:
-    """The model of a release file, in evaluation mode, without executing anything in it."""
+    """Load the model of a release file, in evaluation mode, and its configuration. No code in the file runs."""
     document = read_pickle(path)
-    found = as_state(document["model"] if isinstance(document, dict) and "model" in document else document, path)
-    config = infer_config(decode(found, path), path)
-    return assemble(found, config, path, encode=encode, decode=lambda state: decode(state, path)), config
+    tensors = as_state(document["model"] if isinstance(document, dict) and "model" in document else document, path)
+    config = infer_config(decode(tensors, path), path)
+    return assemble(tensors, config, path, encode=encode, decode=decode), config
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
-    """Writes a release file. An option that the layout cannot express is an `InputError`, except the training-only
+    """Write a release file. An option that the layout cannot express is an `InputError`, except the training-only
     `drop_path` and the rivals, which are left out."""
-    image, text = config.image, config.text
-    expressed = replace(
-        RELEASE,
-        image=ImageEncoderConfig(
-            image_size=image.image_size // image.patch_size * image.patch_size,
-            patch_size=image.patch_size,
-            dim=image.dim,
-            heads=image.dim // 64,
-            stages=image.stages,
-            drop_path=image.drop_path,
-        ),
-        text=replace(text, heads=text.width // 64),
-        embed_dim=config.embed_dim,
-        projector_dim=config.projector_dim,
-        multi_label_scale=config.multi_label_scale,
-        rivals=config.rivals,
-    )
-    refuse_difference(config, expressed, "release")
+    image = config.image
+    implied = {
+        "image.image_size": image.image_size // image.patch_size * image.patch_size,
+        "image.heads": image.dim // 64,
+        "text.heads": config.text.width // 64,
+    }
+    refuse_difference(config, "release", _EXPRESSED, implied)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encode(model.state_dict()).items()}
     buffer = io.BytesIO()
     torch.save({"model": state}, buffer)

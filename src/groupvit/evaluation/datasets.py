@@ -1,46 +1,36 @@
 """Photos with masks, read from the layouts in which the data sets are published (docs/DATASETS.md)."""
 
-import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
-from groupvit.data.transforms import load_rgb
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
+from groupvit.evaluation.masks import Mask, MaskedPhoto, Table, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
 
-Mask = UInt8[np.ndarray, "height width"]
-
 CLASSES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
-"""Class `names` as the data sets spell them, in the order of their indices; other words for them, see `protocols`."""
+"""Class `names` as the data sets spell them, in the order of their indices; `protocols` has other words for them."""
 _VOC, _CONTEXT, _COCO, _CAMVID = (tuple(CLASSES["names"][name]) for name in ("voc", "context", "coco", "camvid"))
-
-
-@dataclass(frozen=True)
-class MaskedPhoto:
-    """A photo and the class index of every pixel (255: not labelled); `digest` is a hash of file and mask."""
-
-    name: str
-    image: Image.Image
-    mask: Mask
-    digest: str = ""
+_PASCAL = {
+    "voc": ("Segmentation{}", _VOC, "give the folder VOC2012 of the VOCdevkit"),
+    "context": ("Segmentation{}Context", _CONTEXT, "give the folder VOC2010 with PASCAL Context's masks in it"),
+}
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A benchmark's photos, read one by one: `len(d)`, `d[i]`, `for photo in d`.
 
-    `labels` stand in the order of the masks' indices; the first is the bare word "background" where whatever has no
-    other class is a class of its own. Those of a folder may carry words of their own (`dog=dog,puppy`).
+    `labels` are in the order of the masks' indices. The first is "background" if pixels of no other class are a class
+    of their own. Labels of a folder may have their own words (`dog=dog,puppy`).
     """
 
     benchmark: str
@@ -60,16 +50,16 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels' names."""
+        """Names of the labels."""
         return tuple(label.partition("=")[0] for label in self.labels)
 
     @property
     def has_background(self) -> bool:
-        """Whether index 0 is what no other class claims, to be found by a threshold."""
+        """True if index 0 is what no other class claims, to be found by a threshold."""
         return self.labels[0].lower() == BACKGROUND
 
     def first(self, count: int | None) -> "Dataset":
-        """At most `count` photos, spread evenly over the list (lists are often sorted by class)."""
+        """Return at most `count` photos, spread evenly over the list (lists are often sorted by class)."""
         if count is not None and count < 1:
             raise InputError(f"a limit of {count} photos leaves nothing to evaluate")
         if count is None or count >= len(self):
@@ -82,22 +72,16 @@ class MaskFolder:
 
     @staticmethod
     def open(root: Path) -> Dataset:
-        """Reads the list of classes and photos; an `InputError` says which part of the folder is missing."""
-        _require(
-            root, "images", "masks", "classes.txt", holds="an evaluation folder holds images/, masks/ and classes.txt"
-        )
+        """List classes and photos; an `InputError` says which part of the folder is missing."""
+        parts = "images", "masks", "classes.txt"
+        _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
         labels = _labels(root / "classes.txt")
-        files = _images(root / "images")
-        table = _table({i: i for i in range(len(labels))})
-
-        def read(name: str) -> MaskedPhoto:
-            return _read(name, files[name], root / "masks" / f"{name}.png", table, f"classes.txt names {len(labels)}")
-
-        return Dataset("folder", root, labels, tuple(files), read)
+        table, known = lookup({i: i for i in range(len(labels))}), f"classes.txt names {len(labels)}"
+        return _paired("folder", root, labels, _images(root / "images"), "masks/{}.png", table, known)
 
 
 def _labels(listing: Path) -> tuple[str, ...]:
-    """Labels as they will be looked for: "traffic light" for `traffic_light`."""
+    """Read labels as they will be looked for: "traffic light" for `traffic_light`."""
     lines = read_text(listing).rstrip().splitlines()
     if not lines or not all(map(str.strip, lines)):
         raise InputError(f"{listing} has a blank line: each line is the label of one index, from 0")
@@ -106,58 +90,60 @@ def _labels(listing: Path) -> tuple[str, ...]:
     bare = clean(lines[0]).lower() == BACKGROUND
     if bare and len(lines) < 3:
         raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
-    try:
+    with input_error(str(listing), InputError):
         labels = [parse_labels([line])[0] for line in lines[bare:]]
         parse_labels(labels)
-    except InputError as error:
-        raise InputError(f"{listing}: {error}") from error
-    own = zip(lines[bare:], labels, strict=True)
-    return (BACKGROUND,) * bare + tuple(
-        f"{label.name}={','.join(label.words)}" if "=" in line else label.name for line, label in own
+    written = (
+        f"{label.name}={','.join(label.words)}" if "=" in line else label.name
+        for line, label in zip(lines[bare:], labels, strict=True)
     )
+    return (*(BACKGROUND,) * bare, *written)
 
 
-def _open_voc(root: Path, *, background: bool) -> Dataset:
-    _require(root, "JPEGImages", "SegmentationClass", holds="give the folder VOC2012 of the VOCdevkit")
-    names = _names(root / "ImageSets/Segmentation/val.txt")
-    return _open_pairs("voc", root, names, _VOC, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", background=background)
+def _paired(
+    benchmark: str,
+    root: Path,
+    labels: tuple[str, ...],
+    photos: Mapping[str, Path],
+    mask: str,
+    table: Table,
+    known: str,
+) -> Dataset:
+    """Return a data set of photos by name; `mask` is the place of a name's mask, and `known` the indices in it."""
+
+    def read(name: str) -> MaskedPhoto:
+        return read_masked(name, photos[name], root / mask.format(name), table, known)
+
+    return Dataset(benchmark, root, labels, tuple(photos), read)
 
 
-def _open_context(root: Path, *, background: bool) -> Dataset:
-    _require(
-        root,
-        "JPEGImages",
-        "SegmentationClassContext",
-        holds="give the folder VOC2010 with PASCAL Context's masks in it",
-    )
-    names = _names(root / "ImageSets/SegmentationContext/val.txt")
-    places = "JPEGImages/{}.jpg", "SegmentationClassContext/{}.png"
-    return _open_pairs("context", root, names, _CONTEXT, *places, background=background)
+def _above_background(
+    benchmark: str, root: Path, classes: tuple[str, ...], photos: Mapping[str, Path], mask: str, *, background: bool
+) -> Dataset:
+    """Return a data set in whose masks 0 is background: the first class, or without it a part that is not labelled."""
+    labels = ((BACKGROUND,) if background else ()) + classes
+    table = lookup({i + 1: i + background for i in range(len(classes))} | {0: 0 if background else IGNORE})
+    return _paired(benchmark, root, labels, photos, mask, table, f"{benchmark} has 0 to {len(classes)}")
+
+
+def _open_pascal(root: Path, benchmark: str, *, background: bool) -> Dataset:
+    place, classes, holds = _PASCAL[benchmark.rstrip("0123456789")]
+    masks = place.format("Class")
+    _require(root, "JPEGImages", masks, holds=holds)
+    names = _names(root / "ImageSets" / place.format("") / "val.txt")
+    photos = {name: root / f"JPEGImages/{name}.jpg" for name in names}
+    return _above_background(benchmark, root, classes, photos, masks + "/{}.png", background=background)
 
 
 def _open_coco_stuff(root: Path) -> Dataset:
-    places = "images/val2017/{}.jpg", "annotations/val2017/{}_instanceTrainIds.png"
     _require(root, "images/val2017", "annotations/val2017", holds="give the folder with the converted COCO-Stuff masks")
-    names = [path.stem for path in sorted((root / "images/val2017").glob("*.jpg"))]
-    return replace(_open_pairs("", root, names, _COCO, *places, background=True), benchmark="coco-object-stuff")
-
-
-def _open_pairs(
-    name: str, root: Path, names: list[str], classes: tuple[str, ...], photo: str, mask: str, *, background: bool
-) -> Dataset:
-    """Masks in which 0 is background: the first class, or without it a part that is not labelled."""
-    table = _table({i + 1: i + background for i in range(len(classes))} | {0: 0 if background else IGNORE})
-    known = f"{name or 'the benchmark'} has {len(classes) + 1}"
-
-    def read(key: str) -> MaskedPhoto:
-        return _read(key, root / photo.format(key), root / mask.format(key), table, known)
-
-    labels = ((BACKGROUND,) if background else ()) + classes
-    return Dataset(f"{name}{len(labels)}", root, labels, tuple(names), read)
+    photos = {path.stem: path for path in sorted((root / "images/val2017").glob("*.jpg"))}
+    mask = "annotations/val2017/{}_instanceTrainIds.png"
+    return _above_background("coco-object-stuff", root, _COCO, photos, mask, background=True)
 
 
 def _only(benchmark: str, dataset: Dataset, *classes: str) -> Dataset:
-    """The same photos with some of the classes: the others are background, or not labelled where there is none."""
+    """Keep the photos and some classes: the others are background, or not labelled where there is none."""
     labels = dataset.labels[:1] * dataset.has_background + classes
     table = np.full(256, 0 if dataset.has_background else IGNORE, np.uint8)
     table[IGNORE] = IGNORE
@@ -184,78 +170,68 @@ def _open_pets(root: Path) -> Dataset:
                     raise InputError(f"{listing}: {line!r} is not NAME CLASS SPECIES BREED with species 1 or 2")
 
     def read(name: str) -> MaskedPhoto:
-        table = _table({1: species[name], 2: 0, 3: IGNORE})
+        table = lookup({1: species[name], 2: 0, 3: IGNORE})
         mask = root / f"annotations/trimaps/{name}.png"
-        return _read(name, root / f"images/{name}.jpg", mask, table, "a trimap has 1, 2 and 3")
+        return read_masked(name, root / f"images/{name}.jpg", mask, table, "a trimap has 1, 2 and 3")
 
     return Dataset("pets", root, (BACKGROUND, "cat", "dog"), tuple(species), read)
 
 
 def _open_camvid(root: Path, split: str) -> Dataset:
     _require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
-    files = _images(root / split)
-    table = _table({i: i for i in range(len(_CAMVID))} | {11: IGNORE})
-
-    def read(name: str) -> MaskedPhoto:
-        return _read(name, files[name], root / f"{split}annot/{name}.png", table, "CamVid has 0 to 11")
-
-    return Dataset("camvid11", root, _CAMVID, tuple(files), read)
+    table = lookup({i: i for i in range(len(_CAMVID))} | {11: IGNORE})
+    mask = split + "annot/{}.png"
+    return _paired("camvid11", root, _CAMVID, _images(root / split), mask, table, "CamVid has 0 to 11")
 
 
 def _open_coco_instances(root: Path) -> Dataset:
-    """Instances painted into one map: crowds first, then from large to small, so that small things stay visible."""
+    """Paint instances into one map: crowds first, then from large to small, so that small things stay visible."""
     listing = root / "annotations/instances_val2017.json"
-    _require(
-        root, "val2017", "annotations/instances_val2017.json", holds="give the folder with val2017/ and annotations/"
-    )
+    parts = "val2017", "annotations/instances_val2017.json"
+    _require(root, *parts, holds="give the folder with val2017/ and annotations/")
+    if not find_spec("pycocotools"):
+        raise InputError("COCO's masks need pycocotools: pip install pycocotools")
     try:
         document = json.loads(listing.read_bytes())
         index = {category["id"]: 1 + _COCO.index(category["name"]) for category in document["categories"]}
         images = {Path(image["file_name"]).stem: image for image in document["images"]}
         sizes = {name: (image["height"], image["width"]) for name, image in images.items()}
-        owned: dict[int, list[Any]] = {image["id"]: [] for image in images.values()}
+        things: dict[int, list[Any]] = {image["id"]: [] for image in images.values()}
         for thing in document["annotations"]:
-            owned[thing["image_id"]].append((not thing["iscrowd"], -thing["area"], thing["id"], thing))
+            things[thing["image_id"]].append((not thing["iscrowd"], -thing["area"], thing["id"], thing))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{listing} is not COCO's list of instances ({type(error).__name__}: {error})") from error
 
     def read(name: str) -> MaskedPhoto:
-        data, image = _photo(path := root / "val2017" / images[name]["file_name"])
         mask = np.zeros(sizes[name], np.uint8)
-        for *_, number, thing in sorted(owned[images[name]["id"]], key=lambda entry: entry[:3]):
+        for *_, number, thing in sorted(things[images[name]["id"]], key=lambda entry: entry[:3]):
             try:
                 mask[_decode(thing["segmentation"], *mask.shape) > 0] = index[thing["category_id"]]
-            except InputError:
-                raise
             except Exception as error:  # pycocotools raises nothing more special
                 raise InputError(
                     f"{listing}: annotation {number} of {name} is no mask ({type(error).__name__}: {error})"
                 ) from error
-        _check_size(listing, mask, path, image)
-        return _photo_with(name, data, image, mask)
+        return masked(name, root / "val2017" / images[name]["file_name"], mask, listing)
 
     return Dataset("coco-object-instances", root, (BACKGROUND, *_COCO), tuple(images), read)
 
 
 def _decode(segmentation: Any, height: int, width: int) -> Mask:
-    try:
-        from pycocotools import mask as coco
-    except ImportError as error:
-        raise InputError("COCO's masks need pycocotools: pip install pycocotools") from error
-    runs: Any = segmentation
+    from pycocotools import mask as coco
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are of NumPy 1's kind
         if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-            runs = coco.frPyObjects(segmentation, height, width)
-        return np.asarray(coco.decode(coco.merge(runs) if isinstance(runs, list) else runs))
+            segmentation = coco.frPyObjects(segmentation, height, width)
+        return np.asarray(coco.decode(coco.merge(segmentation) if isinstance(segmentation, list) else segmentation))
 
 
 BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
-    "voc21": lambda root: _open_voc(root, background=True),
-    "voc4": lambda root: _only("voc4", _open_voc(root, background=True), "person", "dog", "cat"),
-    "voc20": lambda root: _open_voc(root, background=False),
-    "context60": lambda root: _open_context(root, background=True),
-    "context59": lambda root: _open_context(root, background=False),
+    "voc21": lambda root: _open_pascal(root, "voc21", background=True),
+    "voc4": lambda root: _only("voc4", _open_pascal(root, "voc21", background=True), "person", "dog", "cat"),
+    "voc20": lambda root: _open_pascal(root, "voc20", background=False),
+    "context60": lambda root: _open_pascal(root, "context60", background=True),
+    "context59": lambda root: _open_pascal(root, "context59", background=False),
     "coco-object-instances": _open_coco_instances,
     "coco-object-stuff": _open_coco_stuff,
     "pets": _open_pets,
@@ -264,11 +240,11 @@ BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
     "camvid11-test": lambda root: replace(_open_camvid(root, "test"), benchmark="camvid11-test"),
     "folder": MaskFolder.open,
 }
-"""What each name opens, given the folder in which the data set lies."""
+"""Opener of each benchmark, given the folder of the data set."""
 
 
 def open_benchmark(name: str, root: Path) -> Dataset:
-    """A benchmark's photos in `root`; an `InputError` names the file that is missing."""
+    """List a benchmark's photos in `root`; an `InputError` names the file that is missing."""
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
     dataset = BENCHMARKS[name](root)
@@ -284,11 +260,9 @@ def _require(root: Path, *parts: str, holds: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A text file; an `InputError` says why it is none."""
-    try:
+    """Read a text file; an `InputError` says why it is none."""
+    with input_error(f"{path} cannot be read", OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _lines(path: Path) -> list[str]:
@@ -296,7 +270,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _names(listing: Path) -> list[str]:
-    """Names of photos, each of which counts once."""
+    """Read the names of photos, each of which must be there once."""
     names = _lines(listing)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{listing} has {twice[0]} twice: drop one of the lines")
@@ -304,7 +278,7 @@ def _names(listing: Path) -> list[str]:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their names without suffix, sorted; hidden ones are none."""
+    """Return the files of a folder by their names without suffix, sorted, without hidden ones."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of photos")
     files: dict[str, Path] = {}
@@ -314,47 +288,3 @@ def _images(folder: Path) -> dict[str, Path]:
         if not path.name.startswith("."):
             files[path.stem] = path
     return files
-
-
-def _table(indices: Mapping[int, int]) -> tuple[int, ...]:
-    """For each value in a file the class index, `IGNORE`, or -1 for a value that does not belong there."""
-    return tuple({IGNORE: IGNORE, **indices}.get(value, -1) for value in range(256))
-
-
-def _read(name: str, path: Path, mask_path: Path, table: tuple[int, ...], known: str) -> MaskedPhoto:
-    if not mask_path.is_file():
-        raise InputError(f"{path} has no mask {mask_path}")
-    data, image = _photo(path)
-    try:
-        with Image.open(mask_path, formats=("PNG",)) as file:
-            values = np.asarray(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{mask_path} cannot be read: {error}") from error
-    if values.dtype != np.uint8 or values.ndim != 2:
-        raise InputError(f"{mask_path} is not an 8-bit mask of indices")
-    _check_size(mask_path, values, path, image)
-    indices = np.array(table)
-    if (unknown := np.flatnonzero((indices < 0) & (np.bincount(values.ravel(), minlength=256) > 0))).size:
-        raise InputError(f"{mask_path} has class {unknown[0]}, but {known}")
-    return _photo_with(name, data, image, indices.clip(0).astype(np.uint8)[values])
-
-
-def _photo(path: Path) -> tuple[bytes, Image.Image]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    return data, load_rgb(data, str(path))
-
-
-def _check_size(source: Path, mask: Mask, path: Path, image: Image.Image) -> None:
-    if mask.shape != image.size[::-1]:
-        raise InputError(
-            f"{source} has a mask of {mask.shape[1]} x {mask.shape[0]} for {path}, {image.width} x {image.height}"
-        )
-
-
-def _photo_with(name: str, data: bytes, image: Image.Image, mask: Mask) -> MaskedPhoto:
-    digest = hashlib.sha256(data)
-    digest.update(np.ascontiguousarray(mask).tobytes())
-    return MaskedPhoto(name, image, mask, digest.hexdigest()[:16])

@@ -1,7 +1,7 @@
 """Numbers from pixel counts: intersection over union, accuracy, boundaries, agreement of groupings.
 
-A data set has one confusion matrix, the sum of its photos'; IoU is the literature's, a ratio of sums and not a mean
-over photos. Classes that are neither there nor predicted are left out of means; one that is only predicted has 0.
+A data set has one confusion matrix, the sum of its photos'; IoU is a ratio of sums, as in the literature, and no mean
+over photos. Means leave out classes that are neither there nor predicted; a class that is only predicted has 0.
 """
 
 import numpy as np
@@ -16,54 +16,53 @@ Areas = Int[np.ndarray, "*photos classes 3"]
 
 
 def confusion_matrix(truth: IndexMap, prediction: IndexMap, classes: int) -> Matrix:
-    """Pixel counts, true class by row and predicted class by column; pixels whose truth is `IGNORE` do not count."""
+    """Count pixels, true class by row and predicted class by column; pixels whose truth is `IGNORE` do not count."""
     known = truth != IGNORE
     pairs = truth[known].astype(np.int64) * classes + prediction[known]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def areas(matrix: Int[np.ndarray, "*photos classes classes"]) -> Areas:
-    """What IoU needs of a confusion matrix, or of many."""
+    """Return the areas of a confusion matrix, or of many."""
     return np.stack([np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)], axis=-1)
 
 
 def area_iou(areas: Areas) -> Float[np.ndarray, "*photos classes"]:
-    """Intersection over union per class, in percent; NaN for a class that is neither there nor predicted."""
+    """Return IoU per class, in percent; NaN for a class that is neither there nor predicted."""
     hits, union = areas[..., 0], areas[..., 1] + areas[..., 2] - areas[..., 0]
     return 100 * np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
 
 
 def iou(matrix: Matrix) -> Float[np.ndarray, " classes"]:
-    """Intersection over union per class, in percent; NaN for a class that is neither there nor predicted."""
+    """Return IoU per class, in percent; NaN for a class that is neither there nor predicted."""
     return area_iou(areas(matrix))
 
 
 def mean_iou(matrix: Matrix) -> float:
-    """Mean over the classes that are there or predicted, in percent."""
+    """Return the mean IoU over the classes that are there or predicted, in percent."""
     return float(mean_known(iou(matrix)))
 
 
 def mean_known(values: Float[np.ndarray, "*rows classes"]) -> Float[np.ndarray, "*rows"]:
-    """Mean over the classes without those that are NaN; NaN where all are."""
+    """Return the mean over classes that are not NaN; NaN if all are."""
     known = ~np.isnan(values)
     count = known.sum(axis=-1)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=-1) / count.clip(min=1), np.nan)
 
 
 def accuracy(matrix: Matrix) -> Float[np.ndarray, " classes"]:
-    """Share of each true class's pixels that are called so, in percent; NaN for a class that is not there."""
+    """Return the share of each class's pixels that get its name, in percent; NaN for a class that is not there."""
     truth = matrix.sum(axis=1)
     return 100 * np.divide(np.diag(matrix), truth, out=np.full(len(truth), np.nan), where=truth > 0)
 
 
 def pixel_accuracy(matrix: Matrix) -> float:
-    """Share of pixels that are called what they are, in percent; NaN without any."""
+    """Return the share of pixels that get their class's name, in percent; NaN without any."""
     return float(100 * np.trace(matrix) / matrix.sum()) if matrix.any() else np.nan
 
 
 def error_split(matrix: Matrix) -> dict[str, float]:
-    """Where the known pixels are, in percent of them, if the first class is background: what is right, and the kinds of
-    error. NaN without any."""
+    """Split the known pixels into right ones and kinds of error, in percent; the first class is background."""
     objects, total = matrix[1:, 1:], matrix.sum()
     pixels = {
         "right": np.trace(matrix),
@@ -75,10 +74,10 @@ def error_split(matrix: Matrix) -> dict[str, float]:
 
 
 def boundary_areas(truth: IndexMap, prediction: IndexMap, classes: int, ratio: float = 0.02) -> Areas:
-    """Areas within a distance of each region's own boundary (Cheng et al., "Boundary IoU", CVPR 2021).
+    """Return areas within a distance of each region's boundary (Cheng et al., "Boundary IoU", CVPR 2021).
 
-    The distance is `ratio` of the photo's diagonal, in steps of 3 x 3 erosion; the photo's border is a boundary, too.
-    Ignored pixels of the truth are ignored in both maps, so that their border is the same in both.
+    The distance is `ratio` of the photo's diagonal, in steps of 3 x 3 erosion. The photo's border is a boundary too.
+    Pixels ignored in the truth are ignored in both maps, so that both have the same border to them.
     """
     distance = max(1, round(ratio * float(np.hypot(*truth.shape))))
     seen = np.where(truth == IGNORE, IGNORE, prediction)
@@ -89,9 +88,9 @@ def boundary_areas(truth: IndexMap, prediction: IndexMap, classes: int, ratio: f
 
 
 def _near_boundary(index_map: IndexMap, distance: int) -> Bool[np.ndarray, "height width"]:
-    """Pixels whose square of 2 `distance` + 1 pixels a side is not all of one value, or leaves the map.
+    """Mark pixels whose square of 2 `distance` + 1 pixels a side leaves the map or has two values.
 
-    A square is of one value where no two neighbours in it differ; differences are counted by sums over rectangles.
+    A square has one value if no two neighbours in it differ; sums over rectangles count the differences.
     """
     height, width = index_map.shape
     near = np.ones((height, width), bool)
@@ -109,14 +108,14 @@ def _rectangle_sums(values: Bool[np.ndarray, "height width"], rows: int, columns
 
 
 def contingency(groups: IndexMap, truth: IndexMap, classes: int) -> Int[np.ndarray, "groups classes"]:
-    """Known pixels of each group by true class."""
+    """Count the known pixels of each group by true class."""
     known = truth != IGNORE
     pairs = groups[known].astype(np.int64) * classes + truth[known]
     return np.bincount(pairs, minlength=(int(groups.max(initial=0)) + 1) * classes).reshape(-1, classes)
 
 
 def adjusted_rand_index(table: Int[np.ndarray, "groups classes"]) -> float:
-    """Agreement of two partitions beyond chance, from their contingency table (Hubert and Arabie, 1985): 1 is equal."""
+    """Return the agreement of two partitions beyond chance (Hubert and Arabie, 1985); 1 if they are equal."""
 
     def pairs(counts: np.ndarray | np.integer) -> float:
         return float((counts * (counts - 1.0)).sum() / 2)
@@ -128,11 +127,28 @@ def adjusted_rand_index(table: Int[np.ndarray, "groups classes"]) -> float:
 
 
 def oracle_matrix(table: Int[np.ndarray, "groups classes"]) -> Matrix:
-    """Confusion matrix of groups that are called by the best true class each; its pixel accuracy is their purity."""
+    """Return the confusion matrix of groups with their best names; its pixel accuracy is their purity."""
     names = np.eye(table.shape[1], dtype=table.dtype)[table.argmax(axis=1)]
     return table.T @ names
 
 
 def oracle_names(groups: IndexMap, truth: IndexMap, classes: int) -> IndexMap:
-    """Each group's pixels called by the class that most of them truly are: what grouping alone is worth."""
+    """Name each group by the class of most of its pixels: the score of perfect naming."""
     return contingency(groups, truth, classes).argmax(axis=1).astype(np.uint8)[groups]
+
+
+def resampled_means(areas: Areas, seed: int = 0, resamples: int = 1000) -> Float[np.ndarray, " resamples"]:
+    """Return mean IoUs of photos drawn with replacement, all over the classes of the whole set.
+
+    A class of which no pixel is drawn keeps its IoU of the whole set.
+    """
+    drawn = np.random.default_rng(seed).multinomial(len(areas), np.full(len(areas), 1 / len(areas)), resamples)
+    sums = np.tensordot(drawn.astype(np.float64), areas.astype(np.float64), axes=1)
+    values = area_iou(np.rint(sums).astype(np.int64))
+    return mean_known(np.where(np.isnan(values), area_iou(areas.sum(axis=0)), values))
+
+
+def interval(draws: Float[np.ndarray, " resamples"]) -> tuple[float, float] | None:
+    """Return the 95 % interval of draws, or None if they are NaN."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return None if np.isnan(low) else (float(low), float(high))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
 from groupvit.evaluation.protocols import Protocol
@@ -26,13 +26,12 @@ _WRITTEN = 21  # classes: in a larger matrix the numbers could not be read
 
 
 def row(photo: MaskedPhoto, groups: Sequence[IndexMap], prediction: IndexMap, classes: Sequence[str]) -> Image.Image:
-    """One row of Figure 6: photo, groups of each stage, prediction, truth; a class has one colour in both."""
+    """Draw one row of Figure 6: photo, groups of each stage, prediction and truth, a class in one colour in both."""
     names = (*classes, "not labelled")
     truth = np.where(photo.mask == IGNORE, len(classes), photo.mask).astype(np.uint16)
-    stages = {f"groups, stage {i}": drawing.groups(photo.image, own) for i, own in enumerate(groups, start=1)}
     pictures = {
         f"photo {photo.name}": photo.image,
-        **stages,
+        **{f"groups, stage {i}": drawing.groups(photo.image, stage) for i, stage in enumerate(groups, start=1)},
         "prediction": drawing.overlay(photo.image, prediction, names),
         "truth": drawing.overlay(photo.image, truth, names),
     }
@@ -40,24 +39,18 @@ def row(photo: MaskedPhoto, groups: Sequence[IndexMap], prediction: IndexMap, cl
 
 
 def grid(rows: Iterable[Image.Image], width: int = 1600) -> Image.Image:
-    """Rows below each other, shrunk to one width, one before the next is made: those of large photos are large."""
+    """Put rows below each other at one width, each shrunk before the next is made: rows of large photos are large."""
 
     def shrunk(image: Image.Image) -> Image.Image:
         return image.resize((width, max(1, image.height * width // image.width)), Image.Resampling.LANCZOS)
 
-    scaled = list(map(shrunk, rows))
-    canvas = Image.new("RGB", (width, sum(image.height for image in scaled)), "white")
-    top = 0
-    for image in scaled:
-        canvas.paste(image, (0, top))
-        top += image.height
-    return canvas
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in map(shrunk, rows)]))
 
 
 def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
-    """Indices of the best photos, the best first, and of the worst, the worst first, by the mean IoU within a photo.
+    """Return the indices of the best photos, best first, and of the worst, worst first, by IoU within a photo.
 
-    A class counts in a photo where it is there or predicted; photos without labelled pixels are neither.
+    A class counts in a photo if it is there or predicted. Photos without labelled pixels are left out.
     """
     scores = mean_known(area_iou(result.photo_areas))
     ranked = [int(i) for i in np.argsort(-scores, kind="stable") if not np.isnan(scores[i])]
@@ -65,18 +58,15 @@ def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
 
 
 def make_folder(out: Path) -> None:
-    """A place for pictures, so that it is known to be one before anything is evaluated."""
-    try:
+    """Make a folder for pictures, before anything is evaluated."""
+    with input_error(f"{out} cannot be a folder of pictures, choose another", OSError):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be a folder of pictures ({error.strerror}): choose another") from error
 
 
 def draw(
     result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, out: Path, count: int = 4
 ) -> list[Path]:
-    """Writes best.png, worst.png (rows of photos), iou.png and confusion.png of an evaluation into a folder, none of
-    them without labelled pixels.
+    """Write best.png and worst.png (rows of photos), iou.png and confusion.png; none without labelled pixels.
 
     Groups are those of the whole photo in one window, whatever windows the prediction was averaged over.
     """
@@ -110,7 +100,7 @@ def _row_of(
 
 
 def iou_bars(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:
-    """IoU of each class, the best on top, and their mean as a line; classes that are nowhere are left out."""
+    """Draw the IoU of each class, the best on top, and their mean as a line; absent classes are left out."""
     values = iou(matrix)
     order = [int(i) for i in np.argsort(values) if not np.isnan(values[i])]
     figure, axes = _figure(7.0, 1.2 + 0.22 * len(order))
@@ -123,7 +113,7 @@ def iou_bars(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str],
 
 
 def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:
-    """What the pixels of each true class (rows) are called (columns), in percent; classes that are nowhere left out."""
+    """Draw the names (columns) of each true class's pixels (rows), in percent; absent classes are left out."""
     there = matrix.sum(axis=1) > 0
     shares = 100 * matrix[there] / matrix[there].sum(axis=1, keepdims=True)
     side = 2 + 0.34 * len(classes)
@@ -140,7 +130,7 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """An empty figure of so many inches, without matplotlib's global state."""
+    """Make an empty figure, in inches, without matplotlib's global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

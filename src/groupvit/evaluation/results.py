@@ -1,4 +1,4 @@
-"""Result files: every photo's pixel counts, and what they were counted with, so that all numbers can be made again."""
+"""Result files: every photo's pixel counts and what made them, from which all numbers can be computed again."""
 
 import hashlib
 import importlib.metadata
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from groupvit.errors import InputError
 from groupvit.evaluation import metrics
-from groupvit.evaluation.metrics import Areas, Matrix
+from groupvit.evaluation.metrics import Matrix, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
 """Shares of a photo that a class covers in it, from and below."""
-RESAMPLES = 1000
 _FORMAT = 3
+_HEAD = ("benchmark", "classes", "protocol", "model", "thresholds", "versions", "floors")
 
 Counts = Int[np.ndarray, "_ 3"]
 """True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
@@ -30,8 +30,11 @@ Counts = Int[np.ndarray, "_ 3"]
 
 @dataclass(frozen=True)
 class StageScores:
-    """One stage's groups against the true classes of a photo: adjusted Rand index (None for a photo without labelled
-    pixels), groups with their best names, and how many groups have labelled pixels."""
+    """One stage's groups against a photo's true classes.
+
+    `ari` is the adjusted Rand index (None without labelled pixels), `oracle` the confusion matrix of groups with their
+    best names, `groups` the number of those with labelled pixels.
+    """
 
     ari: float | None
     oracle: Counts
@@ -42,10 +45,9 @@ class StageScores:
 class PhotoScores:
     """One photo's counts.
 
-    `pixels` is the photo's size, `boundary` has class, intersection, truth and prediction near boundaries, `stages` is
-    the grouping, `naming` has for each class that is there, background aside, the class, its pixels, and, stage by
-    stage, what its region is called when that grouping is given the true regions. `pending` holds what a threshold that
-    is not known yet will be applied to.
+    `pixels` is the photo's size. `boundary` has class, intersection, truth and prediction near boundaries. `naming` has
+    a row for each class in the photo, background aside: the class, its pixels, and what each stage calls its region
+    when it is given the true regions. `pending` holds what an unknown threshold will be applied to.
     """
 
     name: str
@@ -58,25 +60,23 @@ class PhotoScores:
     pending: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "digest": self.digest,
-            "pixels": self.pixels,
-            "matrix": self.matrix.tolist(),
-            "boundary": self.boundary.tolist(),
-            "stages": [{"ari": s.ari, "oracle": s.oracle.tolist(), "groups": s.groups} for s in self.stages],
-            "naming": self.naming.tolist(),
-        }
-        return values if self.pending is None else values | {"pending": dict(self.pending)}
+        """Return plain values for JSON."""
+        values = _plain(vars(self) | {"stages": [vars(stage) for stage in self.stages]})
+        return {name: value for name, value in values.items() if name != "pending" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
-        """Inverse of `to_dict`."""
-        stages = tuple(StageScores(s["ari"], _rows(s["oracle"], 3), int(s["groups"])) for s in values["stages"])
-        naming = np.array(values["naming"] or np.zeros((0, 2)), np.int64)
-        counts = _rows(values["matrix"], 3), _rows(values["boundary"], 4), stages, naming
-        return cls(str(values["name"]), str(values["digest"]), int(values["pixels"]), *counts, values.get("pending"))
+        """Return the inverse of `to_dict`."""
+        return cls(
+            name=str(values["name"]),
+            digest=str(values["digest"]),
+            pixels=int(values["pixels"]),
+            matrix=_rows(values["matrix"], 3),
+            boundary=_rows(values["boundary"], 4),
+            stages=tuple(StageScores(s["ari"], _rows(s["oracle"], 3), int(s["groups"])) for s in values["stages"]),
+            naming=np.array(values["naming"] or np.zeros((0, 2)), np.int64),
+            pending=values.get("pending"),
+        )
 
 
 def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
@@ -84,13 +84,13 @@ def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _
 
 
 def sparse(matrix: Matrix) -> Counts:
-    """The entries of a confusion matrix that are not 0."""
+    """Return the entries of a confusion matrix that are not 0."""
     rows, columns = np.nonzero(matrix)
     return np.stack([rows, columns, matrix[rows, columns]], axis=1)
 
 
 def dense(counts: Sequence[Counts], classes: int) -> Matrix:
-    """The sum of sparse confusion matrices."""
+    """Add up sparse confusion matrices."""
     matrix = np.zeros((classes, classes), np.int64)
     if counts:
         rows, columns, pixels = np.concatenate(counts).T
@@ -102,8 +102,8 @@ def dense(counts: Sequence[Counts], classes: int) -> Matrix:
 class Result:
     """An evaluation: which benchmark, model, protocol and versions, and every photo's counts.
 
-    `thresholds` are the background's: those of the two halves of the photos where they were found on the other half.
-    `floors` are mean IoUs that know nothing of where things are, and this one's difference to each (`difference`).
+    `thresholds` are the background's, one for each half of the photos if they were chosen on the other half. `floors`
+    has the mean IoU of each baseline and the difference to it (`difference`).
     """
 
     benchmark: str
@@ -116,36 +116,27 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def identity(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """What is evaluated, as plain values: two runs with the same identity give the same counts."""
-        photos = [photo.name for photo in self.photos] if names is None else names
-        return json.loads(
-            json.dumps(
-                {
-                    "format": _FORMAT,
-                    "benchmark": self.benchmark,
-                    "classes": self.classes,
-                    "protocol": self.protocol,
-                    "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
-                    "list of photos": _digest(photos),
-                }
-            )
-        )
+        """Return what is evaluated, as plain values: two runs with the same identity give the same counts."""
+        document = {
+            "format": _FORMAT,
+            "benchmark": self.benchmark,
+            "classes": self.classes,
+            "protocol": self.protocol,
+            "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
+            "list of photos": _digest([photo.name for photo in self.photos] if names is None else names),
+        }
+        return json.loads(json.dumps(document))
 
     @cached_property
     def matrix(self) -> Matrix:
-        """The confusion matrix of the whole data set."""
+        """Confusion matrix of the whole data set."""
         return dense([photo.matrix for photo in self.photos], len(self.classes))
 
     @cached_property
     def photo_areas(self) -> Int[np.ndarray, "photos classes 3"]:
         """Intersection, truth and prediction of each class in each photo."""
-        stacked = np.zeros((len(self.photos), len(self.classes), 3), np.int64)
-        for own, photo in zip(stacked, self.photos, strict=True):
-            rows, columns, pixels = photo.matrix.T
-            same = rows == columns
-            for part, entries in enumerate((rows[same], rows, columns)):
-                np.add.at(own[:, part], entries, pixels[same] if part == 0 else pixels)
-        return stacked
+        matrices = (dense([photo.matrix], len(self.classes)) for photo in self.photos)
+        return np.array([metrics.areas(matrix) for matrix in matrices], np.int64).reshape(-1, len(self.classes), 3)
 
     @property
     def boundary_areas(self) -> Int[np.ndarray, "classes 3"]:
@@ -156,11 +147,11 @@ class Result:
         return total
 
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean IoU over photos drawn again (see `resampled_means`); None below two photos."""
-        return _middle(resampled_means(self.photo_areas)) if len(self.photos) > 1 else None
+        """Return the mean IoU's 95 % interval over photos drawn again (`resampled_means`); None below two photos."""
+        return metrics.interval(resampled_means(self.photo_areas)) if len(self.photos) > 1 else None
 
     def iou_by_size(self) -> dict[str, float]:
-        """Mean IoU of classes counted only in photos where they cover a share within `SIZES`, without background."""
+        """Return mean IoU by `SIZES`: a class counts in photos where its share is within; background does not."""
         counted = self.photo_areas[:, int(self.classes[0].lower() == BACKGROUND) :]
         share = counted[:, :, 1] / np.array([[photo.pixels] for photo in self.photos])
         means = {}
@@ -170,7 +161,7 @@ class Result:
         return means
 
     def grouping(self) -> list[dict[str, float]]:
-        """Stage by stage: groups in a photo and adjusted Rand index (means), purity, mean IoU with the best names."""
+        """Return for each stage groups and adjusted Rand index (means of photos), purity, mean IoU with best names."""
         stages = []
         for stage in zip(*(photo.stages for photo in self.photos), strict=True):
             oracle = dense([photo.oracle for photo in stage], len(self.classes))
@@ -181,8 +172,7 @@ class Result:
         return stages
 
     def naming(self) -> list[dict[str, int | float]]:
-        """Stage by stage, in percent of regions and of pixels, how many of the true regions, background aside, are
-        called what they are when that grouping is given them."""
+        """Return for each stage the percentage of true regions, and of their pixels, that get their class's name."""
         known = [photo.naming for photo in self.photos if photo.naming.shape[1] > 2]
         true, pixels, *stages = np.concatenate(known).T if known else np.zeros((2, 0), np.int64)
         return [
@@ -196,67 +186,49 @@ class Result:
         ]
 
     def metrics(self) -> dict[str, Any]:
-        """All numbers, in percent but for the Rand index; None for what there is nothing to count."""
-        values, near = metrics.iou(self.matrix), metrics.area_iou(self.boundary_areas)
-        called = metrics.accuracy(self.matrix)
-        rows = zip(self.classes, values, called, near, strict=True)
+        """Return all numbers, in percent but for the Rand index; None where there is nothing to count."""
+        near, called = metrics.area_iou(self.boundary_areas), metrics.accuracy(self.matrix)
+        rows = zip(self.classes, metrics.iou(self.matrix), called, near, strict=True)
         return _plain(
             {
                 "miou": metrics.mean_iou(self.matrix),
                 "interval": self.interval(),
                 "pixel_accuracy": metrics.pixel_accuracy(self.matrix),
-                "mean_accuracy": float(metrics.mean_known(called)),
-                "boundary_miou": float(metrics.mean_known(near)),
+                "mean_accuracy": metrics.mean_known(called),
+                "boundary_miou": metrics.mean_known(near),
                 "errors": metrics.error_split(self.matrix) if self.classes[0].lower() == BACKGROUND else {},
                 "by_size": self.iou_by_size(),
                 "grouping": self.grouping(),
                 "naming": self.naming(),
                 "classes": {
-                    name: {"iou": own, "accuracy": right, "boundary_iou": edge} for name, own, right, edge in rows
+                    name: {"iou": iou, "accuracy": accuracy, "boundary_iou": edge} for name, iou, accuracy, edge in rows
                 },
             }
         )
 
     @property
     def data(self) -> dict[str, Any]:
-        """How many photos, and a hash of their names, files and masks."""
+        """Number of photos, and a hash of their names, files and masks."""
         return {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
 
     def save(self, path: Path) -> None:
-        """Writes the file, a photo to a line, in place of one that may be there once it is whole."""
-        head = {
-            "format": _FORMAT,
-            "benchmark": self.benchmark,
-            "classes": list(self.classes),
-            "protocol": self.protocol,
-            "model": self.model,
-            "data": self.data,
-            "thresholds": list(self.thresholds),
-            "versions": self.versions,
-            "metrics": self.metrics(),
-            "floors": _plain(self.floors),
-        }
+        """Write the file, a photo to a line; one that may be there is replaced."""
+        fields = _plain({name: getattr(self, name) for name in _HEAD})
+        head = {"format": _FORMAT, **fields, "data": self.data, "metrics": self.metrics()}
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
         write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         try:
             values = json.loads(path.read_bytes())
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
-            return cls(
-                values["benchmark"],
-                tuple(values["classes"]),
-                values["protocol"],
-                values["model"],
-                tuple(values["thresholds"]),
-                tuple(PhotoScores.from_dict(photo) for photo in values["photos"]),
-                values["floors"],
-                values["versions"],
-            )
+            fields = {name: values[name] for name in _HEAD}
+            fields |= {name: tuple(values[name]) for name in ("classes", "thresholds")}
+            return cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -268,34 +240,18 @@ def _digest(lines: Sequence[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What counted."""
-    import PIL
-    import torch
-
-    try:
-        own = importlib.metadata.version("groupvit")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        own = "unknown"
-    names = {"groupvit": own, "torch": torch.__version__, "numpy": np.__version__}
-    return {**names, "pillow": PIL.__version__, "python": platform.python_version()}
-
-
-def resampled_means(areas: Areas, seed: int = 0, resamples: int = RESAMPLES) -> Float[np.ndarray, " resamples"]:
-    """Mean IoU of photos drawn with replacement, over the classes that are there or predicted in the whole set.
-
-    A class of which no pixel is drawn keeps its IoU of the whole set, so that each draw is a mean of the same classes.
-    """
-    drawn = np.random.default_rng(seed).multinomial(len(areas), np.full(len(areas), 1 / len(areas)), resamples)
-    sums = np.tensordot(drawn.astype(np.float64), areas.astype(np.float64), axes=1)
-    values = metrics.area_iou(np.rint(sums).astype(np.int64))
-    return metrics.mean_known(np.where(np.isnan(values), metrics.area_iou(areas.sum(axis=0)), values))
+    """Return the versions of what counted."""
+    installed = {"python": platform.python_version()}
+    for package in ("groupvit", "torch", "numpy", "pillow"):
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            installed[package] = "unknown"
+    return installed
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """The mean IoU of two result files on the same photos, and the 95 % interval of their difference.
-
-    See `difference`. An `InputError` says what keeps them from being compared.
-    """
+    """Return the `difference` of two result files; an `InputError` says why they cannot be compared."""
     ours, theirs = Result.load(first), Result.load(second)
     if ours.classes != theirs.classes or ours.benchmark != theirs.benchmark:
         raise InputError(f"{second} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
@@ -307,33 +263,27 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 
 def difference(ours: Result, theirs: Result) -> dict[str, Any]:
-    """The mean IoU of two results on the same photos, and the 95 % interval of their difference (None: one photo).
+    """Return the mean IoU of two results on the same photos, and the 95 % interval of their difference.
 
-    Photos are drawn for both at once, so that what makes a photo hard counts in neither's favour. `first_is_better` is
-    the share of draws in which the first one's mean is higher.
+    The same photos are drawn for both, so that a hard photo counts against neither. `first_is_better` is the share of
+    draws in which the first one's mean is higher. With one photo the interval is None.
     """
     draws = resampled_means(ours.photo_areas) - resampled_means(theirs.photo_areas)
     means = metrics.mean_iou(ours.matrix), metrics.mean_iou(theirs.matrix)
     return {
         "miou": list(means),
         "difference": means[0] - means[1],
-        "interval": _middle(draws) if len(ours.photos) > 1 else None,
+        "interval": metrics.interval(draws) if len(ours.photos) > 1 else None,
         "first_is_better": float((draws > 0).mean()),
     }
 
 
-def _middle(draws: Float[np.ndarray, " resamples"]) -> tuple[float, float] | None:
-    """Where 95 % of draws lie; None where they are of nothing."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return None if np.isnan(low) else (float(low), float(high))
-
-
 def _plain(value: Any) -> Any:
-    """Values for JSON, which knows no NaN."""
+    """Return values for JSON, which knows neither arrays nor NaN."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return None if np.isnan(value) else float(value)
-    return value
+    return None if isinstance(value, float) and np.isnan(value) else value
