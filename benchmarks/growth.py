@@ -19,7 +19,7 @@ from benchmarks.startup import launch
 from benchmarks.timing import Rows, exponent, peak_memory
 from PIL import Image
 
-from groupvit.machine import keep_memory
+from groupvit.machine import keep_freed_memory
 from groupvit.models import RELEASE, Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
 
@@ -62,7 +62,7 @@ def work(what: What, size: int) -> Callable[[], object]:
 
 def measure(what: What, size: int) -> tuple[float, int]:
     """Seconds of the processor, the median of three calls of less than five seconds after a first one; bytes."""
-    keep_memory()
+    keep_freed_memory()
     call, seconds = work(what, size), []
     rest = peak_memory()
     with torch.inference_mode():

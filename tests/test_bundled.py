@@ -11,10 +11,10 @@ from PIL import Image
 
 import groupvit
 from groupvit import api
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.evaluation.retrieval import Retrieval
-from groupvit.evaluation.scoring import evaluate
 from groupvit.segmentation import Segmenter
 
 RESULTS = json.loads((Path(__file__).parents[1] / "docs/results.json").read_text())

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE, PAPER_2022
 from groupvit.evaluation.results import Result
-from groupvit.evaluation.scoring import evaluate, score_prediction
+from groupvit.evaluation.scoring import score_prediction
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from test_evaluation_scoring import random_segmenter

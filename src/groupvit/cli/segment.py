@@ -16,7 +16,7 @@ from groupvit.files import PHOTO_SUFFIXES, write_atomically, write_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groupvit.segmentation import Label, Segmentation
+    from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
 
 def segment(
@@ -31,6 +31,7 @@ def segment(
     short_side: int | None = None,
     window: int | None = None,
     stride: int | None = None,
+    precision: Literal["bf16", "fp32"] | None = None,
     batch_size: int = 8,
 ) -> int:
     """Name every pixel of photos with words.
@@ -42,23 +43,24 @@ def segment(
     Args:
         photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
         labels: Words to look for. Several words for one label: person=man,woman,child.
-        model: A trained model: a folder, a file, or a name on the hub. "photos-trunk" is in the package, whose
-            pre-trained trunk recognises a thousand kinds of things (docs/MODEL_CARD.md); "photos", in the repository
+        model: A trained model: a folder, a file, or a name on the hub. "photos-trunk" is in the package; its
+            pre-trained trunk recognises a thousand kinds of things (docs/MODEL_CARD.md). "photos", in the repository
             only, learnt from 11,000 captioned photos and nothing else.
         background: With auto, words that the model learnt compete with the labels, and what they win is background.
             With a number (0 to 1), background is where the best label scores less. With none, every pixel gets a label.
         out: Folder for the results; earlier results of the same photos are replaced.
         templates: Prompts around each word: one, or the 7 or 80 that CLIP used.
         maps: How stages combine: soft as in the published code, or hard as in the paper.
-        short_side: Photos are resized to this short side in pixels; by default what suits the model.
-        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole (of photos
-            beyond 2 : 1 by a model with a trunk, two short sides).
+        short_side: Resize photos to this short side in pixels; by default what suits the model.
+        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole. By default
+            a model with a trunk does so for photos beyond 2 : 1.
         stride: Pixels from window to window; by default half a window.
-        batch_size: Photos or windows that are encoded at once.
+        precision: Numbers of the image encoder, by default what is faster on this machine.
+        batch_size: Photos or windows to encode at once.
     """
     files = _find(photos)
     from groupvit import api
-    from groupvit.segmentation import parse_labels
+    from groupvit.segmentation import View, parse_labels
     from groupvit.text import templates as prompts
 
     parse_labels(labels)
@@ -66,60 +68,73 @@ def segment(
         raise InputError("batch size must be at least 1")
     if not isinstance(background, str) and not 0 <= background <= 1:
         raise InputError(f"--background {background:g}: a score lies between 0 and 1")
+    view = View(
+        short_side=short_side,
+        window=window,
+        stride=stride,
+        maps=maps,
+        background=None if background == "none" else background,
+        templates={"7": prompts.IMAGENET_TEMPLATES_7, "80": prompts.IMAGENET_TEMPLATES_80}.get(
+            templates, (prompts.SIMPLE_TEMPLATE,)
+        ),
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {out} ({error.strerror}): choose another --out") from error
-    segmenter = api.load(model)
-    parsed = segmenter.with_rivals(labels) if background == "auto" else parse_labels(labels)
-    options: dict[str, Any] = {
-        "background": None if background == "none" else background,
-        "maps": maps,
-        "short_side": short_side,
-        "window": window,
-        "stride": stride,
-        "batch_size": batch_size,
-    }
-    choices = {"7": prompts.IMAGENET_TEMPLATES_7, "80": prompts.IMAGENET_TEMPLATES_80}
-    chosen = choices.get(templates, (prompts.SIMPLE_TEMPLATE,))
-    record = {"model": model, "settings": {"templates": templates, **options}}
+    segmenter = api.load(model, precision=precision)
+    asked = {name: getattr(view, name) for name in ("background", "maps", "short_side", "window", "stride")}
+    settings = {"templates": templates, **asked, "batch_size": batch_size}
+    record = {"model": model, "precision": segmenter.precision, "settings": settings}
+    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, batch_size, out, record)
 
+
+def _segment(
+    files: Sequence[Path],
+    segmenter: "Segmenter",
+    labels: "Sequence[Label]",
+    view: "View",
+    batch_size: int,
+    out: Path,
+    record: dict[str, Any],
+) -> int:
+    """Segment, write and report every photo that can be read; return 1 if there are others."""
     names, lines = _output_names(files), []
     with progress("segmenting", len(files), shown=len(files) > 1) as advance:
         for start in range(0, len(files), batch_size):
             chunk = range(start, min(start + batch_size, len(files)))
             images = {i: image for i in chunk if (image := _load(files[i], alone=len(files) == 1))}
-            results = segmenter.segment(list(images.values()), parsed, templates=chosen, **options)
+            results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
             for i, result in zip(images, results, strict=True):
-                lines.append(_write(out / names[i], result, parsed, {"photo": str(files[i]), **record}))
+                lines.append(_write(out / names[i], result, labels, {"photo": str(files[i]), **record}))
             advance(len(chunk), len(chunk))
     print("\n".join(lines))
     return int(len(lines) < len(files))
 
 
 def _find(photos: Sequence[str]) -> list[Path]:
-    """Each file once, in the order given; folders and patterns sorted by name."""
+    """Return each file once, in the order given; folders and patterns sorted by name."""
     files: dict[Path, None] = {}
     for photo in photos:
         path = Path(photo)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
             problem = "folder has no images"
         elif path.exists():
-            found, problem = [path], ""
+            matches, problem = [path], ""
         else:
-            found = sorted(p for p in map(Path, glob.glob(photo, recursive=True)) if p.is_file())
+            matches = sorted(p for p in map(Path, glob.glob(photo, recursive=True)) if p.is_file())
             problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
-        if not found:
+        if not matches:
             raise InputError(f"{photo}: {problem}")
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(matches))
     if not files:
         raise InputError("no photos: name image files, folders or patterns")
     return list(files)
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:
-    """File names with their suffix, numbered where files of different folders share one."""
+    """Return file names with their suffix, numbered where files of different folders share one."""
     taken, names = set[str](), []
     for file in files:
         name, number = file.name, 1
@@ -132,7 +147,7 @@ def _output_names(files: Sequence[Path]) -> list[str]:
 
 
 def _load(file: Path, *, alone: bool) -> "Image.Image | None":
-    """The photo, or None after one line on stderr when there are others to go on with."""
+    """Return the photo, or None after one line on stderr if it is not alone."""
     from groupvit.data.transforms import load_rgb
 
     try:
@@ -145,7 +160,7 @@ def _load(file: Path, *, alone: bool) -> "Image.Image | None":
 
 
 def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any]) -> str:
-    """Saves everything about one photo and returns the line that reports it."""
+    """Save everything about one photo and return the line that reports it."""
     import groupvit
     from groupvit.segmentation import drawing
 
@@ -160,8 +175,8 @@ def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record
     text = json.dumps({**record, **values, "version": groupvit.__version__}, indent=2) + "\n"
     write_atomically(_beside(stem, "json"), text.encode())
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
-    found = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
-    return f"{_beside(stem, 'overlay.png')}: {found}"
+    named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
+    return f"{_beside(stem, 'overlay.png')}: {named}"
 
 
 def _beside(stem: Path, suffix: str) -> Path:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.layers import CrossAttention, Linear, Mlp, TokenMixer
+from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class AssignAttention(nn.Module):
         self.hard = hard
         self.logits = logits
         self.eps = eps
-        self.q_proj = Linear(dim, dim)
-        self.k_proj = Linear(dim, dim)
-        self.v_proj = Linear(dim, dim)
-        self.proj = Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         if logits == "cosine":
             self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
@@ -158,39 +158,21 @@ class GroupingBlock(nn.Module):
         keys: Int[Tensor, " batch"] | None = None,
         joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        groups, segments = self._queries_and_keys(group_tokens, segments)
+        groups, segments = self.prepare(group_tokens, segments)
         merged, assignment = self.assign(groups, segments, keys, joined)
         if self.group_residual:
             merged = merged + groups
-        return self._mix_channels(merged), assignment
-
-    def merge_regions(
-        self,
-        group_tokens: Float[Tensor, "batch tokens dim"],
-        segments: Float[Tensor, "batch segments dim"],
-        regions: Float[Tensor, "batch regions segments"],
-    ) -> Float[Tensor, "batch regions dim"]:
-        """What given regions would become in place of the groups; each has some share, 0 to 1, of every segment.
-
-        The residual is that of the groups which the region's segments join, in proportion.
-        """
-        groups, segments = self._queries_and_keys(group_tokens, segments)
-        merged = self.assign.merge(regions, segments)
-        if self.group_residual:
-            _, assignment = self.assign(groups, segments, None)
-            joined = regions @ assignment.hard.mT
-            joined = joined / joined.sum(dim=-1, keepdim=True)
-            merged = merged + joined.to(groups.dtype) @ groups
-        return self._mix_channels(merged)
+        return self.mix_channels(merged), assignment
 
     def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
         """What each segment would become in a group that it has to itself, the group token aside."""
         values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
-        return self._mix_channels(self.assign.proj(values))
+        return self.mix_channels(self.assign.proj(values))
 
-    def _queries_and_keys(
+    def prepare(
         self, group_tokens: Float[Tensor, "batch tokens dim"], segments: Float[Tensor, "batch segments dim"]
     ) -> tuple[Float[Tensor, "batch groups dim"], Float[Tensor, "batch segments dim"]]:
+        """Return groups and segments as `assign` takes them."""
         groups = self.norm_tokens(group_tokens)
         segments = self.norm_segments(segments)
         if self.token_mixer is not None and self.norm_post_tokens is not None:
@@ -199,7 +181,8 @@ class GroupingBlock(nn.Module):
             groups = self.pre_assign_attn(groups, segments)
         return groups, segments
 
-    def _mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+    def mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+        """Return the new segments from the merged ones."""
         if self.channel_mlp is None or self.norm_new is None:
             return merged
         return merged + self.channel_mlp(self.norm_new(merged))

@@ -1,4 +1,4 @@
-"""What segmenting a photo gives."""
+"""A segmented photo."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +9,14 @@ from jaxtyping import Float, UInt
 from PIL import Image
 
 from groupvit.segmentation import drawing
-from groupvit.segmentation.resampling import resampled_argmax
-from groupvit.segmentation.windows import Window, covered
+from groupvit.segmentation.windows import Window, covered, resampled_argmax
 
 IndexMap = UInt[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What each pixel of a photo is called.
+    """A photo whose every pixel has a name.
 
     `label_map` holds indices into `names`, at the photo's size, and `confidence` the score of each pixel's best label.
     `shares` are the labels' parts of the photo, `scores` the mean confidence over a label's pixels (0 where it has
@@ -45,7 +44,7 @@ class Segmentation:
 
     def groups_of(self, window: Window) -> tuple[tuple[slice, slice], tuple[IndexMap, ...]]:
         """The part of the photo that a window covers, and the group that owns each of its pixels, stage by stage."""
-        rows, columns = covered((window.top, window.left, window.height, window.width), self.step)
+        rows, columns = covered(window.place, self.step)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         patches = (self.step[0] / self.patch_size, self.step[1] / self.patch_size)
         return (rows, columns), tuple(

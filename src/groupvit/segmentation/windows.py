@@ -1,4 +1,4 @@
-"""Windows over a resized photo: where they lie, and how the scores of all of them become one map."""
+"""Windows over a resized photo: where they lie, and how their scores become one map at the photo's size."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int
 from torch import Tensor
 
-_NO_REGION = 255
+from groupvit.models import ImageFeatures
+
+_STRIP = 2**22  # values that are resampled at once: 16 MB in float32
 _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in short sides
 
 
@@ -17,8 +19,7 @@ _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in s
 class Window:
     """One encoded part of a photo: which patches each group owns, stage by stage, and how labels fit final segments.
 
-    `regions` are the indices of the given regions that the window shows, `region_scores` how labels fit them, stage by
-    stage, when that grouping merges them instead of its groups (see `Segmenter.segment`).
+    `features` are the image encoder's, where they are kept (`Segmenter.segment`).
     """
 
     top: int
@@ -28,8 +29,12 @@ class Window:
     grid: tuple[int, int]
     groups: tuple[Float[Tensor, "_ rows columns"], ...]
     scores: Float[Tensor, "segments labels"]
-    regions: tuple[int, ...] = ()
-    region_scores: tuple[Float[Tensor, "regions words"], ...] = ()
+    features: ImageFeatures | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width."""
+        return self.top, self.left, self.height, self.width
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -67,22 +72,6 @@ def covered(place: tuple[int, int, int, int], step: tuple[float, float]) -> tupl
     ends = ((top, height, step[0]), (left, width, step[1]))
     rows, columns = (slice(round(start / step), round((start + size) / step)) for start, size, step in ends)
     return rows, columns
-
-
-def patch_shares(
-    regions: UInt[np.ndarray, "height width"], size: tuple[int, int], patch: int
-) -> tuple[tuple[int, ...], Float[Tensor, "regions patches"]]:
-    """The regions of a part of a photo, by index (255 is none), and the share of each patch that lies in each.
-
-    `size` is that of the part as it was encoded, which is padded to whole patches.
-    """
-    found = [int(index) for index in np.unique(regions) if index != _NO_REGION]
-    if not found:
-        return (), torch.empty(0, 0)
-    masks = (torch.from_numpy(regions == index)[None, None].float() for index in found)
-    shares = torch.cat([F.interpolate(mask, size, mode="area") for mask in masks])
-    shares = F.avg_pool2d(F.pad(shares, (0, -size[1] % patch, 0, -size[0] % patch)), patch)
-    return tuple(found), shares.flatten(1)
 
 
 def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) -> Float[Tensor, "labels height width"]:
@@ -128,3 +117,60 @@ def _enlarged(
 ) -> Float[Tensor, "channels height width"]:
     pixels = F.interpolate(patches[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
     return pixels[:, : w.height, : w.width]
+
+
+def resampled_argmax(
+    maps: Float[Tensor, "channels rows columns"], size: tuple[int, ...], step: tuple[float, float]
+) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
+    """The largest channel, value and index, after bilinear resampling to `size` pixels that lie `step` cells apart.
+
+    Like `F.interpolate`, but in strips of rows: all channels of a large photo would not fit into memory.
+    """
+    top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
+    left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
+    best, index = np.empty(size, maps.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
+    rows = max(1, _STRIP // max(1, len(maps) * size[1]))  # a window may cover no pixel of a tiny photo
+    for start in range(0, size[0], rows):
+        strip = slice(start, start + rows)
+        first, last = int(top[start]), int(bottom[strip][-1]) + 1
+        wide = torch.lerp(maps[:, first:last, left], maps[:, first:last, right], along)
+        above, below = wide.index_select(1, top[strip] - first), wide.index_select(1, bottom[strip] - first)
+        pixels = torch.lerp(above, below, down[strip, None])
+        values, channels = pixels.max(dim=0)
+        best[strip], index[strip] = values.cpu().numpy(), channels.cpu().numpy()
+    return best, index
+
+
+def resampled_rows(
+    scores: Float[Tensor, "table labels"],
+    rows: Int[Tensor, "down across"],
+    size: tuple[int, ...],
+    step: tuple[float, float],
+) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
+    """`resampled_argmax` of the maps scores[rows], whose channels need comparing only where neighbours' rows differ."""
+    top, bottom, down = _taps(size[0], step[0], rows.shape[0], scores)
+    left, right, along = _taps(size[1], step[1], rows.shape[1], scores)
+    values, labels = scores.max(dim=1)
+    best, index = np.empty(size, scores.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
+    for start in range(0, size[0], count := max(1, _STRIP // (8 * max(1, size[1])))):
+        strip = slice(start, start + count)
+        corners = [rows[ys[strip]][:, xs] for ys in (top, bottom) for xs in (left, right)]
+        highest, winner = values[corners[0]], labels[corners[0]]
+        differ = (corners[0] != corners[1]) | (corners[0] != corners[2]) | (corners[0] != corners[3])
+        for pixels in differ.nonzero().split(max(1, _STRIP // (4 * scores.shape[1]))):
+            y, x = pixels.T
+            above_left, above_right, below_left, below_right = (scores[corner[y, x]] for corner in corners)
+            above = torch.lerp(above_left, above_right, along[x, None])
+            below = torch.lerp(below_left, below_right, along[x, None])
+            highest[y, x], winner[y, x] = torch.lerp(above, below, down[strip][y, None]).max(dim=1)
+        best[strip], index[strip] = highest.cpu().numpy(), winner.cpu().numpy()
+    return best, index
+
+
+def _taps(
+    count: int, step: float, cells: int, like: Tensor
+) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"], Float[Tensor, " count"]]:
+    """For each output pixel the two nearest cells, and the second one's weight."""
+    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
+    low = position.floor().long()
+    return low.to(like.device), (low + 1).clamp(max=cells - 1).to(like.device), (position - low).to(like)

@@ -27,8 +27,9 @@ from groupvit.data.shards import FAULTS, find_shards
 from groupvit.data.storage import File
 from groupvit.data.transforms import jitter_color
 from groupvit.errors import InputError
-from groupvit.machine import has_bfloat16
+from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, build_model, noise, temperature
+from groupvit.models.layers import resampled
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
@@ -103,10 +104,11 @@ def initialise(model: GroupViT, source: Path) -> None:
     Raises `InputError` for a checkpoint of another architecture.
     """
     trained, _ = load(source)
-    if model.image_encoder.pos_embed is not None and trained.image_encoder.pos_embed is not None:
+    positions = trained.image_encoder.pos_embed
+    if model.image_encoder.pos_embed is not None and positions is not None:
         side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
         with torch.no_grad():
-            trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
+            trained.image_encoder.pos_embed = nn.Parameter(resampled(positions, side, side).clone())
     check(trained.state_dict(), model.state_dict(), source)
     model.load_state_dict(trained.state_dict())
 
@@ -237,8 +239,8 @@ def train(
     main module that can be imported. `init` is a checkpoint whose weights a new training starts with.
 
     `out/curves.png` shows the metrics where matplotlib is installed; with `tensorboard` they go to event files, too.
-    With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU without
-    instructions for bfloat16 trains in float32.
+    With `compiled` the transformer blocks are fused (`compile_blocks`), but not in float32 on a CPU. A CPU on
+    which bfloat16 is slower trains in float32.
 
     A trunk starts with its published weights, a "vit" with those in the folder `trunk` (`load_vit`). `cache` is the
     folder of the trunk's maps (`out/cache` by default), which trainings of one run may share.
@@ -248,10 +250,10 @@ def train(
     """
     shards = find_shards(run.train, below=data)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if run.precision == "bfloat16" and ranks.any(not has_bfloat16(device), device):
+    if run.precision == "bfloat16" and ranks.any(not bfloat16_is_faster(device), device):
         run = replace(run, precision="float32")
         if not ranks.rank:
-            print("a processor here has no bfloat16, so the training is in float32", file=sys.stderr)
+            print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
     if compiled and device.type == "cpu" and run.precision == "float32":
         compiled = False  # PyTorch's compiler would use its own, slower product
         if not ranks.rank:
