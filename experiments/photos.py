@@ -24,7 +24,9 @@ import torch
 import tyro
 from experiments.command import errors_in_one_line
 from experiments.demo import PHOTOS, photograph
+from experiments.given_truth import evaluate_given
 from experiments.record import commit, print_rows, record_table
+from experiments.trunk_baselines import trunk_baselines
 from PIL import Image, ImageOps
 from rich.console import Console
 
@@ -34,13 +36,12 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.baselines import clustered, trivial_baselines
-from groupvit.evaluation.benchmark import evaluate, evaluate_given, evaluate_predictions
+from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
 from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.retrieval import Retrieval
-from groupvit.evaluation.trunk_baselines import trunk_baselines
 from groupvit.files import write_atomically
 from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.tokenizer import Tokenizer

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from experiments.colours import ColourTable, score_colour_clusters
 from experiments.command import errors_in_one_line
 from experiments.record import commit, record_results
 from PIL import Image
@@ -27,7 +28,6 @@ from rich.table import Table
 from groupvit import checkpoints
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
-from groupvit.evaluation import baselines
 from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.evaluation.scoring import score
@@ -57,16 +57,12 @@ def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
     classes = len(scenes.CLASSES)
     drawn = (scenes.draw(2, index) for index in range(3000))
     known = (MaskedPhoto("", Image.fromarray(scene.image), scene.mask) for scene in drawn)
-    table = baselines.ColourTable.fit(
-        track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes
-    )
+    table = ColourTable.fit(track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes)
     counted = sum(confusion_matrix(photo.mask, table(photo.image), classes) for photo in photos)
     clusters = track(photos, "k-means of colours", console=CONSOLE, transient=True)
     return {
         "colour look-up table, trained with masks": row(np.asarray(counted)),
-        f"k-means on colours, {groups} clusters, best labels": row(
-            baselines.score_colour_clusters(clusters, groups, classes)
-        ),
+        f"k-means on colours, {groups} clusters, best labels": row(score_colour_clusters(clusters, groups, classes)),
     }
 
 

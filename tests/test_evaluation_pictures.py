@@ -70,7 +70,8 @@ def test_an_evaluation_is_drawn(photo, tmp_path, protocol):
         projector_dim=16,
     )
     segmenter = Segmenter(build_model(config), config, device="cpu")
-    protocol = replace(protocol, short_side=16, window=None, unit="pixels", thresholds={"pets": 0.4})
+    view = replace(protocol.view, short_side=16, window=None)
+    protocol = replace(protocol, view=view, unit="pixels", thresholds={"pets": 0.4})
     other = replace(photo, name="rex", mask=2 * (photo.mask == 1).astype(np.uint8))
     photos = {"tom": photo, "rex": other}
     dataset = Dataset("pets", tmp_path, CLASSES, tuple(photos), photos.__getitem__)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from groupvit.errors import InputError
 from groupvit.evaluation import benchmark
-from groupvit.evaluation.benchmark import describe, evaluate, evaluate_given, score_photos
+from groupvit.evaluation.benchmark import describe, evaluate, score_photos
 from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
 from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
 from groupvit.evaluation.naming import patch_shares, segments_of
@@ -387,29 +387,3 @@ def test_a_model_is_known_by_its_tensors():
     assert describe(one, "a")["sha256"] != describe(other, "a")["sha256"]
     heads = replace(one.config, image=replace(one.config.image, heads=4))
     assert describe(Segmenter(one.model, heads, device="cpu"), "a")["config"] != describe(one, "a")["config"]
-
-
-def test_given_what_is_background_only_objects_are_confused(segmenter, tmp_path):
-    LAYOUTS["voc21"](tmp_path)
-    data, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
-    found = evaluate_given(segmenter, data, protocol, "objects")
-    errors = found.metrics()["errors"]
-    assert errors["background called an object"] == errors["object called background"] == 0
-    assert errors["one object called another"] > 0
-    assert found.metrics()["classes"]["background"]["iou"] == 100
-    photo, view = data[0], protocol.view_of(segmenter.config, data)
-    result = segmenter.segment(photo.image, protocol.labels(data)[1:], view)
-    expected = np.where(photo.mask > 0, result.label_map + 1, 0).astype(np.uint8)
-    own = score_prediction(photo, expected, 21).matrix
-    assert found.photos[0].matrix.tolist() == own.tolist()
-
-
-def test_given_a_photos_labels_no_other_is_called(segmenter, tmp_path):
-    LAYOUTS["voc21"](tmp_path)
-    voc, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
-    found = evaluate_given(segmenter, voc, protocol, "labels")
-    assert len(found.thresholds) == 2
-    for counted, photo in zip(found.photos, voc, strict=True):
-        assert {*counted.matrix[:, 1].tolist()} <= {0, *np.unique(photo.mask).tolist()}
-        assert counted.pending is None
-    assert found.data == evaluate(segmenter, voc, protocol).data

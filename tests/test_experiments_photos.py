@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from experiments import photos
+from experiments.trunk_baselines import trunk_baselines
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.trunk_baselines import trunk_baselines
 from layouts import LAYOUTS
 from test_evaluation_scoring import random_segmenter
-from test_evaluation_trunk_baselines import ONE, made
+from test_experiments_trunk_baselines import ONE, made
 
 
 @pytest.fixture

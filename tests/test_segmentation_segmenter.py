@@ -448,7 +448,7 @@ def test_bf16_gives_nearly_the_same_map_and_scores_in_float32() -> None:
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_precision_is_what_is_faster_unless_one_is_asked_for(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "bfloat16_is_faster", lambda device: faster)
+    monkeypatch.setattr(module, "bfloat16_is_faster", lambda *_: faster)
     model, config = tiny().model, tiny().config
     assert Segmenter(model, config).precision == ("bf16" if faster else "fp32")
     assert Segmenter(model, config, precision="bf16").precision == "bf16"

@@ -1,4 +1,4 @@
-"""The machine at hand: how the process keeps memory, and which numbers are quick."""
+"""This machine: how the process keeps memory, and which precision is faster."""
 
 import ctypes
 import hashlib
@@ -6,8 +6,8 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_ANSWERS: dict[Path, bool] = {}  # of `bfloat16_is_faster`
 
 
 def keep_freed_memory() -> None:
@@ -32,25 +33,30 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, size)
 
 
-@lru_cache
-def bfloat16_is_faster(device: "torch.device") -> bool:
-    """Return True if a layer of the image encoder is faster in bfloat16 than in float32 on this machine.
+def bfloat16_is_faster(
+    device: "torch.device", kind: str = "linear layer", work: Callable[[], object] | None = None
+) -> bool:
+    """Return True if `work` (default: a linear layer) is faster in bfloat16 than in float32 on this machine.
 
-    The flags of a CPU do not tell, so one layer is timed once and the answer kept in the user's cache. Where nothing
-    can be kept there, each process times it. Devices other than CPUs are taken to be faster.
+    The flags of a CPU do not tell, and on one CPU transformers gain what convolutions lose. So the work is timed once,
+    and the answer is kept under its `kind` in the user's cache, or where that cannot be written for this process.
+    Devices other than CPUs are taken to be faster.
     """
     if device.type != "cpu":
         return True
-    file = _answer_file()
-    if (answer := _read(file)) is None:
-        answer = _seconds_of_a_layer(bf16=True) < _seconds_of_a_layer(bf16=False)
-        with suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("x") as new:
-                new.write(str(answer))
-        kept = _read(file)  # of several processes the first one decides
-        answer = answer if kept is None else kept
-    return answer
+    file = _answer_file(kind)
+    if file not in _ANSWERS:
+        answer = _read(file)
+        if answer is None:
+            answer = _is_faster(work or _linear_layer())
+            with suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("x") as new:  # of several processes the first one decides
+                    new.write(str(answer))
+            kept = _read(file)
+            answer = answer if kept is None else kept
+        _ANSWERS[file] = answer
+    return _ANSWERS[file]
 
 
 def _read(file: Path) -> bool | None:
@@ -59,27 +65,42 @@ def _read(file: Path) -> bool | None:
     return None
 
 
-def _answer_file() -> Path:
-    """Return where the answer for this CPU and this PyTorch is kept."""
+def _answer_file(kind: str) -> Path:
+    """Return where the answer for this CPU, this PyTorch and a kind of work is kept."""
     import torch
 
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        processor = found[1] if found else processor
+        named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        processor = named[1] if named else processor
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    key = hashlib.sha256(f"{processor} {torch.__version__}".encode()).hexdigest()[:16]
-    return cache / "groupvit" / f"bfloat16-is-faster-{key}"
+    key = hashlib.sha256(f"{processor} {torch.__version__} {kind}".encode()).hexdigest()[:16]
+    return cache / "groupvit" / "bfloat16-is-faster" / key
 
 
-def _seconds_of_a_layer(*, bf16: bool) -> float:
-    """Return the shortest of a few passes of a linear layer with ViT-S's width over 1,024 tokens."""
+def _linear_layer() -> Callable[[], object]:
+    """Return a linear layer of ViT-S's width over 1,024 tokens; no random numbers are drawn."""
     import torch
 
-    weight, tokens, seconds = torch.ones(1536, 384), torch.ones(1024, 384), []  # no random numbers are drawn
+    weight, tokens = torch.ones(1536, 384), torch.ones(1024, 384)
+    return lambda: torch.nn.functional.linear(tokens, weight)
+
+
+def _is_faster(work: Callable[[], object]) -> bool:
+    """Time the work three times in turn; once is enough where bfloat16 takes several times as long."""
+    seconds: dict[bool, float] = {False: float("inf"), True: float("inf")}
+    for _ in range(3):
+        for bf16 in seconds:
+            seconds[bf16] = min(seconds[bf16], _seconds(work, bf16=bf16))
+        if seconds[True] > 4 * seconds[False]:
+            break
+    return seconds[True] < seconds[False]
+
+
+def _seconds(work: Callable[[], object], *, bf16: bool) -> float:
+    import torch
+
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for _ in range(6):
-            start = time.perf_counter()
-            torch.nn.functional.linear(tokens, weight)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start

@@ -1,12 +1,17 @@
 """`groupvit evaluate`: a model on a benchmark, under a named protocol."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from groupvit.cli.progress import progress
 from groupvit.errors import InputError
+
+if TYPE_CHECKING:
+    from groupvit.evaluation.datasets import Dataset
+    from groupvit.evaluation.protocols import Protocol
+    from groupvit.segmentation import Segmenter
 
 
 def evaluate(
@@ -45,25 +50,33 @@ def evaluate(
             always float32, and so are classification and retrieval.
         batch_size: Windows to encode at once.
     """
-    from groupvit import api
-    from groupvit.evaluation.benchmark import evaluate_into, evaluate_whole_photos, processes
-    from groupvit.evaluation.datasets import open_benchmark
-    from groupvit.evaluation.pictures import draw, make_folder
-    from groupvit.evaluation.protocols import get_protocol
-    from groupvit.evaluation.report import format_difference, report
-    from groupvit.evaluation.results import Result
-    from groupvit.evaluation.results import compare as compare_files
-
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
     if benchmark == "classification" or benchmark == "retrieval":
         if limit or compare or pictures or protocol != "calibrated-native":
             raise InputError(f"{benchmark} has no --protocol, --limit, --compare or --pictures: drop them")
-        out = out or Path(f"{benchmark}.json")
-        document = evaluate_whole_photos(api.load(model, precision="fp32"), benchmark, root, out, source=model)
-        print(f"{benchmark}, {document['data']['photos']} photos")
-        print("\n".join(f"{name}: {value:.2f} %" for name, value in document["metrics"].items()))
+        _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
+    dataset, chosen = _prepare(benchmark, root, protocol, limit, compare, pictures)
+    out = out or Path(f"{benchmark}.{protocol}.json")
+    from groupvit import api
+    from groupvit.evaluation.benchmark import evaluate_into, processes
+
+    processes()
+    segmenter = api.load(model, precision=precision)
+    if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size, progress=progress):
+        _print(out, segmenter, dataset, chosen, compare, pictures)
+
+
+def _prepare(
+    benchmark: str, root: Path, protocol: str, limit: int | None, compare: Path | None, pictures: Path | None
+) -> "tuple[Dataset, Protocol]":
+    """Open the benchmark and refuse what cannot work, before a model is loaded."""
+    from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.pictures import make_folder
+    from groupvit.evaluation.protocols import get_protocol
+    from groupvit.evaluation.results import Result
+
     chosen = get_protocol(protocol)
     dataset = open_benchmark(benchmark, root).first(limit)
     chosen.threshold(dataset)
@@ -72,16 +85,37 @@ def evaluate(
         Result.load(compare)
     if pictures:
         make_folder(pictures)
-    out = out or Path(f"{benchmark}.{protocol}.json")
-    processes()
-    segmenter = api.load(model, precision=precision)
-    result = evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size, progress=progress)
-    if result is None:  # another process reports
-        return
+    return dataset, chosen
+
+
+def _print(
+    out: Path,
+    segmenter: "Segmenter",
+    dataset: "Dataset",
+    protocol: "Protocol",
+    compare: Path | None,
+    pictures: Path | None,
+) -> None:
+    from groupvit.evaluation.pictures import draw
+    from groupvit.evaluation.report import format_difference, report
+    from groupvit.evaluation.results import Result
+    from groupvit.evaluation.results import compare as compare_files
+
+    result = Result.load(out)
     print(report(result))
     if compare:
         print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
     if pictures:
-        for path in draw(result, segmenter, dataset, chosen, pictures):
+        for path in draw(result, segmenter, dataset, protocol, pictures):
             print(path)
     print(f"{out} has the counts of each photo")
+
+
+def _whole_photos(model: str, benchmark: Literal["classification", "retrieval"], root: Path, out: Path) -> None:
+    from groupvit import api
+    from groupvit.evaluation.benchmark import evaluate_whole_photos
+
+    document = evaluate_whole_photos(api.load(model, precision="fp32"), benchmark, root, out, source=model)
+    print(f"{benchmark}, {document['data']['photos']} photos")
+    for name, value in document["metrics"].items():
+        print(f"{name}: {value:.2f} %")

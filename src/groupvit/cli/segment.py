@@ -43,9 +43,8 @@ def segment(
     Args:
         photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
         labels: Words to look for. Several words for one label: person=man,woman,child.
-        model: A trained model: a folder, a file, or a name on the hub. "photos-trunk" is in the package; its
-            pre-trained trunk recognises a thousand kinds of things (docs/MODEL_CARD.md). "photos", in the repository
-            only, learnt from 11,000 captioned photos and nothing else.
+        model: A trained model: "photos-trunk" (in the package, docs/MODEL_CARD.md), "photos" (in the repository), a
+            folder, a file, or a name on the hub.
         background: With auto, words that the model learnt compete with the labels, and what they win is background.
             With a number (0 to 1), background is where the best label scores less. With none, every pixel gets a label.
         out: Folder for the results; earlier results of the same photos are replaced.
@@ -59,34 +58,40 @@ def segment(
         batch_size: Photos or windows to encode at once.
     """
     files = _find(photos)
+    _prepare(out, labels, background, batch_size)
+    asked = {"background": None if background == "none" else background, "maps": maps}
+    asked |= {"short_side": short_side, "window": window, "stride": stride}
+    settings = {"templates": templates, **asked, "batch_size": batch_size}
+
     from groupvit import api
-    from groupvit.segmentation import View, parse_labels
-    from groupvit.text import templates as prompts
+    from groupvit.segmentation import View
+
+    view = View(templates=_prompts(templates), **asked)
+    segmenter = api.load(model, precision=precision)
+    record = {"model": model, "precision": segmenter.precision, "settings": settings}
+    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record)
+
+
+def _prepare(out: Path, labels: Sequence[str], background: float | str, batch_size: int) -> None:
+    """Refuse what cannot work, and make the folder, before a model is loaded."""
+    from groupvit.segmentation.labels import parse_labels
 
     parse_labels(labels)
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
     if not isinstance(background, str) and not 0 <= background <= 1:
         raise InputError(f"--background {background:g}: a score lies between 0 and 1")
-    view = View(
-        short_side=short_side,
-        window=window,
-        stride=stride,
-        maps=maps,
-        background=None if background == "none" else background,
-        templates={"7": prompts.IMAGENET_TEMPLATES_7, "80": prompts.IMAGENET_TEMPLATES_80}.get(
-            templates, (prompts.SIMPLE_TEMPLATE,)
-        ),
-    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {out} ({error.strerror}): choose another --out") from error
-    segmenter = api.load(model, precision=precision)
-    asked = {name: getattr(view, name) for name in ("background", "maps", "short_side", "window", "stride")}
-    settings = {"templates": templates, **asked, "batch_size": batch_size}
-    record = {"model": model, "precision": segmenter.precision, "settings": settings}
-    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, batch_size, out, record)
+
+
+def _prompts(name: str) -> tuple[str, ...]:
+    from groupvit.text import templates
+
+    choices = {"7": templates.IMAGENET_TEMPLATES_7, "80": templates.IMAGENET_TEMPLATES_80}
+    return choices.get(name, (templates.SIMPLE_TEMPLATE,))
 
 
 def _segment(
@@ -94,11 +99,12 @@ def _segment(
     segmenter: "Segmenter",
     labels: "Sequence[Label]",
     view: "View",
-    batch_size: int,
+    *,
     out: Path,
     record: dict[str, Any],
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
+    batch_size = record["settings"]["batch_size"]
     names, lines = _output_names(files), []
     with progress("segmenting", len(files), shown=len(files) > 1) as advance:
         for start in range(0, len(files), batch_size):

@@ -1,24 +1,23 @@
-"""Baselines: trivial predictions, a plain ViT whose patches are grouped afterwards (Table 4), and colour alone.
+"""Baselines: trivial predictions, and a plain ViT whose patches are grouped afterwards (Table 4).
 
 A model that does not beat the trivial ones has not segmented anything.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groupvit.errors import InputError
 from groupvit.evaluation.classification import similarities
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.metrics import IndexMap, confusion_matrix, oracle_names
+from groupvit.evaluation.metrics import IndexMap
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores, Result, difference
 from groupvit.evaluation.scoring import score_prediction
@@ -33,7 +32,6 @@ Clustering = Literal["pixel-wise", "k-means", "mean-shift", "spectral"]
 CLUSTERINGS: tuple[Clustering, ...] = get_args(Clustering)
 
 _AXES = 0.65  # of the sides, a third of the photo; with the true labels this is about best on VOC and Pets
-_BITS = 4  # of a colour channel: 4,096 colours
 
 
 def ellipse(height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -156,50 +154,3 @@ def _grouped(features: ImageFeatures, clusters: Sequence[Int[np.ndarray, " patch
     segments = means.to(features.segments.dtype)
     before = Ungrouped(features.segments, features.segments[:, :0])
     return replace(features, segments=segments, ungrouped=(before,), assignments=(Assignment(hard, hard),))
-
-
-def _colours(image: Image.Image) -> Int[np.ndarray, "height width"]:
-    red, green, blue = np.moveaxis(np.asarray(image).astype(np.int64) >> (8 - _BITS), -1, 0)
-    return (red << 2 * _BITS) | (green << _BITS) | blue
-
-
-@dataclass(frozen=True)
-class ColourTable:
-    """Each colour's most likely class, counted with masks."""
-
-    table: UInt8[np.ndarray, " colours"]
-
-    @classmethod
-    def fit(cls, photos: Iterable[MaskedPhoto], classes: int) -> "ColourTable":
-        """Divide out how frequent classes are, so that rare ones are called; unseen colours get the commonest."""
-        counts = np.zeros((1 << 3 * _BITS, classes))
-        for photo in photos:
-            np.add.at(counts, (_colours(photo.image), photo.mask), 1)
-        table = (counts / counts.sum(axis=0).clip(min=1)).argmax(axis=1)
-        unseen = counts.sum(axis=1) == 0
-        return cls(np.where(unseen, counts.sum(axis=0).argmax(), table).astype(np.uint8))
-
-    def __call__(self, image: Image.Image) -> IndexMap:
-        return self.table[_colours(image)]
-
-
-def colour_clusters(image: Image.Image, count: int) -> IndexMap:
-    """Return k-means of a photo's RGB values."""
-    from sklearn.cluster import KMeans
-
-    pixels = np.asarray(image).reshape(-1, 3).astype(np.float32)
-    clusters = KMeans(count, n_init="auto", random_state=0).fit_predict(pixels)
-    return clusters.astype(np.uint8).reshape(image.size[::-1])
-
-
-def score_colour_clusters(
-    photos: Iterable[MaskedPhoto], count: int, classes: int
-) -> Int[np.ndarray, "classes classes"]:
-    """Return the confusion matrix of k-means clusters that are called by the best true class each."""
-    return sum(
-        (
-            confusion_matrix(p.mask, oracle_names(colour_clusters(p.image, count), p.mask, classes), classes)
-            for p in photos
-        ),
-        np.zeros((classes, classes), dtype=np.int64),
-    )

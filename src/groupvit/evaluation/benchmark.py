@@ -16,7 +16,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.metrics import IGNORE, IndexMap, contingency
+from groupvit.evaluation.metrics import IndexMap, contingency
 from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
@@ -25,7 +25,7 @@ from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.files import write_atomically
-from groupvit.segmentation import BACKGROUND, Segmentation, Segmenter
+from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
 _PIXELS_AT_ONCE = 2**23
@@ -121,38 +121,6 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
     }
 
 
-def evaluate_given(
-    segmenter: Segmenter, dataset: Dataset, protocol: Protocol, given: Literal["objects", "labels"]
-) -> Result:
-    """Return a model's result when something of each photo's truth is given: no score, but where the errors are.
-
-    Given the "objects", background pixels are right and each other pixel takes the best of the objects' labels. Given
-    the "labels", those of the photo's own classes compete, and the background.
-    """
-    labels, view = protocol.labels(dataset), protocol.view_of(segmenter.config, dataset)
-    photos = []
-    for photo in dataset:
-        present = {dataset.classes[index] for index in np.unique(photo.mask) if index != IGNORE}
-        if given == "objects":
-            wanted = [label for label in labels if label.name != BACKGROUND]
-        else:
-            wanted = [label for label in labels if label.name in {*present, BACKGROUND}]
-        result = segmenter.segment(photo.image, wanted or labels, view)
-        if given == "objects":
-            prediction = class_indices(result, dataset.classes)[result.label_map]
-            prediction = np.where(photo.mask == 0, 0, prediction).astype(np.uint8)
-            photos.append(score_prediction(photo, prediction, len(dataset.classes)))
-        else:
-            photos.append(count_photo(photo, result, dataset, pending=protocol.calibrated(dataset)))
-    result = Result(
-        benchmark=dataset.benchmark,
-        classes=dataset.classes,
-        protocol=protocol.record(segmenter.config, dataset),
-        model={"source": f"{given} given"},
-    )
-    return replace(result, photos=tuple(photos)) if given == "objects" else conclude(result, photos, dataset, protocol)
-
-
 def evaluate_predictions(
     dataset: Dataset,
     predict: Callable[[MaskedPhoto], IndexMap | tuple[IndexMap, Sequence[IndexMap]]],
@@ -190,10 +158,10 @@ def evaluate_into(
     source: str,
     batch_size: int,
     progress: Progress,
-) -> Result | None:
-    """Write a result file, or go on with one that was interrupted; return the result, to the first process only.
+) -> bool:
+    """Write a result file, or go on with one that was interrupted; return True to the first process only.
 
-    A file that is there already is returned if it holds this very evaluation, and is an `InputError` if not.
+    A file that is there already stays if it holds this very evaluation, and is an `InputError` if not.
     """
     rank, count = processes()
     result = started(segmenter, dataset, protocol, source)
@@ -204,7 +172,7 @@ def evaluate_into(
             raise InputError(f"{out} holds another evaluation ({what}): choose another --out or delete it")
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
-        return held if rank == 0 else None
+        return rank == 0
     with PartialResult(out, result.identity(dataset.names), rank) as partial:
         names = dataset.names[rank::count]
         for name in partial.scores.keys() & set(names):
@@ -215,14 +183,14 @@ def evaluate_into(
                 partial.add(photo)
                 advance()
         if rank:
-            return None
+            return False
         partial.wait_for(dataset.names)
         result = conclude(result, [partial.scores[name] for name in dataset.names], dataset, protocol)
         with progress("baselines", len(dataset)) as advance:
             baselines = score_baselines(result, segmenter, dataset, protocol, advance)
         replace(result, floors=baselines).save(out)
         partial.remove()
-    return Result.load(out)
+    return True
 
 
 def evaluate_whole_photos(

@@ -34,14 +34,14 @@ def name_regions(
     scores = np.zeros((stages, len(dataset.classes), len(labels)))
     for window in result.windows:
         part = photo.mask[covered(window.place, result.step)]
-        found, shares = patch_shares(part, (window.height, window.width), result.patch_size)
-        if window.features is None or not found:
+        indices, shares = patch_shares(part, (window.height, window.width), result.patch_size)
+        if window.features is None or not indices:
             continue
         with segmenter.precise():
             shares, encoder = shares.to(segmenter.device), segmenter.model.image_encoder
             segments = [segments_of(encoder, window.features, shares, stage) for stage in range(stages)]
             fits = segmenter.label_scores(torch.stack(segments), labels, templates).double().cpu().numpy()
-        scores[:, [*found]] += np.bincount(part.ravel(), minlength=256)[[*found], None] * fits
+        scores[:, [*indices]] += np.bincount(part.ravel(), minlength=256)[[*indices], None] * fits
     if not scores.any():
         return np.zeros((0, 2), np.int64)
     pixels = np.bincount(photo.mask.ravel(), minlength=256)[: len(dataset.classes)]
@@ -65,13 +65,13 @@ def patch_shares(
 
     `size` is that of the part as it was encoded, padded to whole patches.
     """
-    found = [int(index) for index in np.unique(regions) if index != IGNORE]
-    if not found:
+    indices = [int(index) for index in np.unique(regions) if index != IGNORE]
+    if not indices:
         return (), torch.empty(0, 0)
-    masks = (torch.from_numpy(regions == index)[None, None].float() for index in found)
+    masks = (torch.from_numpy(regions == index)[None, None].float() for index in indices)
     shares = torch.cat([F.interpolate(mask, size, mode="area") for mask in masks])
     shares = F.avg_pool2d(F.pad(shares, (0, -size[1] % patch, 0, -size[0] % patch)), patch)
-    return tuple(found), shares.flatten(1)
+    return tuple(indices), shares.flatten(1)
 
 
 def segments_of(

@@ -27,8 +27,8 @@ def pending_counts(photo: MaskedPhoto, prediction: IndexMap, confidence: np.ndar
     levels = (np.searchsorted(THRESHOLDS, confidence, side="right") - 1).astype(np.uint8)
     shape = classes, classes, len(THRESHOLDS)
     cells = np.ravel_multi_index((photo.mask.clip(max=classes - 1), prediction, levels), shape)
-    found, pixels = np.unique(cells[photo.mask != IGNORE], return_counts=True)
-    rows = np.stack([*np.unravel_index(found, shape), pixels], axis=1)
+    counted, pixels = np.unique(cells[photo.mask != IGNORE], return_counts=True)
+    rows = np.stack([*np.unravel_index(counted, shape), pixels], axis=1)
     file = io.BytesIO()
     Image.fromarray(np.concatenate([prediction, levels])).save(file, "PNG")
     return {"levels": rows.tolist(), "maps": base64.b64encode(file.getvalue()).decode()}

@@ -15,7 +15,7 @@ from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which group each segment joins in one stage.
+    """Groups that the segments of one stage join.
 
     `soft` is the softmax over groups without noise; `hard` is one-hot, with the noise that was drawn in training.
     """
@@ -25,7 +25,7 @@ class Assignment:
 
     @property
     def joined(self) -> Int[Tensor, "batch segments"]:
-        """The group that each segment joins."""
+        """Index of the group that each segment joins."""
         return self.hard.argmax(dim=1)
 
 
@@ -85,10 +85,9 @@ class AssignAttention(nn.Module):
         keys: Int[Tensor, " batch"] | None,
         joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups segments"], Assignment]:
-        """The weights that merge segments, and what they were made of; `keys` turn Gumbel noise on (Eq. 3, 4).
+        """Return the weights that merge segments, and the assignment; `keys` turn on Gumbel noise (Eqs. 3, 4).
 
-        `joined` says which group each segment joins, instead of the one that fits best: rounding may tell a pass
-        without gradients from one with.
+        `joined` repeats the assignment of an earlier pass, which rounding could change.
         """
         soft = logits.softmax(dim=1)
         noisy = soft
@@ -112,7 +111,7 @@ class AssignAttention(nn.Module):
     def merge(
         self, weights: Float[Tensor, "batch groups segments"], segments: Float[Tensor, "batch segments dim"]
     ) -> Float[Tensor, "batch groups dim"]:
-        """What each group makes of its share of the segments (Eq. 5)."""
+        """Return each group's mean of its segments, projected (Eq. 5)."""
         size = weights.sum(dim=-1, keepdim=True) + self.eps
         # Without eps an empty group would divide by zero; it keeps a zero update instead.
         weights = weights / torch.where(size > 0, size, 1.0)
@@ -165,7 +164,7 @@ class GroupingBlock(nn.Module):
         return self.mix_channels(merged), assignment
 
     def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
-        """What each segment would become in a group that it has to itself, the group token aside."""
+        """Return each segment as a group of its own would be, without the group token."""
         values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
         return self.mix_channels(self.assign.proj(values))
 
@@ -193,9 +192,8 @@ class SeededGrouping(nn.Module):
 
     The seeds are the means of a regular grid of about `groups` tiles; each round gives every cell to the nearest group
     and moves the group to the mean of its cells (cross-attention as k-means: Yu et al., kMaX-DeepLab, ECCV 2022; seeds
-    on a grid and position among the features: Achanta et al., SLIC, 2012). A group token that is the same for every
-    image cannot know where this one falls apart. Nothing here is learned: a learned map of the local features scatters
-    the groups, which the noun loss rewards, for then each of them shows everything (docs/LOG.md).
+    on a grid and position among the features: Achanta et al., SLIC, 2012). Nothing here is learned: a learned map of
+    the local features scatters the groups, which the noun loss rewards (docs/LOG.md).
     """
 
     ROUNDS = 8
@@ -210,7 +208,7 @@ class SeededGrouping(nn.Module):
         self.smooth = smooth
 
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many seeds lie down and across."""
+        """Return the number of seeds down and across."""
         down = min(rows, max(1, round((self.groups * rows / columns) ** 0.5)))
         return down, min(columns, max(1, round(self.groups / down)))
 
@@ -220,11 +218,8 @@ class SeededGrouping(nn.Module):
         segments: Float[Tensor, "batch cells dim"],
         joined: Int[Tensor, "batch cells"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        """The mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
-
-        Local features, rounds and softmax are in at least float32.
-        """
-        with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
+        """Return the mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`."""
+        with torch.no_grad(), torch.autocast(local.device.type, enabled=False):  # all in at least float32
             places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
             distances = self._distances(places, self._centres(places, local.shape[-2], local.shape[-1]))
             soft = (-self.SHARPNESS * distances).softmax(dim=1)
@@ -234,7 +229,7 @@ class SeededGrouping(nn.Module):
         return weights.to(segments.dtype) @ segments, Assignment(soft, hard)
 
     def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
-        """Features that are compared: the local ones, averaged with their eight neighbours', and the position."""
+        """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
         rows, columns = local.shape[-2:]
         if self.smooth:
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
@@ -246,19 +241,19 @@ class SeededGrouping(nn.Module):
     def _centres(
         self, places: Float[Tensor, "batch cells dim"], rows: int, columns: int
     ) -> Float[Tensor, "batch groups dim"]:
-        """The groups' means after the rounds."""
+        """Return the groups' means after the rounds."""
         start = places.mT.unflatten(2, (rows, columns))
         centres = F.adaptive_avg_pool2d(start, self.tiles(rows, columns)).flatten(2).mT
         for _ in range(self.ROUNDS):
             nearest = self._distances(places, centres).argmin(dim=1)
-            own = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
-            size = own.sum(dim=-1, keepdim=True)
-            centres = torch.where(size > 0, own @ places / size.clamp(min=1), centres)
+            cells = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
+            size = cells.sum(dim=-1, keepdim=True)
+            centres = torch.where(size > 0, cells @ places / size.clamp(min=1), centres)
         return centres
 
     @staticmethod
     def _distances(
         places: Float[Tensor, "batch cells dim"], centres: Float[Tensor, "batch groups dim"]
     ) -> Float[Tensor, "batch groups cells"]:
-        """Squared distances, less each cell's own square, which is the same for all groups."""
+        """Return squared distances, less each cell's own square, which is the same for all groups."""
         return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ places.mT

@@ -16,13 +16,13 @@ from groupvit.models.config import Stage, ViTConfig
 from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping
 from groupvit.models.layers import Block, TokenMixer, resampled
 from groupvit.models.preprocessing import normalize
-from groupvit.models.stems import ConvStem, TrunkFeatures, TrunkStem
-from groupvit.models.trunks import EfficientNetLite, ViTTrunk, build_trunk
+from groupvit.models.stems import TrunkFeatures, TrunkStem, build_stem
+from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 
 
 @dataclass(frozen=True)
 class Ungrouped:
-    """What a grouping block is given: the stage's segments and group tokens after its transformer blocks."""
+    """Input of a grouping block: the stage's segments and group tokens after its transformer blocks."""
 
     segments: Float[Tensor, "batch segments dim"]
     group_tokens: Float[Tensor, "batch tokens dim"]
@@ -30,10 +30,10 @@ class Ungrouped:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the image encoder makes of a batch, before the projection to the joint space.
+    """A batch of encoded images, before the projection to the joint space.
 
     `pooled` is the mean of the segments (Eq. 2). `ungrouped` and `assignments` have one entry per grouping stage (none
-    for a plain ViT), `grid` is the height and width of the patch grid. `trunk` is what the trunk made, if there is one.
+    for a plain ViT), `grid` is the height and width of the patch grid.
     """
 
     pooled: Float[Tensor, "batch dim"]
@@ -44,7 +44,7 @@ class ImageFeatures:
     trunk: TrunkFeatures | None = None
 
     def groups(self, stage: int = -1, *, hard: bool = False) -> Float[Tensor, "batch groups height width"]:
-        """How much each patch belongs to each group of a stage: the product of the assignments up to it (§3.3)."""
+        """Return each patch's share in each group of a stage: the product of the assignments up to it (§3.3)."""
         height, width = self.grid
         if not self.assignments:
             patches = torch.eye(height * width, dtype=self.pooled.dtype, device=self.pooled.device)
@@ -65,7 +65,7 @@ class ImageFeatures:
         )
 
     def occupied(self) -> Bool[Tensor, "batch segments"]:
-        """Which final segments own at least one patch under hard assignment."""
+        """Return which final segments own at least one patch under hard assignment."""
         if not self.assignments:
             return torch.ones_like(self.segments[..., 0], dtype=torch.bool)
         return occupied(self.assignments)
@@ -76,7 +76,7 @@ def _compose(maps: Sequence[Float[Tensor, "batch _ _"]]) -> Float[Tensor, "batch
 
 
 def occupied(assignments: Sequence[Assignment]) -> Bool[Tensor, "batch groups"]:
-    """Which groups of the last stage own at least one patch under hard assignment."""
+    """Return which groups of the last stage own at least one patch under hard assignment."""
     return _compose([assignment.hard for assignment in assignments]).sum(dim=-1) > 0
 
 
@@ -117,7 +117,7 @@ class GroupingStage(nn.Module):
         previous: Float[Tensor, "batch previous dim"] | None,
         keys: Int[Tensor, " batch"] | None,
     ) -> tuple[Float[Tensor, "batch segments dim"], Float[Tensor, "batch tokens dim"] | None]:
-        """Segments and group tokens after the blocks; `grouping`, where there is one, merges the ones by the others."""
+        """Return segments and group tokens after the blocks, before `grouping` merges them."""
         count = segments.shape[1]
         x = segments
         if self.group_tokens is not None:
@@ -151,23 +151,15 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         self.patch_size = patch_size
+        self.stem = build_stem(stem, patch_size, dim, vit)
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
-        has_trunk = stem not in ("patch", "conv", "residual")
-        if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or not has_trunk):
+        if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
-        if stem == "patch":
-            self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        elif stem in ("conv", "residual"):
-            self.stem = ConvStem(patch_size, dim, residual=stem == "residual")
-        else:
-            self.stem = TrunkStem(build_trunk(stem, vit), dim)
-            if self.stem.trunk.strides[0] != patch_size:
-                raise ValueError(f"the trunk has patches of {self.stem.trunk.strides[0]} pixels, not of {patch_size}")
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
-        if not isinstance(self.stem, TrunkStem):
+        if self.trunk is None:
             side = image_size // patch_size
             self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -184,16 +176,16 @@ class ImageEncoder(nn.Module):
 
     @property
     def trunk(self) -> EfficientNetLite | ViTTrunk | None:
-        """The pre-trained network below, if there is one."""
+        """Pre-trained network that makes the patches, if there is one."""
         return self.stem.trunk if isinstance(self.stem, TrunkStem) else None
 
     def preprocess(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images for `forward`, as the trunk was pre-trained or by ImageNet's statistics, in the model's precision."""
+        """Return images for `forward`, normalised as the trunk was pre-trained or by ImageNet's statistics."""
         dtype = self.norm.weight.dtype
         return normalize(pixels, dtype) if self.trunk is None else self.trunk.preprocess(pixels, dtype)
 
     def early(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
-        """The trunk's maps before the last, which may take the images' place in `forward`."""
+        """Return the trunk's maps before the last, which may take the images' place in `forward`."""
         assert isinstance(self.trunk, EfficientNetLite)
         return self.trunk.early(self._padded(self.preprocess(pixels)))
 
@@ -204,7 +196,7 @@ class ImageEncoder(nn.Module):
     def embed(
         self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
     ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int], TrunkFeatures | None]:
-        """Patch tokens with positions, their grid, and what the trunk made.
+        """Return patch tokens with positions, their grid, and the trunk's maps.
 
         Right and bottom are padded to whole patches. A trunk's patches are interpolated on the grid of its finest map.
         """
@@ -273,7 +265,7 @@ class ImageEncoder(nn.Module):
         )
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
-        """What each input of the last grouping would be as a final segment of its own.
+        """Return each input of the last grouping as a final segment of its own.
 
         Of a trunk without group tokens each patch is one. Other models need a last stage that groups and keeps no group
         residual: then a segment is a function of its inputs.
@@ -294,7 +286,7 @@ class ImageEncoder(nn.Module):
     def pool(
         self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]
     ) -> Float[Tensor, "batch dim"]:
-        """Mean over segments; without the group residual an empty group is not a segment and is left out."""
+        """Return the mean over segments; without the group residual an empty group is not a segment and is left out."""
         if not (self.pool_occupied and assignments):
             return segments.mean(dim=1)
         weights = occupied(assignments).to(segments.dtype)

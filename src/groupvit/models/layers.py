@@ -60,7 +60,7 @@ class Mlp(nn.Module):
 
 
 class TokenMixer(Mlp):
-    """The token-mixing perceptron of MLP-Mixer: maps one number of tokens to another, channel by channel."""
+    """Token-mixing perceptron of MLP-Mixer: maps one number of tokens to another, channel by channel."""
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         return super().forward(x.transpose(1, 2)).transpose(1, 2)

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from groupvit.models.trunks import EfficientNetLite, ViTTrunk
+from groupvit.models.config import ViTConfig
+from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, ViTTrunk
 
 
 class ResidualBlock(nn.Sequential):
@@ -95,3 +97,20 @@ def _resized(
     x: Float[Tensor, "batch channels _ _"], size: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "batch channels rows columns"]:
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def build_stem(name: str, patch_size: int, dim: int, vit: ViTConfig | None) -> nn.Conv2d | ConvStem | TrunkStem:
+    """Return the stem of a configuration, at random weights."""
+    if name == "patch":
+        return nn.Conv2d(3, dim, patch_size, stride=patch_size)
+    if name in ("conv", "residual"):
+        return ConvStem(patch_size, dim, residual=name == "residual")
+    if name == "vit":
+        if vit is None:
+            raise ValueError("a trunk 'vit' needs its sizes, `vit`")
+        trunk = ViTTrunk(**vars(vit))
+    else:
+        trunk = EfficientNetLite(cast(EfficientNetVariant, name))
+    if trunk.strides[0] != patch_size:
+        raise ValueError(f"the trunk has patches of {trunk.strides[0]} pixels, not of {patch_size}")
+    return TrunkStem(trunk, dim)

@@ -1,7 +1,7 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from groupvit.models.config import ViTConfig
 from groupvit.models.layers import Block, resampled
 from groupvit.models.preprocessing import normalize
 
@@ -36,7 +35,7 @@ class SameConv2d(nn.Conv2d):
     def convolve(
         self, input: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "batch out rows columns"]:
-        """The same with another kernel and bias."""
+        """Convolve with another kernel and bias."""
         height, width = (
             max((-(-size // stride) - 1) * stride + kernel - size, 0)
             for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
@@ -142,7 +141,7 @@ class EfficientNetLite(nn.Module):
     def preprocess(
         pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels from -1 to 1, as in pre-training; exact also in bfloat16.
+        """Return pixels from -1 to 1, as in pre-training; exact also in bfloat16.
 
         Channels come last in memory: a CPU convolves that faster, most of all in bfloat16.
         """
@@ -151,7 +150,7 @@ class EfficientNetLite(nn.Module):
     def early(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch fine rows8 columns8"], Float[Tensor, "batch coarse rows16 columns16"]]:
-        """The maps of stride 8 and 16, most of the work of an image."""
+        """Return the maps of stride 8 and 16, most of the work of an image."""
         blocks, (first, second) = list(self.blocks), self.ends
         fine = self.stem(images)
         for block in blocks[:first]:
@@ -164,19 +163,19 @@ class EfficientNetLite(nn.Module):
     def late(
         self, coarse: Float[Tensor, "batch coarse rows16 columns16"]
     ) -> Float[Tensor, "batch last rows32 columns32"]:
-        """The last map from the one of stride 16."""
+        """Return the last map from the one of stride 16."""
         x = coarse
         for block in list(self.blocks)[self.ends[1] :]:
             x = block(x)
         return self.head(x)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
-        """The three maps, finest first."""
+        """Return the three maps, finest first."""
         fine, coarse = self.early(images)
         return fine, coarse, self.late(coarse)
 
     def classify(self, last: Float[Tensor, "batch last rows columns"]) -> Float[Tensor, "batch 1000 rows columns"]:
-        """Logits of ImageNet's classes at every cell; their mean over the cells is the network's own answer."""
+        """Return logits of ImageNet's classes at every cell; their mean over the cells is the network's own answer."""
         return self.classifier(last.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -217,14 +216,16 @@ class ViTTrunk(nn.Module):
     def preprocess(
         self, pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels as in pre-training."""
+        """Return pixels as in pre-training."""
         return normalize(pixels, dtype, self.mean, self.std)
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch dim rows columns"], Float[Tensor, "batch dim rows columns"]]:
-        """The patches after half of the blocks, which know what is there, and after all and the norm, which know more
-        of the whole image. Right and bottom are padded to whole patches."""
+        """Return the patches after half of the blocks, and after all of them and the norm.
+
+        The first know what is there, the last more of the whole image. Right and bottom are padded to whole patches.
+        """
         patch = self.strides[0]
         height, width = images.shape[-2:]
         patches = self.stem(F.pad(images, (0, -width % patch, 0, -height % patch)))
@@ -240,12 +241,3 @@ class ViTTrunk(nn.Module):
                 middle = x
         local, last = (rearrange(y[:, 1:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
         return local, last
-
-
-def build_trunk(name: str, vit: ViTConfig | None) -> EfficientNetLite | ViTTrunk:
-    """The trunk that a configuration's `stem` names, at random weights."""
-    if name != "vit":
-        return EfficientNetLite(cast(EfficientNetVariant, name))
-    if vit is None:
-        raise ValueError("a trunk 'vit' needs its sizes, `vit`")
-    return ViTTrunk(**vars(vit))

@@ -36,14 +36,14 @@ class Segmentation:
 
     @cached_property
     def groups(self) -> tuple[IndexMap, ...]:
-        """The group that owns each pixel, stage by stage.
+        """Group that owns each pixel, stage by stage.
 
         Empty for a plain ViT and when several windows were used, since each window has groups of its own.
         """
         return self.groups_of(self.windows[0])[1] if len(self.windows) == 1 else ()
 
     def groups_of(self, window: Window) -> tuple[tuple[slice, slice], tuple[IndexMap, ...]]:
-        """The part of the photo that a window covers, and the group that owns each of its pixels, stage by stage."""
+        """Return the part of the photo that a window covers, and the group that owns each of its pixels, by stage."""
         rows, columns = covered(window.place, self.step)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         patches = (self.step[0] / self.patch_size, self.step[1] / self.patch_size)
@@ -53,11 +53,11 @@ class Segmentation:
         )
 
     def overlay(self) -> Image.Image:
-        """The photo under its labels' colours, with a legend."""
+        """Return the photo under its labels' colours, with a legend."""
         return drawing.overlay(self.image, self.label_map, self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the maps."""
+        """Return plain values for JSON, without the maps."""
         rows = zip(self.names, self.shares, self.scores, strict=True)
         labels = [
             {"index": i, "name": name, "share": share, "score": score} for i, (name, share, score) in enumerate(rows)

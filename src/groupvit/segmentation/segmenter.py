@@ -1,4 +1,4 @@
-"""From photos and words to label maps (§3.3)."""
+"""Photos and words to label maps (§3.3)."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,22 +59,20 @@ class Segmenter:
         precision: Precision | None = None,
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.precision: Precision = precision or ("bf16" if bfloat16_is_faster(self.device) else "fp32")
         self.model = model.to(self.device).eval()
         self.config = config
+        self.precision: Precision = precision or self._faster_precision()
         self._tokenizer = Tokenizer(config.text.context_length)
         self._embed = lru_cache(maxsize=8)(self._embed_uncached)
 
+    def _faster_precision(self) -> Precision:
+        encoder, side = self.model.image_encoder, self.config.image.image_size
+        image = encoder.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device))
+        return "bf16" if bfloat16_is_faster(self.device, repr(self.config.image), lambda: encoder(image)) else "fp32"
+
     @overload
     def segment(
-        self,
-        images: Image.Image | np.ndarray,
-        labels: Sequence[str | Label],
-        view: View | None = None,
-        *,
-        batch_size: int = 8,
-        keep_features: bool = False,
-        **changes: Any,
+        self, images: Image.Image | np.ndarray, labels: Sequence[str | Label], view: View | None = None, **options: Any
     ) -> Segmentation: ...
 
     @overload
@@ -83,10 +81,7 @@ class Segmenter:
         images: Sequence[Image.Image | np.ndarray],
         labels: Sequence[str | Label],
         view: View | None = None,
-        *,
-        batch_size: int = 8,
-        keep_features: bool = False,
-        **changes: Any,
+        **options: Any,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -248,7 +243,7 @@ class Segmenter:
         return torch.cat([rejected, scores], dim=-1)
 
     def _groups(self, features: ImageFeatures, *, hard: bool) -> list[Float[Tensor, "batch _ rows columns"]]:
-        """The maps of every stage over the patches."""
+        """Return the maps of every stage over the patches."""
         with torch.autocast(self.device.type, enabled=False):
             stages = [features.groups(stage, hard=hard) for stage in range(len(features.assignments))]
         if stages and not self.config.image.group_residual:

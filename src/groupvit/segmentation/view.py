@@ -1,4 +1,4 @@
-"""How a photo is shown to a model, and how its scores become names."""
+"""The view: how a photo is shown to a model, and how its scores become names."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

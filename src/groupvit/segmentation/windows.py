@@ -43,7 +43,7 @@ class Window:
 
 
 def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Height and width at which a photo of (width, height) is encoded; its shape is kept."""
+    """Return height and width at which a photo of (width, height) is encoded."""
     scale = min(short_side / min(size), _LONGEST * short_side / max(size))
     width, height = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
@@ -52,7 +52,7 @@ def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def plan(
     sizes: Iterable[tuple[int, int]], window: int | None, stride: int | None
 ) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-    """Photos' indices and the places of their windows, photos of one size together; no window: the whole photo."""
+    """Yield photos' indices and the places of their windows, photos of one size together."""
     step = stride or max(1, (window or 2) // 2)
     for photo, (height, width) in sorted(enumerate(sizes), key=lambda item: item[1]):
         for top in _starts(height, window or height, step):
@@ -61,13 +61,13 @@ def plan(
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side; the last is flush with the border."""
+    """Return where windows begin along one side; the last is flush with the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
 
 def covered(place: tuple[int, int, int, int], step: tuple[float, float]) -> tuple[slice, slice]:
-    """The part of the photo that a window covers; `step` is the resized photo's pixels per pixel of the photo."""
+    """Return the part of the photo that a window covers; `step` is resized pixels per pixel of the photo."""
     top, left, height, width = place
     ends = ((top, height, step[0]), (left, width, step[1]))
     rows, columns = (slice(round(start / step), round((start + size) / step)) for start, size, step in ends)
@@ -75,7 +75,7 @@ def covered(place: tuple[int, int, int, int], step: tuple[float, float]) -> tupl
 
 
 def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) -> Float[Tensor, "labels height width"]:
-    """Label scores of a model without groups at every pixel of the resized photo, averaged where windows overlap."""
+    """Return label scores of a model without groups at every pixel of the resized photo, averaged over windows."""
     if len(windows) == 1:
         return _enlarged(windows[0].scores.T.unflatten(1, windows[0].grid), windows[0], patch)
     total = windows[0].scores.new_zeros(windows[0].scores.shape[-1], *size)
@@ -89,7 +89,7 @@ def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) ->
 def shared_scores(
     windows: Sequence[Window], size: tuple[int, int], patch: int
 ) -> tuple[Float[Tensor, "rows labels"], Int[Tensor, "height width"]]:
-    """Label scores at every pixel of the resized photo, averaged where windows overlap: a table, and each one's row.
+    """Return label scores at every pixel of the resized photo, averaged over windows: a table, and each pixel's row.
 
     A pixel has the scores of the final groups that own it, one for each window. Pixels of the same groups share a row,
     and unless windows are many there are far fewer rows than pixels.
@@ -104,9 +104,9 @@ def shared_scores(
         groups = len(w.scores)
         # On a CPU max is five times faster than argmax.
         pairs = rows[w.inside] * groups + _enlarged(w.groups[-1], w, patch).max(dim=0).indices
-        found = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
-        rows[w.inside] = len(total) + (found.cumsum(dim=0) - 1)[pairs]
-        pair = found.nonzero()[:, 0]
+        occurring = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
+        rows[w.inside] = len(total) + (occurring.cumsum(dim=0) - 1)[pairs]
+        pair = occurring.nonzero()[:, 0]
         total = torch.cat([total, total[pair // groups] + w.scores[pair % groups]])
         count = torch.cat([count, count[pair // groups] + 1])
     return total / count.clamp(min=1)[:, None], rows
@@ -122,9 +122,9 @@ def _enlarged(
 def resampled_argmax(
     maps: Float[Tensor, "channels rows columns"], size: tuple[int, ...], step: tuple[float, float]
 ) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
-    """The largest channel, value and index, after bilinear resampling to `size` pixels that lie `step` cells apart.
+    """Return the largest channel, value and index, after bilinear resampling to `size` pixels `step` cells apart.
 
-    Like `F.interpolate`, but in strips of rows: all channels of a large photo would not fit into memory.
+    Works in strips of rows: all channels of a large photo would not fit into memory.
     """
     top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
     left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
@@ -147,7 +147,7 @@ def resampled_rows(
     size: tuple[int, ...],
     step: tuple[float, float],
 ) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
-    """`resampled_argmax` of the maps scores[rows], whose channels need comparing only where neighbours' rows differ."""
+    """Return `resampled_argmax` of the maps scores[rows], comparing channels only where neighbours' rows differ."""
     top, bottom, down = _taps(size[0], step[0], rows.shape[0], scores)
     left, right, along = _taps(size[1], step[1], rows.shape[1], scores)
     values, labels = scores.max(dim=1)
@@ -170,7 +170,7 @@ def resampled_rows(
 def _taps(
     count: int, step: float, cells: int, like: Tensor
 ) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"], Float[Tensor, " count"]]:
-    """For each output pixel the two nearest cells, and the second one's weight."""
+    """Return for each output pixel the two nearest cells, and the second one's weight."""
     position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
     low = position.floor().long()
     return low.to(like.device), (low + 1).clamp(max=cells - 1).to(like.device), (position - low).to(like)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from experiments.trunk_baselines import TrunkClassifier, class_members, k_means, trunk_baselines, ungrouped
 from PIL import Image
 
 from groupvit.errors import InputError
@@ -11,7 +12,6 @@ from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import open_benchmark
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.evaluation.thresholds import THRESHOLDS
-from groupvit.evaluation.trunk_baselines import TrunkClassifier, class_members, k_means, trunk_baselines, ungrouped
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
 from groupvit.models.config import ViTConfig
 from groupvit.segmentation import Segmenter, parse_labels
