@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
 @pytest.mark.parametrize("size", [(50, 70), (97, 40), (32, 32)])
 def test_the_straightforward_way_names_pixels_as_the_segmenter_does(size):
     model = build_model(CONFIG)
-    segmenter = Segmenter(model, CONFIG)
+    segmenter = Segmenter(model, CONFIG, precision="fp32")
     photo = Image.effect_noise(size, 80).convert("RGB")
     ours = segmenter.segment(photo, LABELS, short_side=48, window=48, stride=24).label_map
     with torch.inference_mode():
