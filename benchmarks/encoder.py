@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from benchmarks import peer
-from benchmarks.peak import flops, matrix_rate, matrix_rates
+from benchmarks.peak import flops, matrix_rates
 from benchmarks.timing import Clock, Rows, alternate, versus
 from torch import Tensor
 
@@ -39,7 +39,6 @@ def rows(rounds: int, clock: Clock, shapes: tuple[tuple[int, int], ...] = SHAPES
     torch.manual_seed(0)
     model = build_model(RELEASE).eval()
     other, rates, table = peer.port(model, RELEASE), matrix_rates(clock), []
-    products = {dtype: matrix_rate(dtype, clock, onednn=False) for dtype in rates}
     for batch, side in shapes:
         images = torch.randn(batch, 3, side, side)
         ways = {name: partial(ours, model, images, dtype) for name, dtype in OURS.items()}
@@ -59,7 +58,6 @@ def rows(rounds: int, clock: Clock, shapes: tuple[tuple[int, int], ...] = SHAPES
                     "way": name,
                     **versus(seconds, name, PEER),
                     "% of peak": f"{100 * rate / rates[dtype]:.0f}",
-                    "% of `@`": f"{100 * rate / products[dtype]:.0f}",
                     "to the first way": agreement(outputs[name], outputs[first], dtype) if name != first else "",
                 }
             )

@@ -19,7 +19,7 @@ from benchmarks.startup import launch
 from benchmarks.timing import Rows, exponent, peak_memory
 from PIL import Image
 
-from groupvit.machine import keep_memory
+from groupvit.machine import keep_freed_memory
 from groupvit.models import RELEASE, Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
 
@@ -52,8 +52,8 @@ def work(what: What, size: int) -> Callable[[], object]:
         shape = (rows * _WINDOW, windows // rows * _WINDOW, 3)
         photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         if what == "labels":
-            return lambda: Segmenter(model, config, device="cpu").segment(photo, labels_of(size))
-        segmenter = Segmenter(model, config, device="cpu")
+            return lambda: Segmenter(model, config, device="cpu", precision="fp32").segment(photo, labels_of(size))
+        segmenter = Segmenter(model, config, device="cpu", precision="fp32")
         return lambda: segmenter.segment(photo, labels_of(20), short_side=shape[0], window=_WINDOW, stride=_WINDOW)
     side = size if what == "side" else 224
     images = torch.randn(size if what == "batch" else 1, 3, side, side)
@@ -62,7 +62,7 @@ def work(what: What, size: int) -> Callable[[], object]:
 
 def measure(what: What, size: int) -> tuple[float, int]:
     """Seconds of the processor, the median of three calls of less than five seconds after a first one; bytes."""
-    keep_memory()
+    keep_freed_memory()
     call, seconds = work(what, size), []
     rest = peak_memory()
     with torch.inference_mode():

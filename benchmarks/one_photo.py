@@ -19,6 +19,7 @@ from torch import Tensor
 from groupvit.evaluation.datasets import CLASSES
 from groupvit.models import RELEASE, GroupViT, build_model, normalize
 from groupvit.segmentation import Segmentation, Segmenter
+from groupvit.segmentation.segmenter import Precision
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
@@ -44,30 +45,27 @@ def their_map(model: Any, photo: Image.Image, texts: Tensor) -> Tensor:
     return peer.segment(model, pixels, texts, (photo.height, photo.width))
 
 
-def ours(segmenter: Segmenter, photo: Image.Image, labels: list[str], *, bfloat16: bool) -> Segmentation:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        return segmenter.segment(photo, labels)
-
-
 def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
     """A new Segmenter knows no label."""
 
     def theirs(padded: bool) -> Tensor:
         return their_map(other, photo, their_texts(other, labels, padded=padded))
 
-    def new(bfloat16: bool) -> Segmentation:
-        return ours(Segmenter(model, RELEASE, device="cpu"), photo, labels, bfloat16=bfloat16)
+    def new(precision: Precision) -> Segmentation:
+        return Segmenter(model, RELEASE, device="cpu", precision=precision).segment(photo, labels)
 
     return {
         PEER: partial(theirs, True),
         f"{PEER}, padded to the longest": partial(theirs, False),
-        "ours, float32": partial(new, False),
-        "ours, bfloat16": partial(new, True),
+        "ours, float32": partial(new, "fp32"),
+        "ours, bfloat16": partial(new, "bf16"),
     }
 
 
 def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
-    segmenter, texts = Segmenter(model, RELEASE, device="cpu"), their_texts(other, labels, padded=True)
+    float32 = Segmenter(model, RELEASE, device="cpu", precision="fp32")
+    bfloat16 = Segmenter(model, RELEASE, device="cpu", precision="bf16")
+    texts = their_texts(other, labels, padded=True)
 
     def theirs_bfloat16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -76,8 +74,8 @@ def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list
     return {
         PEER: partial(their_map, other, photo, texts),
         f"{PEER}, bfloat16": theirs_bfloat16,
-        "ours, float32": partial(ours, segmenter, photo, labels, bfloat16=False),
-        "ours, bfloat16": partial(ours, segmenter, photo, labels, bfloat16=True),
+        "ours, float32": partial(float32.segment, photo, labels),
+        "ours, bfloat16": partial(bfloat16.segment, photo, labels),
     }
 
 

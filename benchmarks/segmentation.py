@@ -25,7 +25,8 @@ from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import CLASSES
 from groupvit.models import RELEASE, build_model
-from groupvit.segmentation import Segmenter
+from groupvit.segmentation import Segmenter, View
+from groupvit.segmentation.segmenter import Precision
 
 LABELS: list[str] = CLASSES["names"]["voc"]
 WINDOW = 448
@@ -39,20 +40,16 @@ def ways() -> dict[str, Way]:
     """What is compared: the first is the yardstick, the last the default of `groupvit evaluate`."""
     torch.manual_seed(0)
     model = build_model(RELEASE).eval()
-    segmenter = Segmenter(model, RELEASE, device="cpu")
 
     def first(photos: Sequence[Image.Image]) -> Maps:
         return [straightforward.segment(model, photo, LABELS, window=WINDOW, stride=STRIDE) for photo in photos]
 
-    def ours(photos: Sequence[Image.Image]) -> Maps:
-        results = segmenter.segment(list(photos), LABELS, short_side=WINDOW, window=WINDOW, stride=STRIDE)
-        return [result.label_map for result in results]
+    def ours(precision: Precision) -> Way:
+        segmenter = Segmenter(model, RELEASE, device="cpu", precision=precision)
+        view = View(short_side=WINDOW, window=WINDOW, stride=STRIDE)
+        return lambda photos: [result.label_map for result in segmenter.segment(list(photos), LABELS, view)]
 
-    def ours_bfloat16(photos: Sequence[Image.Image]) -> Maps:
-        with torch.autocast("cpu", torch.bfloat16):
-            return ours(photos)
-
-    return {"straightforward": first, "ours, float32": ours, "ours, bfloat16": ours_bfloat16}
+    return {"straightforward": first, "ours, float32": ours("fp32"), "ours, bfloat16": ours("bf16")}
 
 
 @dataclass

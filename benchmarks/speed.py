@@ -23,7 +23,7 @@ from PIL import Image
 
 from groupvit.data.shards import find_shards
 from groupvit.data.transforms import load_rgb
-from groupvit.machine import keep_memory
+from groupvit.machine import keep_freed_memory
 
 DATA = Path(os.environ.get("GROUPVIT_DATA", "data"))
 PHOTOS = 4
@@ -75,7 +75,7 @@ def main(
         record: Write the tables to docs/RESULTS.md and docs/results.json.
     """
     began = commit()
-    keep_memory()  # as `groupvit` does; everything in this process gains, the peer included
+    keep_freed_memory()  # as `groupvit` does; everything in this process gains, the peer included
     torch.set_num_threads(threads or torch.get_num_threads())
     of_part = measurements(rounds, time.process_time if busy else time.perf_counter)
     for part in parts:

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
-from experiments.scenes import SETTINGS, row
+from experiments.scenes import VIEW, row
 
 from groupvit import checkpoints
 from groupvit.data import scenes
@@ -63,7 +63,7 @@ def provocations(data: Path, out: Path) -> dict[str, tuple[Run, Path]]:
 
 
 def miou(model: GroupViT, run: Run, photos: list[MaskedPhoto]) -> float:
-    return row(score(Segmenter(model, run.model), photos, scenes.LABELS, **SETTINGS).named)["miou"]
+    return row(score(Segmenter(model, run.model, precision="fp32"), photos, scenes.LABELS, VIEW).named)["miou"]
 
 
 def told(metrics: Path, start: float) -> dict[str, object]:

@@ -45,7 +45,7 @@ def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: boo
         model: Name of the model, or a checkpoint.
         record: Write what was found to docs/results.json and docs/MODEL_CARD.md.
     """
-    began_at, segmenter, rows = commit() if record else "", api.load(model), []
+    began_at, segmenter, rows = commit() if record else "", api.load(model, precision="fp32"), []
     out.mkdir(parents=True, exist_ok=True)
     for name in PHOTOS:
         result = named(segmenter, name)

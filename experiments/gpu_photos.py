@@ -40,9 +40,9 @@ from groupvit.data.index import CaptionedPhotos, beside
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.data.transforms import load_rgb, resize_short_side
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
-from groupvit.evaluation.scoring import evaluate
 from groupvit.models import GroupViT, build_model
 from groupvit.models.trunks import EfficientNetVariant
 from groupvit.segmentation import Segmenter

@@ -24,7 +24,9 @@ import torch
 import tyro
 from experiments.command import errors_in_one_line
 from experiments.demo import PHOTOS, photograph
+from experiments.given_truth import evaluate_given
 from experiments.record import commit, print_rows, record_table
+from experiments.trunk_baselines import trunk_baselines
 from PIL import Image, ImageOps
 from rich.console import Console
 
@@ -33,15 +35,13 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.baselines import clustered
+from groupvit.evaluation.baselines import clustered, trivial_baselines
+from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
 from groupvit.evaluation.datasets import Dataset, open_benchmark
-from groupvit.evaluation.floors import floors
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.retrieval import Retrieval
-from groupvit.evaluation.scoring import evaluate, evaluate_given, evaluate_predictions
-from groupvit.evaluation.trunk import trunk_floors
 from groupvit.files import write_atomically
 from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.tokenizer import Tokenizer
@@ -116,11 +116,11 @@ def choose(segmenter: Segmenter, protocol: str | None = None) -> Protocol:
 def others(
     model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol
 ) -> Iterator[tuple[str, Result]]:
-    """What the model must beat: floors, what its trunk gives alone, and clusters of the plain ViT's patches."""
-    for name, predict in floors(model, dataset, protocol.labels(dataset), protocol.templates).items():
+    """Trivial baselines, the model's trunk by itself, and clusters of the plain ViT's patches."""
+    for name, predict in trivial_baselines(model, dataset, protocol.labels(dataset), protocol.view.templates).items():
         yield name, evaluate_predictions(dataset, predict, name)
-    for name, floor in trunk_floors(model).items():
-        yield name, evaluate(floor, dataset, protocol)
+    for name, other in trunk_baselines(model).items():
+        yield name, evaluate(other, dataset, protocol)
     if plain:
         yield "plain ViT, captions alone, k-means", evaluate(clustered(plain, "k-means"), dataset, protocol)
 
@@ -237,7 +237,7 @@ def compare(
             dataset = open_from(evaluation, name, limit)
             line[name] = f"{mean_iou(evaluate(segmenter, dataset, protocol).matrix):.1f}"
             if name == "pets":
-                predict = floors(segmenter, dataset, protocol.labels(dataset))[ELLIPSE]
+                predict = trivial_baselines(segmenter, dataset, protocol.labels(dataset))[ELLIPSE]
                 line["pets, its ellipse"] = f"{mean_iou(evaluate_predictions(dataset, predict, ELLIPSE).matrix):.1f}"
         found = retrieved(segmenter, captions)
         line["R@10, text to image"] = f"{found['text_to_image_r10']:.1f}"
@@ -268,13 +268,13 @@ def picture(
     """
     segmenter, voc = api.load(model), open_from(evaluation, "voc2012")
     protocol = choose(segmenter)
-    options = {**protocol.options(segmenter.config, voc), "background": 0.5}  # likelier than all others together
+    view = replace(protocol.view_of(segmenter.config, voc), background=0.5)  # likelier than all others together
     asked = [(name, photograph(name), PHOTOS[name]) for name in PHOTOS]
     names = random.Random(seed).sample(voc.names, min(12, len(voc)))
     asked += [(name, voc.read(name).image, protocol.labels(voc)) for name in names]
     cells = []
     for name, photo, labels in asked:
-        result = segmenter.segment(photo, labels, **options)
+        result = segmenter.segment(photo, labels, view)
         small = ImageOps.contain(photo, (320, 320))
         index_map = Image.fromarray(result.label_map).resize(small.size, Image.Resampling.NEAREST)
         segments = drawing.overlay(small, np.asarray(index_map), result.names)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from experiments.colours import ColourTable, score_colour_clusters
 from experiments.command import errors_in_one_line
 from experiments.record import commit, record_results
 from PIL import Image
@@ -27,14 +28,12 @@ from rich.table import Table
 from groupvit import checkpoints
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
-from groupvit.evaluation import baselines
 from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.evaluation.scoring import score
 from groupvit.models import build_model
-from groupvit.segmentation import Segmenter, drawing
+from groupvit.segmentation import Segmenter, View, drawing
 from groupvit.segmentation.labels import parse_labels
-from groupvit.segmentation.segmenter import Options
 from groupvit.text.nouns import nouns_of_photo
 from groupvit.training.loop import train
 from groupvit.training.runs import get_run
@@ -43,7 +42,7 @@ Row = dict[str, float]
 CONSOLE = Console(stderr=True)
 # Hard maps, as the paper says (§3.3). Training sees crops, in which things look larger than in whole pictures: a
 # quarter more pixels brings their size back (Touvron et al., 2019). docs/LOG.md compares, on scenes of another seed.
-SETTINGS: Options = {"maps": "hard", "short_side": 80, "background": None}
+VIEW = View(maps="hard", short_side=80, background=None)
 
 
 def row(matrix: np.ndarray) -> Row:
@@ -58,16 +57,12 @@ def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
     classes = len(scenes.CLASSES)
     drawn = (scenes.draw(2, index) for index in range(3000))
     known = (MaskedPhoto("", Image.fromarray(scene.image), scene.mask) for scene in drawn)
-    table = baselines.ColourTable.fit(
-        track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes
-    )
+    table = ColourTable.fit(track(known, "colour table", total=3000, console=CONSOLE, transient=True), classes)
     counted = sum(confusion_matrix(photo.mask, table(photo.image), classes) for photo in photos)
     clusters = track(photos, "k-means of colours", console=CONSOLE, transient=True)
     return {
         "colour look-up table, trained with masks": row(np.asarray(counted)),
-        f"k-means on colours, {groups} clusters, best labels": row(
-            baselines.score_colour_clusters(clusters, groups, classes)
-        ),
+        f"k-means on colours, {groups} clusters, best labels": row(score_colour_clusters(clusters, groups, classes)),
     }
 
 
@@ -75,13 +70,13 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     """Return rows of one run and seed: untrained, trained, and trained groups with the best labels."""
     run = get_run(name)
     torch.manual_seed(seed)
-    untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS, **SETTINGS)
+    untrained = score(Segmenter(build_model(run.model), run.model, precision="fp32"), photos, scenes.LABELS, VIEW)
     began = time.monotonic()
     state = train(run, data, out, seed=seed, resume=latest(out) is not None)
     if state.step < run.schedule.steps:
         raise KeyboardInterrupt
     CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
-    scores = score(Segmenter(*checkpoints.load(out)), photos, scenes.LABELS, **SETTINGS)
+    scores = score(Segmenter(*checkpoints.load(out), precision="fp32"), photos, scenes.LABELS, VIEW)
     return {
         f"{name}, untrained": row(untrained.named),
         name: row(scores.named),
@@ -93,7 +88,7 @@ def draw_pictures(
     checkpoint: Path, evaluation: Path, photos: Sequence[MaskedPhoto], count: int, out: Path
 ) -> list[Path]:
     """Draw scene, groups of each stage, segments named with the words of the scene's caption, and truth."""
-    segmenter = Segmenter(*checkpoints.load(checkpoint))
+    segmenter = Segmenter(*checkpoints.load(checkpoint), precision="fp32")
     captions = json.loads((evaluation / "captions.json").read_text())
     owner = {word: label.name for label in parse_labels(scenes.LABELS) for word in label.words}
     out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +100,7 @@ def draw_pictures(
         if len(words) < 3 or len(paths) == count:
             continue
         result = segmenter.segment(
-            photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words], **SETTINGS
+            photo.image, [label for label in scenes.LABELS if label.split("=")[0] in words], VIEW
         )
         stages = [drawing.groups(photo.image, groups) for groups in result.groups]
         # One list of names for both, so that a name has one colour.

@@ -4,9 +4,9 @@
     python -m experiments.table4 pets --data FOLDER --captions SHARDS
     python -m experiments.table4 pets --data FOLDER --model CHECKPOINT --plain CHECKPOINT
 
-Prints one table: floors, the four groupings of a plain ViT, the model, and what each grouping would give with the best
-true names (more groups flatter it, so their mean number stands beside it), all under one protocol, with 95 % intervals
-over photos. Writes result files and pictures.
+Prints one table: trivial baselines, the four groupings of a plain ViT, the model, and what each grouping would give
+with the best true names (more groups flatter it, so their mean number stands beside it), all under one protocol, with
+95 % intervals over photos. Writes result files and pictures.
 
 `scenes` takes what `experiments.scenes` has trained, and trains two plain ViTs if need be (four minutes each): the same
 pictures, width, depth and steps, no group tokens; one with the contrastive loss of captions alone, as in the paper, and
@@ -15,7 +15,7 @@ one with the noun losses of the run, to tell what is due to the groups from what
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,13 +31,12 @@ from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.evaluation import pictures
-from groupvit.evaluation.baselines import CLUSTERINGS, clustered
+from groupvit.evaluation.baselines import CLUSTERINGS, clustered, trivial_baselines
+from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
 from groupvit.evaluation.datasets import Dataset, MaskFolder, open_benchmark
-from groupvit.evaluation.floors import floors
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol
 from groupvit.evaluation.results import Result, compare
-from groupvit.evaluation.scoring import evaluate, evaluate_predictions
 from groupvit.models import Stage, with_stages
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
@@ -47,7 +46,7 @@ from groupvit.training.runs import get_run
 from groupvit.training.state import folder_of
 
 CONSOLE = Console(stderr=True)
-SCENES = replace(PAPER_2022, name="scenes", short_side=80, thresholds={})
+SCENES = replace(PAPER_2022, name="scenes", view=replace(PAPER_2022.view, short_side=80), thresholds={})
 """What docs/RESULTS.md scores scenes with: the paper's hard maps, and a size that brings things to that of training."""
 
 
@@ -77,7 +76,7 @@ def rows(
     model: Segmenter, plain: dict[str, Segmenter], dataset: Dataset, protocol: Protocol
 ) -> Iterator[tuple[str, Result]]:
     """Yield the lines of the table."""
-    for name, predict in floors(model, dataset, protocol.labels(dataset), protocol.templates).items():
+    for name, predict in trivial_baselines(model, dataset, protocol.labels(dataset), protocol.view.templates).items():
         yield name, evaluate_predictions(dataset, predict, name)
     for name, vit in plain.items():
         for method in CLUSTERINGS:
@@ -200,7 +199,7 @@ def main(
     print_table(results, f"{benchmark}, {len(dataset)} photos, protocol {settings.name}")
     if record:
         values = {name: [figures(result) for result in each] for name, each in results.items()}
-        record_results(f"table4-{benchmark}", {"rows": values, "protocol": asdict(settings)}, began_at)
+        record_results(f"table4-{benchmark}", {"rows": values, "protocol": settings.settings()}, began_at)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from benchmarks.peak import flops, matrix_rate
 from benchmarks.startup import launch
 from benchmarks.timing import alternate, exponent, times_faster, versus
 from PIL import Image
+from torch import nn
 
 from groupvit.data.batches import Batch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
-from groupvit.models.layers import Linear, attend
+from groupvit.models.layers import attend
 from groupvit.segmentation import Segmenter
 from groupvit.training.objective import Captions, Images, MultiLabel, Vocabulary, encode_texts, loss_terms, texts_of
 from groupvit.training.runs import get_run
@@ -33,7 +34,7 @@ CONFIG = ModelConfig(
 @pytest.mark.parametrize("size", [(50, 70), (97, 40), (32, 32)])
 def test_the_straightforward_way_names_pixels_as_the_segmenter_does(size):
     model = build_model(CONFIG)
-    segmenter = Segmenter(model, CONFIG)
+    segmenter = Segmenter(model, CONFIG, precision="fp32")
     photo = Image.effect_noise(size, 80).convert("RGB")
     ours = segmenter.segment(photo, LABELS, short_side=48, window=48, stride=24).label_map
     with torch.inference_mode():
@@ -100,18 +101,16 @@ def test_the_exponent_of_a_power_law_is_found() -> None:
 def test_products_attention_and_convolutions_are_counted() -> None:
     a, b, q = torch.ones(2, 3), torch.ones(3, 5), torch.ones(1, 2, 7, 4)
     assert flops(lambda: a @ b) == 2 * 2 * 3 * 5
-    linear = Linear(64, 128)
+    linear = nn.Linear(64, 128)
     assert flops(lambda: linear(torch.ones(200, 64))) == 2 * 200 * 64 * 128
     heads = torch.ones(1, 2, 600, 16)
     assert flops(lambda: attend(heads, heads, heads)) == 2 * (2 * 2 * 600 * 600 * 16)
-    with torch.no_grad():  # other products
-        assert flops(lambda: attend(heads, heads, heads)) == 2 * (2 * 2 * 600 * 600 * 16)
     assert flops(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 7 * 7 * 4)
     assert flops(lambda: F.conv2d(torch.ones(1, 3, 8, 8), torch.ones(6, 3, 4, 4), stride=4)) == 2 * 6 * 4 * 3 * 16
 
 
 def test_the_matrix_rate_is_that_of_the_fastest_call() -> None:
-    clock = _ticking(9.0, 9.0, 4.0, 8.0, 2.0, 8.0)
+    clock = _ticking(9.0, 4.0, 2.0)
     assert matrix_rate(torch.float32, clock.__next__, 2, side=16) == 2 * 16**3 / 2.0
 
 

@@ -72,8 +72,7 @@ def test_the_published_weights_recognise() -> None:
 
 def test_a_package_is_read_without_being_imported(package: Path) -> None:
     state = torch.load(package, weights_only=True)
-    trunk = load_efficientnet("efficientnet-lite0", dilate=True)
-    assert trunk.strides == (8, 16, 16)
+    trunk = load_efficientnet("efficientnet-lite0")
     assert torch.equal(trunk.stem.conv.weight, state["_conv_stem.weight"])
     assert torch.equal(trunk.head.norm.running_var, state["_bn1.running_var"])
     assert package.parts[-3] not in sys.modules

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.colours import ColourTable
 from PIL import Image
 
 from groupvit.data import scenes
 from groupvit.data.shards import find_shards, read_shard
 from groupvit.errors import InputError
-from groupvit.evaluation.baselines import ColourTable
 from groupvit.evaluation.datasets import MaskedPhoto
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.text.nouns import nouns_of_photo

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE, PAPER_2022
 from groupvit.evaluation.results import Result
-from groupvit.evaluation.scoring import evaluate, score_prediction
+from groupvit.evaluation.scoring import score_prediction
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from test_evaluation_scoring import random_segmenter
@@ -69,7 +70,8 @@ def test_an_evaluation_is_drawn(photo, tmp_path, protocol):
         projector_dim=16,
     )
     segmenter = Segmenter(build_model(config), config, device="cpu")
-    protocol = replace(protocol, short_side=16, window=None, unit="pixels", thresholds={"pets": 0.4})
+    view = replace(protocol.view, short_side=16, window=None)
+    protocol = replace(protocol, view=view, unit="pixels", thresholds={"pets": 0.4})
     other = replace(photo, name="rex", mask=2 * (photo.mask == 1).astype(np.uint8))
     photos = {"tom": photo, "rex": other}
     dataset = Dataset("pets", tmp_path, CLASSES, tuple(photos), photos.__getitem__)

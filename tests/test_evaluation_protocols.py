@@ -14,6 +14,7 @@ from groupvit.evaluation.protocols import (
     get_protocol,
 )
 from groupvit.models import RELEASE, ImageEncoderConfig, ModelConfig
+from groupvit.segmentation import View
 from layouts import LAYOUTS
 
 
@@ -72,19 +73,19 @@ def test_thresholds_are_the_published_ones(datasets):
 @pytest.mark.parametrize(("protocol", "name"), [(RELEASE_2022, "pets"), (PAPER_2022, "coco-object-instances")])
 def test_a_threshold_nobody_published_is_not_invented(protocol, name, datasets):
     with pytest.raises(InputError, match=f"{protocol.name} has no background threshold for {name}, only for voc21"):
-        protocol.options(RELEASE, datasets[name])
+        protocol.view_of(RELEASE, datasets[name])
 
 
 def test_lengths_are_the_published_pixels_or_multiples_of_the_training_size(datasets):
     small = ModelConfig(ImageEncoderConfig(image_size=96, patch_size=8))
     for config in (RELEASE, small):
-        released = RELEASE_2022.options(config, datasets["voc21"])
-        assert [released.get(key) for key in ("short_side", "window", "stride", "antialias")] == [448, 448, 224, False]
-        paper = PAPER_2022.options(config, datasets["voc21"])
-        assert [paper.get(key) for key in ("short_side", "window", "maps", "scores")] == [448, None, "hard", "softmax"]
-        native = CALIBRATED_NATIVE.options(config, datasets["voc21"])
+        released = RELEASE_2022.view_of(config, datasets["voc21"])
+        assert [released.short_side, released.window, released.stride, released.antialias] == [448, 448, 224, False]
+        paper = PAPER_2022.view_of(config, datasets["voc21"])
+        assert [paper.short_side, paper.window, paper.maps, paper.scores] == [448, None, "hard", "softmax"]
+        native = CALIBRATED_NATIVE.view_of(config, datasets["voc21"])
         size = config.image.image_size
-        assert [native.get(key) for key in ("short_side", "window", "background")] == [2 * size, size, None]
+        assert [native.short_side, native.window, native.background] == [2 * size, size, None]
 
 
 def test_a_record_says_everything_in_plain_values(datasets):
@@ -95,9 +96,20 @@ def test_a_record_says_everything_in_plain_values(datasets):
     assert record["options"]["short_side"] == 448
 
 
+def test_a_record_has_the_fields_that_it_had_when_the_view_was_not_a_record_of_its_own(datasets):
+    record = PAPER_2022.record(RELEASE, datasets["voc21"])
+    names = "antialias maps scores short_side stride templates window"
+    assert (
+        " ".join(sorted(record.keys() - {"class_names", "contrast", "name", "options", "thresholds", "unit", "words"}))
+        == names
+    )
+    assert sorted(record["options"]) == sorted([*names.split(), "background"])
+    assert (record["short_side"], record["maps"], record["options"]["background"]) == (448, "hard", 0.9)
+
+
 def test_a_model_s_own_words_are_asked_for_where_there_is_background(datasets):
     protocol = replace(CALIBRATED_WHOLE, contrast="vocabulary")
-    asked = {name: protocol.options(RELEASE, dataset)["background"] for name, dataset in datasets.items()}
+    asked = {name: protocol.view_of(RELEASE, dataset).background for name, dataset in datasets.items()}
     assert {name for name, background in asked.items() if background == "auto"} == {
         name for name, dataset in datasets.items() if dataset.has_background
     }
@@ -106,7 +118,7 @@ def test_a_model_s_own_words_are_asked_for_where_there_is_background(datasets):
 
 def test_protocols_do_not_change():
     with pytest.raises(FrozenInstanceError):
-        RELEASE_2022.short_side = 224  # type: ignore[misc]
+        RELEASE_2022.view = View()  # type: ignore[misc]
     with pytest.raises(InputError, match="no protocol 'release': there are release-2022, paper-2022"):
         get_protocol("release")
     assert get_protocol("paper-2022") is PAPER_2022
@@ -123,7 +135,7 @@ def test_synonyms_that_meet_another_label_name_the_folder(tmp_path):
 def test_the_whole_photo_is_shown_at_the_size_that_suits_the_model(datasets):
     trunk = ModelConfig(ImageEncoderConfig(224, 8, stem="efficientnet-lite0"))
     for config, side in ((RELEASE, 224), (trunk, 448)):
-        options = CALIBRATED_WHOLE.options(config, datasets["voc21"])
-        assert (options.get("short_side"), options.get("window"), options.get("stride")) == (side, 2 * side, None)
-    native = CALIBRATED_NATIVE.options(trunk, datasets["voc21"])
-    assert (native.get("short_side"), native.get("window")) == (448, 224)
+        view = CALIBRATED_WHOLE.view_of(config, datasets["voc21"])
+        assert (view.short_side, view.window, view.stride) == (side, 2 * side, None)
+    native = CALIBRATED_NATIVE.view_of(trunk, datasets["voc21"])
+    assert (native.short_side, native.window) == (448, 224)

@@ -8,9 +8,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from groupvit.errors import InputError
 from groupvit.evaluation import results
+from groupvit.evaluation.benchmark import evaluate_predictions
 from groupvit.evaluation.metrics import area_iou, confusion_matrix, mean_iou, resampled_means
 from groupvit.evaluation.results import Result, compare, dense, sparse
-from groupvit.evaluation.scoring import evaluate_predictions, score_prediction
+from groupvit.evaluation.scoring import score_prediction
 from test_evaluation_scoring import made, masked
 
 CLASSES = ("background", "cat", "dog", "cow")

@@ -8,21 +8,15 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation import scoring
+from groupvit.evaluation import benchmark
+from groupvit.evaluation.benchmark import describe, evaluate, score_photos
 from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
 from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
+from groupvit.evaluation.naming import patch_shares, segments_of
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
 from groupvit.evaluation.results import PhotoScores, Result
-from groupvit.evaluation.scoring import (
-    THRESHOLDS,
-    describe,
-    evaluate,
-    evaluate_given,
-    score,
-    score_photos,
-    score_prediction,
-    settle,
-)
+from groupvit.evaluation.scoring import score, score_prediction
+from groupvit.evaluation.thresholds import THRESHOLDS, settle
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, REAL, only
@@ -71,7 +65,7 @@ def random_segmenter(*stages: Stage) -> Segmenter:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.4)
     model.logit_scale.data.fill_(4.0)
-    return Segmenter(model, config, device="cpu")
+    return Segmenter(model, config, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,7 @@ def write_predictions(
     hashes = sorted(dataset.names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     files = []
     for photo in dataset:
-        result = segmenter.segment(photo.image, protocol.labels(dataset), **protocol.options(segmenter.config, dataset))
+        result = segmenter.segment(photo.image, protocol.labels(dataset), protocol.view_of(segmenter.config, dataset))
         index = np.array([dataset.classes.index(name) for name in result.names], np.uint8)[result.label_map]
         if protocol.calibrated(dataset):
             index[result.confidence < thresholds[hashes.index(photo.name) % 2]] = 0
@@ -138,7 +132,7 @@ def write_predictions(
 
 def agree(dataset: Dataset, truths: list[np.ndarray], protocol: Protocol, out: Path) -> None:
     segmenter = random_segmenter()
-    result = evaluate(segmenter, dataset, protocol, precision="fp32")
+    result = evaluate(segmenter, dataset, protocol)
     files = write_predictions(segmenter, dataset, protocol, result.thresholds, out)
     numbers = result.metrics()
     seen, expected = independent(truths, files, len(dataset.classes))
@@ -195,21 +189,11 @@ def real_truths(name: str, root: Path, dataset: Dataset) -> list[np.ndarray]:
     return masks
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_the_precision_is_what_the_processor_has(tmp_path, segmenter, native, precision, monkeypatch):
-    LAYOUTS["camvid11"](tmp_path)
-    monkeypatch.setattr("groupvit.evaluation.scoring.has_bfloat16", lambda device: native)
-    result = evaluate(segmenter, open_benchmark("camvid11", tmp_path), PROTOCOLS["calibrated-native"])
-    assert result.model["precision"] == precision
-
-
 def test_bf16_counts_nearly_the_same(tmp_path, segmenter):
     LAYOUTS["camvid11"](tmp_path)
     dataset = open_benchmark("camvid11", tmp_path)
-    results = [
-        evaluate(segmenter, dataset, PROTOCOLS["calibrated-native"], precision=precision)
-        for precision in ("bf16", "fp32")
-    ]
+    in_bf16 = Segmenter(segmenter.model, segmenter.config, device="cpu", precision="bf16")
+    results = [evaluate(own, dataset, PROTOCOLS["calibrated-native"]) for own in (in_bf16, segmenter)]
     called = [result.matrix.sum(axis=0) for result in results]
     assert np.abs(called[0] - called[1]).sum() < 0.2 * called[0].sum()
     assert [result.model["precision"] for result in results] == ["bf16", "fp32"]
@@ -219,16 +203,16 @@ def test_bf16_counts_nearly_the_same(tmp_path, segmenter):
 def test_how_many_photos_go_together_changes_nothing(pixels, tmp_path, segmenter, monkeypatch):
     LAYOUTS["camvid11"](tmp_path)
     dataset = open_benchmark("camvid11", tmp_path)
-    expected = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], precision="fp32", batch_size=1)
-    monkeypatch.setattr(scoring, "_PIXELS_AT_ONCE", pixels)
-    result = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], precision="fp32", batch_size=5)
+    expected = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], batch_size=1)
+    monkeypatch.setattr(benchmark, "_PIXELS_AT_ONCE", pixels)
+    result = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], batch_size=5)
     assert np.array_equal(result.matrix, expected.matrix)
 
 
 def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
     dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
-    result = evaluate(segmenter, dataset, protocol, precision="fp32")
+    result = evaluate(segmenter, dataset, protocol)
     hashes = sorted(dataset.names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     halves = hashes[::2], hashes[1::2]
     for own, threshold in enumerate(result.thresholds):
@@ -237,8 +221,8 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
             matrix = np.zeros((3, 3), np.int64)
             for name in halves[1 - own]:
                 photo = dataset.read(name)
-                options = protocol.options(segmenter.config, dataset)
-                segmented = segmenter.segment(photo.image, protocol.labels(dataset), **options)
+                view = protocol.view_of(segmenter.config, dataset)
+                segmented = segmenter.segment(photo.image, protocol.labels(dataset), view)
                 called = np.array([dataset.classes.index(n) for n in segmented.names], np.uint8)[segmented.label_map]
                 matrix += confusion_matrix(photo.mask, np.where(segmented.confidence < candidate, 0, called), 3)
             means.append(mean_iou(matrix))
@@ -249,7 +233,7 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
 def test_a_photo_that_changed_before_the_threshold_was_known_is_refused(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
     dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
-    scores = list(score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"))
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names))
     trimap = tmp_path / "annotations/trimaps/Pet_2.png"
     Image.fromarray(np.full_like(np.array(Image.open(trimap)), 2)).save(trimap)
     with pytest.raises(InputError, match="Pet_2 is not the one that was counted"):
@@ -275,10 +259,10 @@ def test_one_photo_cannot_calibrate_itself(tmp_path, segmenter):
 def test_grouping_of_one_window_is_that_of_the_whole_photo(tmp_path, segmenter):
     LAYOUTS["camvid11"](tmp_path)
     dataset, protocol = open_benchmark("camvid11", tmp_path), PROTOCOLS["paper-2022"]
-    scores = list(score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"))
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names))
     for photo, own in zip(dataset, scores, strict=True):
         segmented = segmenter.segment(
-            photo.image, protocol.labels(dataset), **protocol.options(segmenter.config, dataset)
+            photo.image, protocol.labels(dataset), protocol.view_of(segmenter.config, dataset)
         )
         expected = score_prediction(photo, segmented.label_map, 11, segmented.groups)
         assert len(own.stages) == 2
@@ -300,15 +284,16 @@ def test_naming_is_that_of_segments_which_the_true_masks_made(tmp_path, segmente
     Image.fromarray(photo).save(folder / "a.png")
     Image.fromarray(mask).save(tmp_path / "masks/a.png")
     dataset = open_benchmark("folder", tmp_path)
-    protocol = replace(PROTOCOLS["calibrated-native"], short_side=2, window=None)
-    (own,) = score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32")
+    protocol = PROTOCOLS["calibrated-native"]
+    protocol = replace(protocol, view=replace(protocol.view, window=None))
+    (own,) = score_photos(segmenter, dataset, protocol, dataset.names)
     with torch.inference_mode():
         encoder = segmenter.model.image_encoder
         features = encoder(normalize(torch.from_numpy(photo).permute(2, 0, 1)[None]))
-        words = segmenter.embed_words(["dog", "cat", "grass"], protocol.templates)
+        words = segmenter.embed_words(["dog", "cat", "grass"], protocol.view.templates)
         regions = torch.stack([torch.from_numpy(cells == c).flatten() for c in range(3)]).float()
         called = [
-            (segmenter.model.embed_image_features(encoder.segments_of(features, 0, regions, stage)) @ words.T).argmax(1)
+            (segmenter.model.embed_image_features(segments_of(encoder, features, regions, stage)) @ words.T).argmax(1)
             for stage in (0, 1)
         ]
     expected = [[c, (mask == c).sum(), called[0][c], called[1][c]] for c in range(3)]
@@ -318,21 +303,23 @@ def test_naming_is_that_of_segments_which_the_true_masks_made(tmp_path, segmente
 def test_windows_count_by_the_pixels_that_they_show_of_a_region(tmp_path, segmenter):
     LAYOUTS["camvid11"](tmp_path)
     dataset, protocol = open_benchmark("camvid11", tmp_path), PROTOCOLS["calibrated-native"]
-    labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
+    labels, view = protocol.labels(dataset), protocol.view_of(segmenter.config, dataset)
     plain = 0
-    for photo, own in zip(
-        dataset, score_photos(segmenter, dataset, protocol, dataset.names, precision="fp32"), strict=True
-    ):
+    for photo, own in zip(dataset, score_photos(segmenter, dataset, protocol, dataset.names), strict=True):
         assert sorted(own.naming[:, 0]) == sorted(set(photo.mask.ravel().tolist()) - {255})
-        (result,) = segmenter.segment([photo.image], labels, **options, regions=[photo.mask])
+        (result,) = segmenter.segment([photo.image], labels, view, keep_features=True)
         assert len(result.windows) > 1
         sums = np.zeros((2, 2, 11, 11))  # weighted by pixels or not, stage, region, label
         for window in result.windows:
             place, _ = result.groups_of(window)
-            assert set(window.regions) == set(photo.mask[place].ravel().tolist()) - {255}
-            for stage, scores in enumerate(window.region_scores):
-                torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(window.regions)))
-                for region, fit in zip(window.regions, scores.double().numpy(), strict=True):
+            regions, shares = patch_shares(photo.mask[place], (window.height, window.width), 16)
+            assert set(regions) == set(photo.mask[place].ravel().tolist()) - {255}
+            for stage in (0, 1):
+                with torch.inference_mode():
+                    segments = segments_of(segmenter.model.image_encoder, window.features, shares, stage)
+                    fits = segmenter.label_scores(segments[None], labels, view.templates)[0]
+                torch.testing.assert_close(fits.sum(dim=1), torch.ones(len(regions)))
+                for region, fit in zip(regions, fits.double().numpy(), strict=True):
                     sums[0, stage, region] += (photo.mask[place] == region).sum() * fit
                     sums[1, stage, region] += fit
         for true, pixels, *called in own.naming:
@@ -396,33 +383,7 @@ def test_a_photo_without_labelled_pixels_changes_no_number(name, tmp_path, segme
 def test_a_model_is_known_by_its_tensors():
     one, same, other = random_segmenter(), random_segmenter(), random_segmenter()
     other.model.logit_scale.data += 1e-6
-    assert describe(one) == describe(same)
-    assert describe(one)["sha256"] != describe(other)["sha256"]
+    assert describe(one, "a") == describe(same, "a")
+    assert describe(one, "a")["sha256"] != describe(other, "a")["sha256"]
     heads = replace(one.config, image=replace(one.config.image, heads=4))
-    assert describe(Segmenter(one.model, heads, device="cpu")) != describe(one)
-
-
-def test_given_what_is_background_only_objects_are_confused(segmenter, tmp_path):
-    LAYOUTS["voc21"](tmp_path)
-    data, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
-    found = evaluate_given(segmenter, data, protocol, "objects", precision="fp32")
-    errors = found.metrics()["errors"]
-    assert errors["background called an object"] == errors["object called background"] == 0
-    assert errors["one object called another"] > 0
-    assert found.metrics()["classes"]["background"]["iou"] == 100
-    photo, options = data[0], protocol.options(segmenter.config, data)
-    result = segmenter.segment(photo.image, protocol.labels(data)[1:], **options)
-    expected = np.where(photo.mask > 0, result.label_map + 1, 0).astype(np.uint8)
-    own = score_prediction(photo, expected, 21).matrix
-    assert found.photos[0].matrix.tolist() == own.tolist()
-
-
-def test_given_a_photos_labels_no_other_is_called(segmenter, tmp_path):
-    LAYOUTS["voc21"](tmp_path)
-    voc, protocol = open_benchmark("voc21", tmp_path), PROTOCOLS["calibrated-native"]
-    found = evaluate_given(segmenter, voc, protocol, "labels", precision="fp32")
-    assert len(found.thresholds) == 2
-    for counted, photo in zip(found.photos, voc, strict=True):
-        assert {*counted.matrix[:, 1].tolist()} <= {0, *np.unique(photo.mask).tolist()}
-        assert counted.pending is None
-    assert found.data == evaluate(segmenter, voc, protocol, precision="fp32").data
+    assert describe(Segmenter(one.model, heads, device="cpu"), "a")["config"] != describe(one, "a")["config"]

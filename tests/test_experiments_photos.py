@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from experiments import photos
+from experiments.trunk_baselines import trunk_baselines
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.trunk import trunk_floors
 from layouts import LAYOUTS
 from test_evaluation_scoring import random_segmenter
-from test_evaluation_trunk import ONE, made
+from test_experiments_trunk_baselines import ONE, made
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def evaluation(tmp_path):
     return tmp_path
 
 
-def test_the_table_has_the_floors_and_the_errors(evaluation):
+def test_the_table_has_the_baselines_and_the_errors(evaluation):
     model = made(ONE)
     protocol = photos.choose(model)
     voc, camvid = (
@@ -27,9 +27,9 @@ def test_the_table_has_the_floors_and_the_errors(evaluation):
     )
     lines = [row[""] for row in voc]
     assert lines[0] == "the model"
-    assert {photos.ELLIPSE, *trunk_floors(model), "given what is background", "given the photo's labels"} < {*lines}
+    assert {photos.ELLIPSE, *trunk_baselines(model), "given what is background", "given the photo's labels"} < {*lines}
     ahead = dict(zip(lines, (row["model ahead by"] for row in voc), strict=True))
-    assert all(" to " in ahead[name] for name in trunk_floors(model))
+    assert all(" to " in ahead[name] for name in trunk_baselines(model))
     assert sum(float(row["mIoU"]) for row in voc[-4:]) == pytest.approx(100, abs=0.3)
     assert {*lines} - {row[""] for row in camvid} == {"all background", "given what is background", *lines[-4:]}
 

@@ -7,9 +7,9 @@ import torch
 from groupvit.checkpoints import native
 from groupvit.data import scenes
 from groupvit.data.transforms import jitter_color
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE
-from groupvit.evaluation.scoring import evaluate
 from groupvit.models import ImageEncoderConfig, Stage, build_model, noise
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
@@ -59,7 +59,7 @@ def test_a_model_with_a_trunk_learns_the_same_on_both_devices(tmp_path, monkeypa
     losses = []
     for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
         out = tmp_path / f"{device}-{precision}"
-        monkeypatch.setattr(loop, "has_bfloat16", lambda _, precision=precision: precision == "bfloat16")
+        monkeypatch.setattr(loop, "bfloat16_is_faster", lambda _, precision=precision: precision == "bfloat16")
         train(run, tmp_path / "data", out, init=tmp_path / "init", device=torch.device(device))
         losses.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -78,8 +78,8 @@ def test_a_photo_is_segmented_the_same_on_both_devices():
     torch.manual_seed(0)
     model = build_model(config)
     photo = scenes.draw(0, 0).image
-    cpu = Segmenter(model, config, device="cpu").segment(photo, ["ball", "grass", "snow"])
-    gpu = Segmenter(model, config, device="cuda").segment(photo, ["ball", "grass", "snow"])
+    cpu = Segmenter(model, config, device="cpu", precision="fp32").segment(photo, ["ball", "grass", "snow"])
+    gpu = Segmenter(model, config, device="cuda", precision="fp32").segment(photo, ["ball", "grass", "snow"])
     assert (cpu.label_map == gpu.label_map).mean() > 0.99
 
 
@@ -90,6 +90,6 @@ def test_an_evaluation_counts_the_same_on_both_devices(tmp_path):
     model = build_model(RUNS["debug"].model)
     counts = []
     for device in ("cpu", "cuda"):
-        segmenter = Segmenter(model, RUNS["debug"].model, device=device)
-        counts.append(evaluate(segmenter, dataset, CALIBRATED_NATIVE, precision="fp32").matrix)
+        segmenter = Segmenter(model, RUNS["debug"].model, device=device, precision="fp32")
+        counts.append(evaluate(segmenter, dataset, CALIBRATED_NATIVE).matrix)
     assert abs(counts[0] - counts[1]).sum() < 0.02 * counts[0].sum()

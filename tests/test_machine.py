@@ -1,22 +1,22 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
 
-from groupvit.machine import has_bfloat16
+from groupvit import machine
 
 PROGRAM = """
 import sys
-from groupvit.machine import keep_memory
+from groupvit.machine import keep_freed_memory
 
 def held():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 if sys.argv[1] == "keep":
-    keep_memory()
+    keep_freed_memory()
 block = bytearray(20_000_000)
 full = held()
 del block
@@ -36,8 +36,84 @@ def test_freed_memory_stays_with_the_process() -> None:
     assert given_back("keep") < 3_000
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux says what the processor has")
-def test_bfloat16_is_what_the_processor_says() -> None:
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    if "avx2" in flags:  # x86
-        assert has_bfloat16(torch.device("cpu")) == bool(flags & {"avx512_bf16", "amx_tile"})
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def timed(tmp_path, monkeypatch) -> list[bool]:
+    """The passes that are timed: those in bfloat16 take one second and the others two."""
+    passes = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "_seconds", lambda work, bf16: passes.append(bf16) or (1.0 if bf16 else 2.0))
+    monkeypatch.setattr(machine, "_ANSWERS", {})
+    return passes
+
+
+def ask_again(kind: str = "linear layer") -> bool:
+    """The answer as another process gets it."""
+    machine._ANSWERS.clear()
+    return machine.bfloat16_is_faster(CPU, kind)
+
+
+def test_the_answer_is_measured_once_and_kept(timed, tmp_path):
+    assert ask_again()
+    assert machine.bfloat16_is_faster(CPU)
+    assert ask_again()
+    assert timed == [False, True] * 3
+    (file,) = (tmp_path / "groupvit/bfloat16-is-faster").iterdir()
+    file.write_text("False")
+    assert not ask_again()
+
+
+def test_other_work_and_another_pytorch_are_measured_again(timed, monkeypatch):
+    ask_again()
+    ask_again("another encoder")
+    assert len(timed) == 12
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    ask_again()
+    assert len(timed) == 18
+
+
+def test_where_bfloat16_is_far_slower_one_pass_is_enough(timed, monkeypatch):
+    monkeypatch.setattr(machine, "_seconds", lambda work, bf16: timed.append(bf16) or (9.0 if bf16 else 2.0))
+    assert not ask_again()
+    assert timed == [False, True]
+
+
+@pytest.mark.parametrize("broken", ["no folder", "nonsense"])
+def test_a_cache_that_is_of_no_use_is_no_error(timed, tmp_path, broken):
+    if broken == "no folder":
+        (tmp_path / "groupvit").write_text("a file")
+    else:
+        file = machine._answer_file("linear layer")
+        file.parent.mkdir(parents=True)
+        file.write_text(broken)
+    assert ask_again()
+    assert ask_again()
+    assert len(timed) == 12
+
+
+def test_of_several_processes_the_first_one_decides(timed, monkeypatch):
+    def beaten(work: object, bf16: bool) -> float:
+        file = machine._answer_file("linear layer")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("False")
+        return 1.0 if bf16 else 2.0
+
+    monkeypatch.setattr(machine, "_seconds", beaten)
+    assert not ask_again()
+
+
+def test_measuring_a_layer_is_quick_and_draws_no_random_numbers():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    machine._is_faster(machine._linear_layer())
+    assert time.perf_counter() - began < 1
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_other_devices_are_taken_to_be_faster(timed):
+    assert machine.bfloat16_is_faster(torch.device("cuda"))
+    assert not timed

@@ -5,7 +5,8 @@ import torch
 
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
 from groupvit.models.config import ViTConfig
-from groupvit.models.image_encoder import ConvStem, ImageEncoder, ResidualBlock
+from groupvit.models.image_encoder import ImageEncoder
+from groupvit.models.stems import ConvStem, ResidualBlock
 
 TWO_STAGES = (Stage(2, 6, 6), Stage(1, 3, 3), Stage(1))
 ONE_STAGE = (Stage(2, 6, 3), Stage(1))
@@ -69,14 +70,6 @@ def test_a_residual_stem_adds_blocks_where_the_picture_is_small(patch_size, bloc
     stem = ConvStem(patch_size, 64, residual=True)
     assert sum(isinstance(module, ResidualBlock) for module in stem) == blocks
     assert not any(isinstance(module, ResidualBlock) for module in ConvStem(patch_size, 64))
-
-
-def test_positions_are_resampled_only_when_the_grid_differs():
-    module = encoder()
-    assert module.position_embedding(4, 4) is module.pos_embed
-    constant = torch.ones_like(module.pos_embed)
-    module.pos_embed.data = constant
-    torch.testing.assert_close(module.position_embedding(7, 9), torch.ones(1, 63, 32, dtype=torch.float64))
 
 
 def test_images_of_a_batch_do_not_see_each_other():
@@ -156,44 +149,6 @@ def test_patches_alone_need_segments_that_are_made_of_patches_only():
             module.patches_alone(module(images(16, 16)))
 
 
-@pytest.mark.parametrize("options", [{}, {"group_residual": False}, {"assign_eps": 0.0}])
-@pytest.mark.parametrize("stages", [(Stage(1, 3, 3),), (Stage(1, 4, 4), Stage(1, 3, 3))])
-def test_given_its_own_groups_as_regions_a_stage_makes_the_segments_it_makes_anyway(stages, options):
-    module = encoder(stages, **options, assign_logits="cosine")  # with others, one group would win everything
-    features = module(images(64, 64, batch=16))
-    several = 0
-    for image in range(16):
-        if not features.assignments[0].hard[image].any(dim=1).all():
-            continue  # an empty segment lies in no region
-        occupied = features.occupied()[image]
-        own = features.groups(hard=True)[image].flatten(1)[occupied]
-        again = module.segments_of(features, image, own, stage=len(stages) - 1)
-        torch.testing.assert_close(again, features.segments[image][occupied])
-        several += len(own) > 1
-    assert several
-
-
-def test_regions_that_earlier_stages_are_given_stay_apart():
-    """Two regions that one group would join, given to the first of two stages, end as two segments, whose order is
-    that of the regions; blocks after the last grouping included."""
-    module = encoder((Stage(1, 6, 6), Stage(1, 1, 1), Stage(1)))
-    features = module(images(32, 24))
-    regions = torch.zeros(2, 12)
-    regions[0, :5], regions[1, 5:] = 1, 1
-    segments = module.segments_of(features, 0, regions, stage=0)
-    assert segments.shape == (2, 32)
-    assert (segments[0] - segments[1]).abs().max() > 1e-3
-    torch.testing.assert_close(module.segments_of(features, 0, regions.flip(0), stage=0), segments.flip(0))
-
-
-def test_a_plain_vit_names_a_region_by_the_mean_of_its_patches():
-    module = encoder((Stage(2),))
-    features = module(images(16, 16))
-    shares = torch.tensor([[1.0, 0.5, 0, 0], [0, 0.5, 1, 1]])
-    expected = torch.stack([(features.segments[1] * own[:, None]).sum(dim=0) / own.sum() for own in shares])
-    torch.testing.assert_close(module.segments_of(features, 1, shares), expected)
-
-
 def on_trunk(stem="efficientnet-lite0", **options) -> ImageEncoder:
     torch.manual_seed(0)
     stages = (Stage(0, output_groups=6, seeded=True),)
@@ -214,8 +169,6 @@ def test_early_maps_of_photos_of_any_size_take_their_place(height, width, grid):
     assert torch.equal(whole.assignments[0].hard, early.assignments[0].hard)
     assert whole.groups().shape[2:] == grid
     assert len(module.patches_alone(whole)) == 2
-    regions = whole.assignments[0].hard[1][whole.occupied()[1]]
-    torch.testing.assert_close(module.segments_of(whole, 1, regions), whole.segments[1][whole.occupied()[1]])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from groupvit.models import (
     TextEncoderConfig,
     build_model,
 )
-from groupvit.segmentation import Label, Segmentation, Segmenter
+from groupvit.segmentation import Label, Segmentation, Segmenter, View, parse_labels
 from groupvit.segmentation import segmenter as module
 from groupvit.segmentation.windows import shared_scores
 from groupvit.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def tiny(*stages: Stage, dtype: torch.dtype = torch.float64, segment_loss: bool 
     photos = torch.stack([torch.from_numpy(photo(32, 32, seed)) for seed in range(16)])
     model.embed_image_features(model.image_encoder(photos.permute(0, 3, 1, 2) / 64 - 2).segments)
     model.encode_text(Tokenizer()([f"a photo of a {word}." for word in [*LABELS, "man", "woman", "water", "night"]]))
-    return Segmenter(model.to(dtype), config, device="cpu")
+    return Segmenter(model.to(dtype), config, device="cpu", precision="fp32")
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -119,9 +119,9 @@ def test_of_several_words_for_a_label_the_best_one_counts() -> None:
     assert 0 < apart.shares[0] + apart.shares[1] < 1
     features, _ = reference(segmenter, photo(64, 96))
     with torch.inference_mode():
-        words = segmenter.embed_words(("man", "woman", "grass", "sky"), ("a photo of a {}.",))
-        scores = (segmenter._scores(features.segments, words, lengths) for lengths in ([1, 1, 1, 1], [2, 1, 1]))
-        one, other = (own.log() for own in scores)
+        groups = (["man", "woman", "grass", "sky"], ["person=man,woman", "grass", "sky"])
+        templates = ("a photo of a {}.",)
+        one, other = (segmenter.label_scores(features.segments, parse_labels(own), templates).log() for own in groups)
     odds = one[..., :2].amax(-1) - one[..., 2]
     assert torch.allclose(other[..., 0] - other[..., 1], odds)
     # A label that wins apart still wins, since the softmax keeps the order of the logits.
@@ -436,11 +436,42 @@ def test_lower_precision_gives_nearly_the_same_map(dtype: torch.dtype) -> None:
     )
 
 
-def test_autocast_gives_nearly_the_same_map() -> None:
+def test_bf16_gives_nearly_the_same_map_and_scores_in_float32() -> None:
     segmenter = tiny(dtype=torch.float32)
     exact = segmenter.segment(photo(64, 96), LABELS)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert share_of_equal(segmenter.segment(photo(64, 96), LABELS), exact) > 0.6
+    segmenter.precision = "bf16"
+    result = segmenter.segment(photo(64, 96), LABELS)
+    assert share_of_equal(result, exact) > 0.6
+    assert not np.array_equal(result.confidence, exact.confidence)
+    assert result.confidence.dtype == np.float32
+    assert segmenter.embed_words(["dog"], ("a {}",)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_precision_is_what_is_faster_unless_one_is_asked_for(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "bfloat16_is_faster", lambda *_: faster)
+    model, config = tiny().model, tiny().config
+    assert Segmenter(model, config).precision == ("bf16" if faster else "fp32")
+    assert Segmenter(model, config, precision="bf16").precision == "bf16"
+
+
+def test_a_view_and_its_fields_are_the_same() -> None:
+    segmenter, image = tiny(), photo(64, 96)
+    fields: Any = {"maps": "hard", "background": 0.4, **SLIDING}
+    one = segmenter.segment(image, LABELS, View(**fields))
+    assert (one.label_map == segmenter.segment(image, LABELS, **fields).label_map).all()
+    other = segmenter.segment(image, LABELS, View(**fields), background=None)
+    assert one.names == ("background", *other.names)
+
+
+def test_features_are_kept_on_demand() -> None:
+    segmenter, image = tiny(), photo(32, 32)
+    assert segmenter.segment(image, LABELS).windows[0].features is None
+    (window,) = segmenter.segment([image, photo(32, 32, 1)], LABELS, keep_features=True)[0].windows
+    expected, _ = reference(segmenter, image)
+    assert window.features is not None
+    torch.testing.assert_close(window.features.segments, expected.segments)
+    assert window.features.ungrouped[0].segments.shape == expected.ungrouped[0].segments.shape
 
 
 def test_segmenting_leaves_no_gradient_and_no_training_mode() -> None:
@@ -528,7 +559,7 @@ def test_three_numbers_of_seeded_groups_name_a_pixel_together() -> None:
 
 def with_rivals(*rivals: str) -> Segmenter:
     segmenter = tiny()
-    return Segmenter(segmenter.model, replace(segmenter.config, rivals=rivals), device="cpu")
+    return Segmenter(segmenter.model, replace(segmenter.config, rivals=rivals), device="cpu", precision="fp32")
 
 
 def test_rivals_take_pixels_from_a_lone_label() -> None:

@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupvit.segmentation.windows import Window, covered, mean_scores, patch_shares, plan, resized, shared_scores
+from groupvit.segmentation import windows as module
+from groupvit.segmentation.windows import Window, mean_scores, plan, resized, shared_scores
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -76,22 +77,25 @@ def test_without_groups_the_scores_of_patches_are_interpolated() -> None:
     assert torch.allclose(mean_scores([window], (7, 6), 2), expected)
 
 
-@pytest.mark.parametrize("photo", [(37, 50), (9, 70), (200, 160)])
-@pytest.mark.parametrize("window", [16, 32])
-def test_regions_share_out_the_patches_of_every_window(photo: tuple[int, int], window: int) -> None:
-    """Each labelled pixel lies in one region: shares are positive, and add up to that of all labelled pixels."""
-    regions = np.random.default_rng(0).choice([0, 3, 255], photo, p=[0.6, 0.395, 0.005]).astype(np.uint8)
-    size = resized(photo[::-1], 30)
-    step = (size[0] / photo[0], size[1] / photo[1])
-    for _, place in plan([size], window, None):
-        part = regions[covered(place, step)]
-        found, shares = patch_shares(part, place[2:], 8)
-        assert set(found) == set(part.ravel().tolist()) - {255}
-        assert (shares.sum(dim=1) > 0).all()
-        _, known = patch_shares((part != 255).astype(np.uint8), place[2:], 8)
-        everything = known[-1] if (part != 255).any() else torch.zeros(0)
-        torch.testing.assert_close(shares.sum(dim=0), everything)
+@pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31)])
+def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(module, "_STRIP", 600)
+    maps = torch.rand(5, 24, 36, dtype=torch.float64)
+    best, index = module.resampled_argmax(maps, size, (24 / size[0], 36 / size[1]))
+    values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
+    assert np.allclose(best, values.numpy(), atol=1e-12)
+    assert (index == channels.numpy()).all()
 
 
-def test_a_part_without_regions_has_none() -> None:
-    assert patch_shares(np.full((4, 4), 255, np.uint8), (16, 16), 8)[0] == ()
+def test_a_window_may_cover_no_pixel_of_a_tiny_photo() -> None:
+    assert module.resampled_argmax(torch.rand(5, 4, 4), (1, 0), (4.0, 4.0))[1].shape == (1, 0)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31), (1, 0)])
+def test_rows_of_a_table_are_resampled_as_the_maps_they_stand_for(monkeypatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(module, "_STRIP", 600)
+    scores, rows = torch.rand(7, 5), torch.randint(7, (6, 9)).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    step = (24 / max(1, size[0]), 36 / max(1, size[1]))
+    expected = module.resampled_argmax(scores.T[:, rows], size, step)
+    for ours, map_of in zip(module.resampled_rows(scores, rows, size, step), expected, strict=True):
+        assert np.array_equal(ours, map_of)

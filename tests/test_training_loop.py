@@ -25,6 +25,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
+from groupvit.models.layers import resampled
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
 from groupvit.training.data import Data, make_vocabulary
@@ -532,7 +533,7 @@ def test_positions_are_resampled_for_images_of_another_size(data, tmp_path):
     second = train(run, data, tmp_path / "second", workers=0, init=tmp_path / "first")
     model, _ = load(tmp_path / "first")
     side = larger.image.image_size // larger.image.patch_size
-    expected = model.image_encoder.position_embedding(side, side)
+    expected = resampled(model.image_encoder.pos_embed, side, side)
     torch.testing.assert_close(second.model.image_encoder.pos_embed, expected)
 
 
@@ -577,7 +578,7 @@ def test_curves_are_drawn_and_go_to_tensorboard_on_demand(data, tmp_path):
 def test_a_training_goes_on_where_there_is_no_bfloat16_and_back(data, tmp_path, native, monkeypatch, capsys):
     run = vary(RUN, steps=2, save_every=1)
     for here, last in ((native, "step-00000001"), (not native, "step-00000002")):
-        monkeypatch.setattr(loop, "has_bfloat16", lambda device, here=here: here)
+        monkeypatch.setattr(loop, "bfloat16_is_faster", lambda device, here=here: here)
         train(run, data, tmp_path, workers=0, resume=not last.endswith("1"))
         assert ("so the training is in float32" in capsys.readouterr().err) != here
         if last.endswith("1"):
@@ -603,7 +604,7 @@ def test_a_training_of_an_earlier_format_says_how_to_go_on(data, tmp_path):
 
 
 def test_nothing_is_compiled_for_float32_on_a_cpu(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(loop, "bfloat16_is_faster", lambda device: False)
     monkeypatch.setattr(loop, "compile_blocks", lambda model: pytest.fail("compiled"))
     train(vary(RUN, steps=1), data, tmp_path, workers=0, compiled=True)
     assert "quicker without compiling" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def encoder() -> ImageEncoder:
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trunk_cache, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(trunk_cache, "bfloat16_is_faster", lambda device: False)
 
 
 def crops_of(photos: CaptionedPhotos, **changes: Any) -> RandomCrops:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groupvit.api import load
-    from groupvit.machine import keep_memory
     from groupvit.models import ModelConfig, build_model
     from groupvit.segmentation.segmenter import Segmenter
+    from groupvit.segmentation.view import View
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "Segmenter", "__version__", "build_model", "keep_memory", "load"]
+__all__ = ["ModelConfig", "Segmenter", "View", "__version__", "build_model", "load"]
 
 _HOMES = {
     "ModelConfig": "groupvit.models",
     "Segmenter": "groupvit.segmentation.segmenter",
+    "View": "groupvit.segmentation.view",
     "build_model": "groupvit.models",
-    "keep_memory": "groupvit.machine",
     "load": "groupvit.api",
 }
 

@@ -1,4 +1,4 @@
-"""What the package's face offers: models by name."""
+"""Models by name."""
 
 import os
 from pathlib import Path
@@ -6,27 +6,30 @@ from pathlib import Path
 from groupvit import checkpoints
 from groupvit.checkpoints import hub
 from groupvit.errors import InputError
-from groupvit.segmentation.segmenter import Segmenter
+from groupvit.machine import keep_freed_memory
+from groupvit.segmentation.segmenter import Precision, Segmenter
 
 BUNDLED = ("photos-trunk", "photos")
 """Names of the models beside this file, each a folder `bundled/NAME`; a wheel holds the first one only."""
 
 
-def load(source: str | Path, *, revision: str | None = None) -> Segmenter:
-    """A ready segmenter from a bundled name, a checkpoint's folder or file, or a hub id `owner/name`.
+def load(source: str | Path, *, revision: str | None = None, precision: Precision | None = None) -> Segmenter:
+    """Return a ready segmenter from a bundled name, a checkpoint's folder or file, or a hub id `owner/name`.
 
-    `revision` pins a branch, tag or commit of the hub, like `owner/name@revision`.
+    `revision` pins a branch, tag or commit of the hub, like `owner/name@revision`. `precision` defaults to what is
+    faster on this machine. From then on the process keeps the memory that it frees (`machine.keep_freed_memory`).
     """
-    return Segmenter(*load_model(source, revision=revision))
+    keep_freed_memory()
+    return Segmenter(*load_model(source, revision=revision), precision=precision)
 
 
 def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:
-    """The module itself, in evaluation mode, and its configuration."""
+    """Return the module itself, in evaluation mode, and its configuration."""
     return checkpoints.load(locate(source, revision=revision))
 
 
 def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
-    """Where the checkpoint lies on this machine, downloaded if need be; an `InputError` lists the places looked at."""
+    """Return where the checkpoint lies, downloaded if need be; an `InputError` lists the places looked at."""
     if source in BUNDLED and (bundled := Path(__file__).parent / "bundled" / str(source)).is_dir():
         return bundled
     if os.path.exists(source):  # of a name too long for a file, Path.exists is an error

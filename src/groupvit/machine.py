@@ -1,21 +1,28 @@
-"""What the machine does well: how memory is kept, and which numbers are quick."""
+"""This machine: how the process keeps memory, and which precision is faster."""
 
 import ctypes
+import hashlib
+import os
 import platform
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_ANSWERS: dict[Path, bool] = {}  # of `bfloat16_is_faster`
 
 
-def keep_memory() -> None:
-    """Lets the process keep the memory that its main thread has freed, for its next tensors.
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that its main thread frees, for its next tensors.
 
     glibc hands large blocks back to the kernel, which clears the pages of each new one: a tenth to a third of an
-    encoder's time on two cores. The `groupvit` command does this at its start, other programs choose: what they hold
-    does not shrink after its peak. Without glibc nothing happens.
+    encoder's time on two cores. What the process holds does not shrink after its peak. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -26,14 +33,74 @@ def keep_memory() -> None:
         mallopt(_MMAP_THRESHOLD, size)
 
 
-def has_bfloat16(device: "torch.device") -> bool:
-    """Whether a CPU has instructions for bfloat16; without, it is up to several times slower than float32. Not asked of
-    other devices."""
-    import torch
+def bfloat16_is_faster(
+    device: "torch.device", kind: str = "linear layer", work: Callable[[], object] | None = None
+) -> bool:
+    """Return True if `work` (default: a linear layer) is faster in bfloat16 than in float32 on this machine.
 
+    The flags of a CPU do not tell, and on one CPU transformers gain what convolutions lose. So the work is timed once,
+    and the answer is kept under its `kind` in the user's cache, or where that cannot be written for this process.
+    Devices other than CPUs are taken to be faster.
+    """
     if device.type != "cpu":
         return True
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in names)
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    file = _answer_file(kind)
+    if file not in _ANSWERS:
+        answer = _read(file)
+        if answer is None:
+            answer = _is_faster(work or _linear_layer())
+            with suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("x") as new:  # of several processes the first one decides
+                    new.write(str(answer))
+            kept = _read(file)
+            answer = answer if kept is None else kept
+        _ANSWERS[file] = answer
+    return _ANSWERS[file]
+
+
+def _read(file: Path) -> bool | None:
+    with suppress(OSError):
+        return {"True": True, "False": False}.get(file.read_text())
+    return None
+
+
+def _answer_file(kind: str) -> Path:
+    """Return where the answer for this CPU, this PyTorch and a kind of work is kept."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        processor = named[1] if named else processor
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    key = hashlib.sha256(f"{processor} {torch.__version__} {kind}".encode()).hexdigest()[:16]
+    return cache / "groupvit" / "bfloat16-is-faster" / key
+
+
+def _linear_layer() -> Callable[[], object]:
+    """Return a linear layer of ViT-S's width over 1,024 tokens; no random numbers are drawn."""
+    import torch
+
+    weight, tokens = torch.ones(1536, 384), torch.ones(1024, 384)
+    return lambda: torch.nn.functional.linear(tokens, weight)
+
+
+def _is_faster(work: Callable[[], object]) -> bool:
+    """Time the work three times in turn; once is enough where bfloat16 takes several times as long."""
+    seconds: dict[bool, float] = {False: float("inf"), True: float("inf")}
+    for _ in range(3):
+        for bf16 in seconds:
+            seconds[bf16] = min(seconds[bf16], _seconds(work, bf16=bf16))
+        if seconds[True] > 4 * seconds[False]:
+            break
+    return seconds[True] < seconds[False]
+
+
+def _seconds(work: Callable[[], object], *, bf16: bool) -> float:
+    import torch
+
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start

@@ -11,7 +11,7 @@ import tyro
 import groupvit
 from groupvit.cli import convert, data, evaluate, segment, train
 from groupvit.errors import InputError
-from groupvit.machine import keep_memory
+from groupvit.machine import keep_freed_memory
 
 
 def _command(function: Callable[..., int | None]) -> Any:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         try:
             warnings.showwarning = _warn
-            keep_memory()
+            keep_freed_memory()
             sys.exit(_run(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()  # now, while a reader that has gone can still be noticed

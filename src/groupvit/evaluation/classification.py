@@ -32,7 +32,7 @@ class ClassFolder:
 
     @classmethod
     def open(cls, root: Path) -> "ClassFolder":
-        """Reads the folders of `root` in the order of their names.
+        """Read the folders of `root` in the order of their names.
 
         Classes are called as `classes.txt` says (one name a line, in that order) if it is there; the 1,000 folders of
         ImageNet as CLIP calls them; others by their folders. An `InputError` says what does not fit.
@@ -51,7 +51,7 @@ class ClassFolder:
         return len(self.files)
 
     def digest(self) -> str:
-        """A hash of all files, names and targets."""
+        """Return a hash of all files, names and targets."""
         digest = hashlib.sha256(repr((self.names, self.targets)).encode())
         for file in self.files:
             digest.update(file.read_bytes())
@@ -79,7 +79,7 @@ def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
 def similarities(
     segmenter: Segmenter, photos: Iterable[Image.Image], names: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "photos names"]:
-    """Cosines of whole photos and names, each name the mean of its prompts.
+    """Return cosines of whole photos and names, each name the mean of its prompts.
 
     Photos are resized to a short side of 8/7 of the training size and cropped in the middle, as is usual for ImageNet.
     """
@@ -96,7 +96,7 @@ def similarities(
 
 
 def top_k(similarity: Float[Tensor, "photos names"], targets: Int[Tensor, " photos"], k: int) -> float:
-    """Percentage of photos whose class is among the `k` best."""
+    """Return the percentage of photos whose class is among the `k` best."""
     best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
     return 100 * (best == targets[:, None]).any(dim=1).double().mean().item()
 
@@ -104,7 +104,7 @@ def top_k(similarity: Float[Tensor, "photos names"], targets: Int[Tensor, " phot
 def classify(
     segmenter: Segmenter, folder: ClassFolder, templates: Sequence[str] = IMAGENET_TEMPLATES_7
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy, in percent; the published models used seven of CLIP's eighty templates."""
+    """Return top-1 and top-5 accuracy in percent; the published models used seven of CLIP's eighty templates."""
     similarity = similarities(segmenter, folder, folder.names, templates)
     targets = torch.tensor(folder.targets)
     return {f"top{k}": top_k(similarity, targets, k) for k in (1, 5)}

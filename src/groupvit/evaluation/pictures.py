@@ -1,6 +1,7 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,9 @@ from PIL import Image
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
+from groupvit.evaluation.naming import class_indices
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
-from groupvit.evaluation.scoring import class_indices
 from groupvit.files import write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
@@ -87,15 +88,14 @@ def draw(
 def _row_of(
     photo: MaskedPhoto, result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
 ) -> Image.Image:
-    labels, options = protocol.labels(dataset), protocol.options(segmenter.config, dataset)
-    if options.get("background") == "auto":
-        labels = segmenter.with_rivals(labels)
+    view = protocol.view_of(segmenter.config, dataset)
+    labels = segmenter.labels_of(protocol.labels(dataset), view)
     if result.thresholds:
-        options["background"] = sum(result.thresholds) / len(result.thresholds)
-    segmented = segmenter.segment(photo.image, labels, **options)
+        view = replace(view, background=sum(result.thresholds) / len(result.thresholds))
+    segmented = segmenter.segment(photo.image, labels, view)
     groups = segmented.groups
     if not groups:
-        groups = segmenter.segment(photo.image, labels, short_side=options.get("short_side")).groups
+        groups = segmenter.segment(photo.image, labels, short_side=view.short_side).groups
     return row(photo, groups, class_indices(segmented, dataset.classes)[segmented.label_map], dataset.classes)
 
 

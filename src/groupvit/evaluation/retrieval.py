@@ -17,7 +17,7 @@ _CHUNK = 64
 
 
 def recall_at_k(similarity: Float[Tensor, "queries items"], answers: Int[Tensor, "queries answers"], k: int) -> float:
-    """Share of queries, in percent, that have one of their answers (indices of items, -1 pads) among the k nearest."""
+    """Return the percentage of queries with one of their answers (indices of items, -1 pads) among the k nearest."""
     nearest = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
     hits = (nearest[:, :, None] == answers[:, None, :]).any(dim=2).any(dim=1)
     return 100 * hits.double().mean().item()
@@ -46,7 +46,7 @@ class Retrieval:
 
     @torch.inference_mode()
     def __call__(self, model: GroupViT) -> dict[str, float]:
-        """R@1, R@5 and R@10 from text to image and from image to text, in percent."""
+        """Return R@1, R@5 and R@10 from text to image and from image to text, in percent."""
         device = model.logit_scale.device
         images = torch.cat(
             [
@@ -57,9 +57,9 @@ class Retrieval:
         texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
         similarity = (texts @ images.T).cpu()
         widest = int(self.owners.bincount().max())
-        own = torch.full((len(images), widest), -1)
+        answers = torch.full((len(images), widest), -1)
         for photo in range(len(images)):
             captions = (self.owners == photo).nonzero()[:, 0]
-            own[photo, : len(captions)] = captions
+            answers[photo, : len(captions)] = captions
         to_image = {f"text_to_image_r{k}": recall_at_k(similarity, self.owners[:, None], k) for k in (1, 5, 10)}
-        return to_image | {f"image_to_text_r{k}": recall_at_k(similarity.T, own, k) for k in (1, 5, 10)}
+        return to_image | {f"image_to_text_r{k}": recall_at_k(similarity.T, answers, k) for k in (1, 5, 10)}

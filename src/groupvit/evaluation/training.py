@@ -1,4 +1,4 @@
-"""What a training is measured with while it runs."""
+"""Scores of a model while it is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ Evaluate = Callable[[GroupViT], dict[str, float]]
 
 
 def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
-    """Mean IoU when `held_out` is a folder with masks, retrieval when it is a pattern of shards."""
+    """Return what measures a model: mean IoU if `held_out` is a folder with masks, retrieval if a pattern of shards."""
     if held_out.suffix == ".tar":
         return Retrieval([held_out], config)
     photos = MaskFolder.open(held_out)
@@ -27,7 +27,8 @@ def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     read = list(photos)
 
     def evaluate(model: GroupViT) -> dict[str, float]:
-        scores = score(Segmenter(model, config, device=model.logit_scale.device), read, photos.labels)
+        segmenter = Segmenter(model, config, device=model.logit_scale.device, precision="fp32")
+        scores = score(segmenter, read, photos.labels)
         return {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
 
     return evaluate

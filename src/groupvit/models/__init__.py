@@ -1,4 +1,4 @@
-"""What the network is: pure modules, no files, no process groups."""
+"""The network: pure modules without files, ground truth or process groups."""
 
 from groupvit.models.config import (
     PAPER,

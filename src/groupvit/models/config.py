@@ -43,7 +43,7 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ViTConfig":
-        """The configuration of plain values; an unknown, missing or mistyped field is an `InputError`."""
+        """Return the configuration of plain values; an unknown, missing or mistyped field is an `InputError`."""
         return _parse(cls, values, "vit")
 
 
@@ -80,8 +80,10 @@ class ImageEncoderConfig:
 
     @property
     def short_side(self) -> int:
-        """Pixels of the short side at which whole photos are segmented best: more than in training with a trunk, since
-        crops show things larger than photos do (Touvron et al., 2019)."""
+        """Pixels of the short side at which whole photos are segmented best.
+
+        With a trunk that is more than in training, since crops show things larger (Touvron et al., 2019).
+        """
         return 2 * self.image_size if self.has_trunk else self.image_size
 
 
@@ -115,12 +117,12 @@ class ModelConfig:
     rivals: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`, also of earlier versions; an unknown, missing or mistyped field is an `InputError`."""
+        """Invert `to_dict`, also that of earlier versions; an unknown, missing or mistyped field is an `InputError`."""
         if changed := [name for name, value in _GONE.items() if values.get(name, value) != value]:
             raise InputError(f"this groupvit has no model.{changed[0]} any more: use the version that wrote the model")
         return _parse(cls, {name: value for name, value in values.items() if name not in _GONE}, "model")
@@ -177,7 +179,7 @@ PAPER = ModelConfig(
 
 
 def with_stages(config: ModelConfig, *stages: Stage) -> ModelConfig:
-    """The same model with other stages: `Stage(6, 64, 8), Stage(6)` is the 1-stage model, `Stage(12)` a plain ViT."""
+    """Return the model with other stages: `Stage(6, 64, 8), Stage(6)` is the 1-stage model, `Stage(12)` a plain ViT."""
     return replace(config, image=replace(config.image, stages=stages))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from groupvit.models.config import ModelConfig
 from groupvit.models.image_encoder import ImageEncoder
-from groupvit.models.layers import Linear
 from groupvit.models.text_encoder import TextEncoder
 
 SEGMENT_LOGIT_BIAS = -5.0
@@ -22,9 +21,9 @@ class Projector(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.norm = nn.BatchNorm1d(hidden_dim)
-        self.fc2 = Linear(hidden_dim, out_dim)
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
         hidden = self.norm(self.fc1(x.flatten(0, -2)))

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.layers import CrossAttention, Linear, Mlp, TokenMixer
+from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which group each segment joins in one stage.
+    """Groups that the segments of one stage join.
 
     `soft` is the softmax over groups without noise; `hard` is one-hot, with the noise that was drawn in training.
     """
@@ -25,7 +25,7 @@ class Assignment:
 
     @property
     def joined(self) -> Int[Tensor, "batch segments"]:
-        """The group that each segment joins."""
+        """Index of the group that each segment joins."""
         return self.hard.argmax(dim=1)
 
 
@@ -57,10 +57,10 @@ class AssignAttention(nn.Module):
         self.hard = hard
         self.logits = logits
         self.eps = eps
-        self.q_proj = Linear(dim, dim)
-        self.k_proj = Linear(dim, dim)
-        self.v_proj = Linear(dim, dim)
-        self.proj = Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         if logits == "cosine":
             self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
@@ -85,10 +85,9 @@ class AssignAttention(nn.Module):
         keys: Int[Tensor, " batch"] | None,
         joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups segments"], Assignment]:
-        """The weights that merge segments, and what they were made of; `keys` turn Gumbel noise on (Eq. 3, 4).
+        """Return the weights that merge segments, and the assignment; `keys` turn on Gumbel noise (Eqs. 3, 4).
 
-        `joined` says which group each segment joins, instead of the one that fits best: rounding may tell a pass
-        without gradients from one with.
+        `joined` repeats the assignment of an earlier pass, which rounding could change.
         """
         soft = logits.softmax(dim=1)
         noisy = soft
@@ -112,7 +111,7 @@ class AssignAttention(nn.Module):
     def merge(
         self, weights: Float[Tensor, "batch groups segments"], segments: Float[Tensor, "batch segments dim"]
     ) -> Float[Tensor, "batch groups dim"]:
-        """What each group makes of its share of the segments (Eq. 5)."""
+        """Return each group's mean of its segments, projected (Eq. 5)."""
         size = weights.sum(dim=-1, keepdim=True) + self.eps
         # Without eps an empty group would divide by zero; it keeps a zero update instead.
         weights = weights / torch.where(size > 0, size, 1.0)
@@ -158,39 +157,21 @@ class GroupingBlock(nn.Module):
         keys: Int[Tensor, " batch"] | None = None,
         joined: Int[Tensor, "batch segments"] | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        groups, segments = self._queries_and_keys(group_tokens, segments)
+        groups, segments = self.prepare(group_tokens, segments)
         merged, assignment = self.assign(groups, segments, keys, joined)
         if self.group_residual:
             merged = merged + groups
-        return self._mix_channels(merged), assignment
-
-    def merge_regions(
-        self,
-        group_tokens: Float[Tensor, "batch tokens dim"],
-        segments: Float[Tensor, "batch segments dim"],
-        regions: Float[Tensor, "batch regions segments"],
-    ) -> Float[Tensor, "batch regions dim"]:
-        """What given regions would become in place of the groups; each has some share, 0 to 1, of every segment.
-
-        The residual is that of the groups which the region's segments join, in proportion.
-        """
-        groups, segments = self._queries_and_keys(group_tokens, segments)
-        merged = self.assign.merge(regions, segments)
-        if self.group_residual:
-            _, assignment = self.assign(groups, segments, None)
-            joined = regions @ assignment.hard.mT
-            joined = joined / joined.sum(dim=-1, keepdim=True)
-            merged = merged + joined.to(groups.dtype) @ groups
-        return self._mix_channels(merged)
+        return self.mix_channels(merged), assignment
 
     def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
-        """What each segment would become in a group that it has to itself, the group token aside."""
+        """Return each segment as a group of its own would be, without the group token."""
         values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
-        return self._mix_channels(self.assign.proj(values))
+        return self.mix_channels(self.assign.proj(values))
 
-    def _queries_and_keys(
+    def prepare(
         self, group_tokens: Float[Tensor, "batch tokens dim"], segments: Float[Tensor, "batch segments dim"]
     ) -> tuple[Float[Tensor, "batch groups dim"], Float[Tensor, "batch segments dim"]]:
+        """Return groups and segments as `assign` takes them."""
         groups = self.norm_tokens(group_tokens)
         segments = self.norm_segments(segments)
         if self.token_mixer is not None and self.norm_post_tokens is not None:
@@ -199,7 +180,8 @@ class GroupingBlock(nn.Module):
             groups = self.pre_assign_attn(groups, segments)
         return groups, segments
 
-    def _mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+    def mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+        """Return the new segments from the merged ones."""
         if self.channel_mlp is None or self.norm_new is None:
             return merged
         return merged + self.channel_mlp(self.norm_new(merged))
@@ -210,9 +192,8 @@ class SeededGrouping(nn.Module):
 
     The seeds are the means of a regular grid of about `groups` tiles; each round gives every cell to the nearest group
     and moves the group to the mean of its cells (cross-attention as k-means: Yu et al., kMaX-DeepLab, ECCV 2022; seeds
-    on a grid and position among the features: Achanta et al., SLIC, 2012). A group token that is the same for every
-    image cannot know where this one falls apart. Nothing here is learned: a learned map of the local features scatters
-    the groups, which the noun loss rewards, for then each of them shows everything (docs/LOG.md).
+    on a grid and position among the features: Achanta et al., SLIC, 2012). Nothing here is learned: a learned map of
+    the local features scatters the groups, which the noun loss rewards (docs/LOG.md).
     """
 
     ROUNDS = 8
@@ -232,7 +213,7 @@ class SeededGrouping(nn.Module):
 
     @staticmethod
     def tiles(groups: int, rows: int, columns: int) -> tuple[int, int]:
-        """How many seeds lie down and across."""
+        """Return the number of seeds down and across."""
         down = min(rows, max(1, round((groups * rows / columns) ** 0.5)))
         return down, min(columns, max(1, round(groups / down)))
 
@@ -243,11 +224,11 @@ class SeededGrouping(nn.Module):
         joined: Int[Tensor, "batch cells"] | None = None,
         groups: int | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        """The mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
+        """Return the mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
 
-        `groups` is another number of them. Local features, rounds and softmax are in at least float32.
+        `groups` is another number of them.
         """
-        with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(local.device.type, enabled=False):  # all in at least float32
             places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
             distances = self._distances(places, self._centres(places, groups or self.groups, *local.shape[-2:]))
             soft = (-self.SHARPNESS * distances).softmax(dim=1)
@@ -257,7 +238,7 @@ class SeededGrouping(nn.Module):
         return weights.to(segments.dtype) @ segments, Assignment(soft, hard)
 
     def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
-        """Features that are compared: the local ones, averaged with their eight neighbours', and the position."""
+        """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
         rows, columns = local.shape[-2:]
         if self.smooth:
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
@@ -269,19 +250,19 @@ class SeededGrouping(nn.Module):
     def _centres(
         self, places: Float[Tensor, "batch cells dim"], groups: int, rows: int, columns: int
     ) -> Float[Tensor, "batch groups dim"]:
-        """The groups' means after the rounds."""
+        """Return the groups' means after the rounds."""
         start = places.mT.unflatten(2, (rows, columns))
         centres = F.adaptive_avg_pool2d(start, self.tiles(groups, rows, columns)).flatten(2).mT
         for _ in range(self.ROUNDS):
             nearest = self._distances(places, centres).argmin(dim=1)
-            own = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
-            size = own.sum(dim=-1, keepdim=True)
-            centres = torch.where(size > 0, own @ places / size.clamp(min=1), centres)
+            cells = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
+            size = cells.sum(dim=-1, keepdim=True)
+            centres = torch.where(size > 0, cells @ places / size.clamp(min=1), centres)
         return centres
 
     @staticmethod
     def _distances(
         places: Float[Tensor, "batch cells dim"], centres: Float[Tensor, "batch groups dim"]
     ) -> Float[Tensor, "batch groups cells"]:
-        """Squared distances, less each cell's own square, which is the same for all groups."""
+        """Return squared distances, less each cell's own square, which is the same for all groups."""
         return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ places.mT

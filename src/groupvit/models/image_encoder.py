@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from groupvit.models import noise
 from groupvit.models.config import Stage, ViTConfig
 from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping
-from groupvit.models.layers import Block, TokenMixer
+from groupvit.models.layers import Block, TokenMixer, resampled
 from groupvit.models.preprocessing import normalize
-from groupvit.models.trunks import EfficientNetLite, TrunkFeatures, TrunkStem, ViTTrunk, build_trunk
+from groupvit.models.stems import TrunkFeatures, TrunkStem, build_stem
+from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 
 
 @dataclass(frozen=True)
 class Ungrouped:
-    """What a grouping block is given: the stage's segments and group tokens after its transformer blocks."""
+    """Input of a grouping block: the stage's segments and group tokens after its transformer blocks."""
 
     segments: Float[Tensor, "batch segments dim"]
     group_tokens: Float[Tensor, "batch tokens dim"]
@@ -29,10 +30,10 @@ class Ungrouped:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the image encoder makes of a batch, before the projection to the joint space.
+    """A batch of encoded images, before the projection to the joint space.
 
     `pooled` is the mean of the segments (Eq. 2). `ungrouped` and `assignments` have one entry per grouping stage (none
-    for a plain ViT), `grid` is the height and width of the patch grid. `trunk` is what the trunk made, if there is one.
+    for a plain ViT), `grid` is the height and width of the patch grid.
     """
 
     pooled: Float[Tensor, "batch dim"]
@@ -43,7 +44,7 @@ class ImageFeatures:
     trunk: TrunkFeatures | None = None
 
     def groups(self, stage: int = -1, *, hard: bool = False) -> Float[Tensor, "batch groups height width"]:
-        """How much each patch belongs to each group of a stage: the product of the assignments up to it (§3.3)."""
+        """Return each patch's share in each group of a stage: the product of the assignments up to it (§3.3)."""
         height, width = self.grid
         if not self.assignments:
             patches = torch.eye(height * width, dtype=self.pooled.dtype, device=self.pooled.device)
@@ -52,8 +53,19 @@ class ImageFeatures:
         maps = _compose([a.hard if hard else a.soft for a in stages])
         return rearrange(maps, "b g (h w) -> b g h w", h=height)
 
+    def image(self, index: int) -> "ImageFeatures":
+        """Return one image of the batch, as a batch of one, without the trunk's maps."""
+        one = slice(index, index + 1)
+        return ImageFeatures(
+            pooled=self.pooled[one],
+            segments=self.segments[one],
+            ungrouped=tuple(Ungrouped(given.segments[one], given.group_tokens[one]) for given in self.ungrouped),
+            assignments=tuple(Assignment(made.soft[one], made.hard[one]) for made in self.assignments),
+            grid=self.grid,
+        )
+
     def occupied(self) -> Bool[Tensor, "batch segments"]:
-        """Which final segments own at least one patch under hard assignment."""
+        """Return which final segments own at least one patch under hard assignment."""
         if not self.assignments:
             return torch.ones_like(self.segments[..., 0], dtype=torch.bool)
         return occupied(self.assignments)
@@ -64,43 +76,8 @@ def _compose(maps: Sequence[Float[Tensor, "batch _ _"]]) -> Float[Tensor, "batch
 
 
 def occupied(assignments: Sequence[Assignment]) -> Bool[Tensor, "batch groups"]:
-    """Which groups of the last stage own at least one patch under hard assignment."""
+    """Return which groups of the last stage own at least one patch under hard assignment."""
     return _compose([assignment.hard for assignment in assignments]).sum(dim=-1) > 0
-
-
-class ResidualBlock(nn.Sequential):
-    """Two 3 x 3 convolutions beside the identity, each after its norm and activation (He et al., 2016)."""
-
-    def __init__(self, channels: int):
-        layers = [(nn.GroupNorm(1, channels), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)]
-        super().__init__(*layers[0], *layers[1])
-
-    def forward(
-        self, input: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
-        return input + super().forward(input)
-
-
-class ConvStem(nn.Sequential):
-    """Strided 3 x 3 convolutions in place of one large one (Xiao et al., 2021); `patch_size` is a power of two.
-
-    With `residual`, two residual blocks follow each of the last two strided convolutions and one the third to last.
-    """
-
-    def __init__(self, patch_size: int, dim: int, *, residual: bool = False):
-        if patch_size & (patch_size - 1):
-            raise ValueError(f"a convolutional stem halves: patch size {patch_size} is no power of two")
-        layers: list[nn.Module] = []
-        channels = 3
-        for halving in reversed(range(patch_size.bit_length() - 1)):
-            width = max(dim >> halving, 16)
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU()]
-            layers += [ResidualBlock(width) for _ in range(min(2, 3 - halving) if residual else 0)]
-            channels = width
-        super().__init__(*layers, nn.Conv2d(channels, dim, 1))
-
-    def forward(self, input: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim rows columns"]:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))  # quicker on a CPU
 
 
 class GroupingStage(nn.Module):
@@ -140,7 +117,7 @@ class GroupingStage(nn.Module):
         previous: Float[Tensor, "batch previous dim"] | None,
         keys: Int[Tensor, " batch"] | None,
     ) -> tuple[Float[Tensor, "batch segments dim"], Float[Tensor, "batch tokens dim"] | None]:
-        """Segments and group tokens after the blocks; `grouping`, where there is one, merges the ones by the others."""
+        """Return segments and group tokens after the blocks, before `grouping` merges them."""
         count = segments.shape[1]
         x = segments
         if self.group_tokens is not None:
@@ -174,23 +151,15 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         self.patch_size = patch_size
+        self.stem = build_stem(stem, patch_size, dim, vit)
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
-        has_trunk = stem not in ("patch", "conv", "residual")
-        if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or not has_trunk):
+        if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
-        if stem == "patch":
-            self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        elif stem in ("conv", "residual"):
-            self.stem = ConvStem(patch_size, dim, residual=stem == "residual")
-        else:
-            self.stem = TrunkStem(build_trunk(stem, vit), dim)
-            if self.stem.trunk.strides[0] != patch_size:
-                raise ValueError(f"the trunk has patches of {self.stem.trunk.strides[0]} pixels, not of {patch_size}")
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
-        if not isinstance(self.stem, TrunkStem):
+        if self.trunk is None:
             side = image_size // patch_size
             self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -207,16 +176,16 @@ class ImageEncoder(nn.Module):
 
     @property
     def trunk(self) -> EfficientNetLite | ViTTrunk | None:
-        """The pre-trained network below, if there is one."""
+        """Pre-trained network that makes the patches, if there is one."""
         return self.stem.trunk if isinstance(self.stem, TrunkStem) else None
 
     def preprocess(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images for `forward`, as the trunk was pre-trained or by ImageNet's statistics, in the model's precision."""
+        """Return images for `forward`, normalised as the trunk was pre-trained or by ImageNet's statistics."""
         dtype = self.norm.weight.dtype
         return normalize(pixels, dtype) if self.trunk is None else self.trunk.preprocess(pixels, dtype)
 
     def early(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
-        """The trunk's maps before the last, which may take the images' place in `forward`."""
+        """Return the trunk's maps before the last, which may take the images' place in `forward`."""
         assert isinstance(self.trunk, EfficientNetLite)
         return self.trunk.early(self._padded(self.preprocess(pixels)))
 
@@ -224,20 +193,10 @@ class ImageEncoder(nn.Module):
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
 
-    def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 patches dim"]:
-        """The learned positions, resampled (bicubic) when the grid is not the one of training."""
-        assert self.pos_embed is not None
-        side = int(self.pos_embed.shape[1] ** 0.5)
-        if (height, width) == (side, side):
-            return self.pos_embed
-        grid = rearrange(self.pos_embed, "1 (h w) d -> 1 d h w", h=side)
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-        return rearrange(grid, "1 d h w -> 1 (h w) d")
-
     def embed(
         self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
     ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int], TrunkFeatures | None]:
-        """Patch tokens with positions, their grid, and what the trunk made.
+        """Return patch tokens with positions, their grid, and the trunk's maps.
 
         Right and bottom are padded to whole patches. A trunk's patches are interpolated on the grid of its finest map.
         """
@@ -251,7 +210,8 @@ class ImageEncoder(nn.Module):
         x = self.stem(images)
         grid = (x.shape[-2], x.shape[-1])
         x = self.norm_stem(rearrange(x, "b d h w -> b (h w) d"))
-        return x + self.position_embedding(*grid).to(x.dtype), grid, None
+        assert self.pos_embed is not None
+        return x + resampled(self.pos_embed, *grid).to(x.dtype), grid, None
 
     def forward(
         self,
@@ -269,7 +229,7 @@ class ImageEncoder(nn.Module):
         """
         segments, grid, trunk = self.embed(images, early)
         tokens, ungrouped, assignments = None, [], []
-        for i, stage in enumerate(self._stages()):
+        for i, stage in enumerate(self.grouping_stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
             segments, tokens = stage(segments, tokens, stage_keys)
             given = joined[len(assignments)] if len(assignments) < len(joined) else None
@@ -284,7 +244,14 @@ class ImageEncoder(nn.Module):
                 assignments.append(assignment)
         segments = self.norm(segments)
         pooled = self.pool(segments, assignments)
-        return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
+        return ImageFeatures(
+            pooled=pooled,
+            segments=segments,
+            ungrouped=tuple(ungrouped),
+            assignments=tuple(assignments),
+            grid=grid,
+            trunk=trunk,
+        )
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
         """The features with half and with twice as many seeded groups; nothing without such groups as the last."""
@@ -298,12 +265,12 @@ class ImageEncoder(nn.Module):
             yield replace(features, segments=self.norm(segments), assignments=(assignment,))
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
-        """What each input of the last grouping would be as a final segment of its own.
+        """Return each input of the last grouping as a final segment of its own.
 
         Of a trunk without group tokens each patch is one. Other models need a last stage that groups and keeps no group
         residual: then a segment is a function of its inputs.
         """
-        last = self._stages()[-1]
+        last = self.grouping_stages()[-1]
         if features.trunk is not None and last.grouping is None:
             return self.norm(rearrange(features.trunk.patches, "b d h w -> b (h w) d"))
         if last.grouping is None or last.grouping.group_residual:
@@ -312,44 +279,14 @@ class ImageEncoder(nn.Module):
             )
         return self.norm(last.grouping.alone(features.ungrouped[-1].segments))
 
-    def segments_of(
-        self, features: ImageFeatures, image: int, regions: Float[Tensor, "regions patches"], stage: int = 0
-    ) -> Float[Tensor, "regions dim"]:
-        """The final segments of one image of the batch if, from a grouping stage on, its groups were given regions.
-
-        `regions` is the share of each patch, 0 to 1, that lies in each region; none may be empty. Grouping `stage`
-        merges them instead of what its groups claim, and later ones leave them as they are, so what they are named
-        then tells how well the network names, all grouping from there on being right. Segments without patches lie in
-        no region. Without groups (a plain ViT, or one clustered afterwards) a region is the mean of its patches.
-        """
-        grouping = [module for module in self._stages() if module.grouping is not None or module.seeded is not None]
-        if not grouping:
-            patches = features.ungrouped[-1].segments if features.ungrouped else features.segments
-            return (regions / regions.sum(dim=1, keepdim=True)).to(patches.dtype) @ patches[image]
-        regions = regions.to(features.assignments[0].hard.dtype)
-        if stage:
-            owned = _compose([assignment.hard[image : image + 1] for assignment in features.assignments[:stage]])[0]
-            regions = regions @ owned.T / owned.sum(dim=1).clamp(min=1)
-        given, one = features.ungrouped[stage], slice(image, image + 1)
-        segments, tokens = given.segments[one], given.group_tokens[one]
-        for module in self._stages()[self._stages().index(grouping[stage]) :]:
-            if module is not grouping[stage]:
-                segments, tokens = module(segments, tokens, None)
-                regions = torch.eye(len(regions), dtype=regions.dtype, device=regions.device)
-            if module.seeded is not None:
-                shares = regions / regions.sum(dim=1, keepdim=True)
-                segments = shares[None].to(segments.dtype) @ segments
-            elif module.grouping is not None and tokens is not None:
-                segments = module.grouping.merge_regions(tokens, segments, regions[None])
-        return self.norm(segments)[0]
-
-    def _stages(self) -> list[GroupingStage]:
-        return [stage for stage in self.stages if isinstance(stage, GroupingStage)]  # nn.ModuleList forgets the type
+    def grouping_stages(self) -> list[GroupingStage]:
+        """Return `stages` with their type, which nn.ModuleList forgets."""
+        return [stage for stage in self.stages if isinstance(stage, GroupingStage)]
 
     def pool(
         self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]
     ) -> Float[Tensor, "batch dim"]:
-        """Mean over segments; without the group residual an empty group is not a segment and is left out."""
+        """Return the mean over segments; without the group residual an empty group is not a segment and is left out."""
         if not (self.pool_occupied and assignments):
             return segments.mean(dim=1)
         weights = occupied(assignments).to(segments.dtype)

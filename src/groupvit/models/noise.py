@@ -25,18 +25,18 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def sample_keys(seed: int, step: int, positions: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """One key per sample from the run's seed, the step and the sample's position in the global batch."""
+    """Return one key per sample from the run's seed, the step and the sample's position in the global batch."""
     return fold(fold(_mix(positions * _GOLDEN + seed), step), 0)
 
 
 def fold(keys: Int[Tensor, " batch"], stream: int) -> Int[Tensor, " batch"]:
-    """Independent keys for a named stream (a layer, a branch)."""
+    """Return independent keys for a named stream (a layer, a branch)."""
     offset = (stream + 1) * 0x632BE59BD9B4E019 % 2**64
     return _mix(keys + (offset - 2**64 if offset >= 2**63 else offset))
 
 
 def uniform(keys: Int[Tensor, " batch"], *shape: int) -> Float[Tensor, "batch *shape"]:
-    """Uniform in (0, 1), both ends excluded, in steps of 2**-23, float32."""
+    """Return numbers uniform in (0, 1), both ends excluded, in steps of 2**-23, float32."""
     count = torch.Size(shape).numel()
     counters = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
     bits = _shift_right(_mix(keys[:, None] + counters), 41)
@@ -44,5 +44,5 @@ def uniform(keys: Int[Tensor, " batch"], *shape: int) -> Float[Tensor, "batch *s
 
 
 def gumbel(keys: Int[Tensor, " batch"], *shape: int) -> Float[Tensor, "batch *shape"]:
-    """Gumbel(0, 1) noise, float32: half precision has too few distinct values for an argmax over groups."""
+    """Return Gumbel(0, 1) noise, float32: half precision has too few distinct values for an argmax over groups."""
     return -torch.log(-torch.log(uniform(keys, *shape)))

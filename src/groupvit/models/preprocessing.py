@@ -1,4 +1,4 @@
-"""Pixels as every model of this family wants them: ImageNet's statistics, on RGB in 0..1."""
+"""Normalisation of pixels, by ImageNet's statistics or others."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,6 +14,6 @@ def normalize(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Zero mean and unit variance by ImageNet's or other statistics, on the device of the images."""
+    """Return images of zero mean and unit variance; the statistics are on RGB in [0, 1]."""
     centre, spread = (torch.tensor(v, device=images.device, dtype=dtype).view(3, 1, 1) for v in (mean, std))
     return (images.to(dtype) / 255 - centre) / spread

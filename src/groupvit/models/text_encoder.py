@@ -34,12 +34,12 @@ class TextEncoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts width"]:
-        """The feature at end-of-text."""
+        """Return the feature at end-of-text."""
         ends = tokens.argmax(dim=-1)
         return self.norm(self._encode(tokens)[torch.arange(len(tokens), device=tokens.device), ends])
 
     def words(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts length width"]:
-        """The features at all places, each of the text up to there; zeros beyond the longest text."""
+        """Return the features at all places, each of the text up to there; zeros beyond the longest text."""
         x = self.norm(self._encode(tokens))
         return F.pad(x, (0, 0, 0, tokens.shape[1] - x.shape[1]))
 

@@ -1,9 +1,7 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from groupvit.models.config import ViTConfig
-from groupvit.models.layers import Block, Linear
+from groupvit.models.layers import Block, resampled
 from groupvit.models.preprocessing import normalize
 
 EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
@@ -20,7 +17,7 @@ EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
 _SCALES = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}  # of channels and of depth
 # Blocks, kernel, stride and channels of each stage (EfficientNet's Table 1)
 _STAGES = [(1, 3, 1, 16), (2, 3, 2, 24), (2, 5, 2, 40), (3, 3, 2, 80), (3, 5, 1, 112), (4, 5, 2, 192), (1, 3, 1, 320)]
-_LATE = 5  # the stage that strides last
+_LATE = 5  # the first stage of stride 32
 _STEM, _HEAD, _CLASSES = 32, 1280, 1000
 _EPS = 1e-3  # of the norms
 
@@ -38,17 +35,15 @@ class SameConv2d(nn.Conv2d):
     def convolve(
         self, input: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "batch out rows columns"]:
-        """The same with another kernel and bias."""
+        """Convolve with another kernel and bias."""
         height, width = (
-            max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            for size, kernel, stride, dilation in zip(
-                input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
-            )
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
         )
         if height % 2 or width % 2:  # the odd row and column come last
             input = F.pad(input, (0, width % 2, 0, height % 2))
         padding = (height // 2, width // 2)
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(input, weight, bias, self.stride, padding, groups=self.groups)
 
 
 class FixedBatchNorm(nn.Module):
@@ -81,12 +76,11 @@ class ConvNorm(nn.Module):
         kernel: int = 1,
         *,
         stride: int = 1,
-        dilation: int = 1,
         groups: int = 1,
         activate: bool = True,
     ):
         super().__init__()
-        self.conv = SameConv2d(dim, out_dim, kernel, stride, dilation=dilation, groups=groups, bias=False)
+        self.conv = SameConv2d(dim, out_dim, kernel, stride, groups=groups, bias=False)
         self.norm = FixedBatchNorm(out_dim)
         self.activate = activate
 
@@ -104,11 +98,11 @@ class ConvNorm(nn.Module):
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, projection (Sandler et al., 2018), beside the identity where shapes allow."""
 
-    def __init__(self, dim: int, out_dim: int, kernel: int, *, stride: int, dilation: int, expansion: int):
+    def __init__(self, dim: int, out_dim: int, kernel: int, *, stride: int, expansion: int):
         super().__init__()
         hidden = expansion * dim
         self.expand = ConvNorm(dim, hidden) if expansion > 1 else nn.Identity()
-        self.depthwise = ConvNorm(hidden, hidden, kernel, stride=stride, dilation=dilation, groups=hidden)
+        self.depthwise = ConvNorm(hidden, hidden, kernel, stride=stride, groups=hidden)
         self.project = ConvNorm(hidden, out_dim, activate=False)
         self.residual = stride == 1 and dim == out_dim
 
@@ -120,44 +114,34 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite(nn.Module):
     """EfficientNet (Tan and Le, 2019) without squeeze-excitation and with ReLU6, for images of any height and width.
 
-    `channels` and `strides` (pixels) are those of the three maps. `dilate` keeps the last one at stride 16: its only
-    strided convolution strides no more and the depthwise ones after it are dilated, so that where the sides are even
-    the odd rows and columns, counted from 0, are the map that it would be at stride 32.
+    `channels` and `strides` (pixels) are those of the three maps.
     """
 
-    def __init__(self, variant: EfficientNetVariant, *, dilate: bool = False):
+    def __init__(self, variant: EfficientNetVariant):
         super().__init__()
         width, depth = _SCALES[variant]
         dims = [int(channels * width + 4) // 8 * 8 for *_, channels in _STAGES]  # to the nearest multiple of 8
         depths = [math.ceil(repeats * depth) for repeats, *_ in _STAGES]
         depths[0], depths[-1] = _STAGES[0][0], _STAGES[-1][0]  # as stem and head, not scaled
         self.channels = (dims[2], dims[4], _HEAD)
-        self.strides = (8, 16, 16 if dilate else 32)
+        self.strides = (8, 16, 32)
         self.ends = (sum(depths[:3]), sum(depths[:_LATE]))  # blocks up to stride 8, and up to stride 16
         self.stem = ConvNorm(3, _STEM, 3, stride=2)
         self.blocks = nn.ModuleList()
         dim = _STEM
         for i, (_, kernel, stride, _) in enumerate(_STAGES):
             for j in range(depths[i]):
-                dilated = dilate and i >= _LATE
-                block = InvertedResidual(
-                    dim,
-                    dims[i],
-                    kernel,
-                    stride=1 if j or dilated else stride,
-                    dilation=2 if dilated and (i, j) != (_LATE, 0) else 1,
-                    expansion=6 if i else 1,
-                )
-                self.blocks.append(block)
+                step, expansion = 1 if j else stride, 6 if i else 1
+                self.blocks.append(InvertedResidual(dim, dims[i], kernel, stride=step, expansion=expansion))
                 dim = dims[i]
         self.head = ConvNorm(dim, _HEAD)
-        self.classifier = Linear(_HEAD, _CLASSES)
+        self.classifier = nn.Linear(_HEAD, _CLASSES)
 
     @staticmethod
     def preprocess(
         pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels from -1 to 1, as in pre-training; exact also in bfloat16.
+        """Return pixels from -1 to 1, as in pre-training; exact also in bfloat16.
 
         Channels come last in memory: a CPU convolves that faster, most of all in bfloat16.
         """
@@ -166,7 +150,7 @@ class EfficientNetLite(nn.Module):
     def early(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch fine rows8 columns8"], Float[Tensor, "batch coarse rows16 columns16"]]:
-        """The maps of stride 8 and 16, most of the work of an image."""
+        """Return the maps of stride 8 and 16, most of the work of an image."""
         blocks, (first, second) = list(self.blocks), self.ends
         fine = self.stem(images)
         for block in blocks[:first]:
@@ -179,19 +163,19 @@ class EfficientNetLite(nn.Module):
     def late(
         self, coarse: Float[Tensor, "batch coarse rows16 columns16"]
     ) -> Float[Tensor, "batch last rows32 columns32"]:
-        """The last map from the one of stride 16."""
+        """Return the last map from the one of stride 16."""
         x = coarse
         for block in list(self.blocks)[self.ends[1] :]:
             x = block(x)
         return self.head(x)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
-        """The three maps, finest first."""
+        """Return the three maps, finest first."""
         fine, coarse = self.early(images)
         return fine, coarse, self.late(coarse)
 
     def classify(self, last: Float[Tensor, "batch last rows columns"]) -> Float[Tensor, "batch 1000 rows columns"]:
-        """Logits of ImageNet's classes at every cell; their mean over the cells is the network's own answer."""
+        """Return logits of ImageNet's classes at every cell; their mean over the cells is the network's own answer."""
         return self.classifier(last.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -219,9 +203,8 @@ class ViTTrunk(nn.Module):
         self.channels = (dim, dim)
         self.strides = (patch_size, patch_size)
         self.mean, self.std = mean, std
-        self.side = image_size // patch_size
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
@@ -233,29 +216,24 @@ class ViTTrunk(nn.Module):
     def preprocess(
         self, pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels as in pre-training."""
+        """Return pixels as in pre-training."""
         return normalize(pixels, dtype, self.mean, self.std)
-
-    def position_embedding(self, height: int, width: int) -> Float[Tensor, "1 tokens dim"]:
-        """The learned positions of the class token and of a grid, resampled (bicubic) if that is not training's."""
-        if (height, width) == (self.side, self.side):
-            return self.pos_embed
-        grid = rearrange(self.pos_embed[:, 1:], "1 (h w) d -> 1 d h w", h=self.side)
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch dim rows columns"], Float[Tensor, "batch dim rows columns"]]:
-        """The patches after half of the blocks, which know what is there, and after all and the norm, which know more
-        of the whole image. Right and bottom are padded to whole patches."""
+        """Return the patches after half of the blocks, and after all of them and the norm.
+
+        The first know what is there, the last more of the whole image. Right and bottom are padded to whole patches.
+        """
         patch = self.strides[0]
         height, width = images.shape[-2:]
         patches = self.stem(F.pad(images, (0, -width % patch, 0, -height % patch)))
         rows, columns = patches.shape[-2:]
         tokens = rearrange(patches, "b d h w -> b (h w) d")
         x = torch.cat([self.class_token.expand(len(images), -1, -1), tokens], dim=1)
-        x = x + self.position_embedding(rows, columns).to(x.dtype)
+        positions = torch.cat([self.pos_embed[:, :1], resampled(self.pos_embed[:, 1:], rows, columns)], dim=1)
+        x = x + positions.to(x.dtype)
         middle = x
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -263,63 +241,3 @@ class ViTTrunk(nn.Module):
                 middle = x
         local, last = (rearrange(y[:, 1:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
         return local, last
-
-
-@dataclass(frozen=True)
-class TrunkFeatures:
-    """What a trunk makes of images: `patches` from all of its maps, on the grid of the second to last; `local`, all
-    maps but the last, on the grid of the finest; and its `last` map itself."""
-
-    patches: Float[Tensor, "batch dim rows columns"]
-    local: Float[Tensor, "batch local fine_rows fine_columns"]
-    last: Float[Tensor, "batch last _ _"]
-
-
-class TrunkStem(nn.Module):
-    """Patches from the maps of a pre-trained trunk, and the local features by which these are grouped.
-
-    Every map is divided by the root mean square of its channels. The last maps, which recognise, go into the patches;
-    those before, which know where things end, also are the local features.
-    """
-
-    def __init__(self, trunk: EfficientNetLite | ViTTrunk, dim: int):
-        super().__init__()
-        self.trunk = trunk
-        self.from_local = nn.Conv2d(trunk.channels[-2], dim, 1)
-        self.from_last = nn.Conv2d(trunk.channels[-1], dim, 1)
-
-    def forward(
-        self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
-    ) -> TrunkFeatures:
-        """`early`, the trunk's maps before the last where they are known already, take the images' place."""
-        if early:
-            assert isinstance(self.trunk, EfficientNetLite)
-            *maps, last = *early, self.trunk.late(early[-1])
-        else:
-            *maps, last = self.trunk(images)
-        balanced = [_balanced(local) for local in maps]
-        patches = self.from_local(balanced[-1])
-        patches = patches + _resized(self.from_last(_balanced(last)), patches.shape[-2:])
-        # Each map weighs the same in a distance.
-        local = [_resized(each, maps[0].shape[-2:]) / each.shape[1] ** 0.5 for each in balanced]
-        return TrunkFeatures(patches, torch.cat(local, dim=1), last)
-
-
-def _balanced(x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
-    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
-    return x * (squares.mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
-
-
-def _resized(
-    x: Float[Tensor, "batch channels _ _"], size: tuple[int, int] | torch.Size
-) -> Float[Tensor, "batch channels rows columns"]:
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def build_trunk(name: str, vit: ViTConfig | None) -> EfficientNetLite | ViTTrunk:
-    """The trunk that a configuration's `stem` names, at random weights."""
-    if name != "vit":
-        return EfficientNetLite(cast(EfficientNetVariant, name))
-    if vit is None:
-        raise ValueError("a trunk 'vit' needs its sizes, `vit`")
-    return ViTTrunk(**vars(vit))

@@ -15,7 +15,7 @@ _SMALLEST_SIDE = 320  # pixels: smaller photos are enlarged, or their legend cou
 
 
 def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Distinct colours, always the same: hues a golden angle apart in OKLCH, three levels of lightness in turn."""
+    """Return distinct colours, always the same: hues a golden angle apart in OKLCH, three levels of lightness."""
     index = np.arange(count)
     # Whole turns of hue repeat nearly after 21 and 34 colours; slow drifts keep those apart, too.
     lightness = np.array([0.72, 0.54, 0.86])[index % 3] - 0.10 * (index // 21 % 3) / 2
@@ -42,14 +42,14 @@ def _oklab_to_rgb(lab: Float[np.ndarray, "count 3"]) -> UInt8[np.ndarray, "count
 
 
 def label_colours(names: Sequence[str]) -> UInt8[np.ndarray, "labels 3"]:
-    """One colour for each name; background is dark grey and takes no colour from the others."""
+    """Return one colour for each name; background is dark grey and takes no colour from the others."""
     if names and names[0] == BACKGROUND:
         return np.concatenate([np.full((1, 3), 48, np.uint8), palette(len(names) - 1)])
     return palette(len(names))
 
 
 def indexed(label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -> Image.Image:
-    """The label map itself as an image to be saved as PNG: pixel values are indices, shown in the overlay's colours.
+    """Return the label map as an image to be saved as PNG: pixel values are indices, shown in the overlay's colours.
 
     With more than 256 labels it is 16-bit grey, since a PNG palette ends there.
     """
@@ -61,7 +61,7 @@ def indexed(label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -
 
 
 def overlay(photo: Image.Image, label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -> Image.Image:
-    """The photo under its labels' colours, with a legend of the labels that occur, the largest first."""
+    """Return the photo under its labels' colours, with a legend of the labels that occur, the largest first."""
     colours = label_colours(names)
     picture = _enlarge(_blend(photo, label_map, colours, 0.5))
     counts = np.bincount(label_map.ravel(), minlength=len(names))
@@ -70,12 +70,12 @@ def overlay(photo: Image.Image, label_map: UInt[np.ndarray, "height width"], nam
 
 
 def groups(photo: Image.Image, group_map: UInt[np.ndarray, "height width"]) -> Image.Image:
-    """The groups of one stage (Fig. 5): strong colours over the greyed photo, which keep small neighbours apart."""
+    """Return the groups of one stage (Fig. 5) in strong colours over the greyed photo."""
     return _enlarge(_blend(photo.convert("L").convert("RGB"), group_map, palette(int(group_map.max()) + 1), 0.6))
 
 
 def panel(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Pictures side by side at their own scale, the tops level, each under its title; small ones are enlarged."""
+    """Return pictures side by side, each under its title; small ones are enlarged."""
     images = [_enlarge(image.convert("RGB")) for image in images]
     height = max(image.height for image in images)
     font = _font(min(image.height for image in images), titles)
@@ -95,7 +95,7 @@ def _blend(
     colours: UInt8[np.ndarray, "colours 3"],
     opacity: float,
 ) -> Image.Image:
-    """Colours over the photo, with a light line where the index changes."""
+    """Paint colours over the photo, with a light line where the index changes."""
     paint = Image.fromarray(colours[index_map])
     blended = np.array(Image.blend(photo.convert("RGB"), paint, opacity))
     blended[_borders(index_map)] = 255
@@ -115,7 +115,7 @@ def _enlarge(picture: Image.Image) -> Image.Image:
 
 
 def _font(side: int, texts: Sequence[str]) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, the same everywhere; it knows ASCII only, so other names take a font of the system's."""
+    """Return Pillow's own font, which knows ASCII only; other names take a font of the system's."""
     size = max(14, side // 30)
     if not all(text.isascii() for text in texts):
         for name in ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
@@ -136,7 +136,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
-    """The picture above rows of swatches and names."""
+    """Return the picture above rows of swatches and names."""
     width = max(picture.width, _SMALLEST_SIDE)
     font = _font(min(width, picture.height), [name for name, _ in entries])
     line = round(1.6 * font.size)

@@ -18,10 +18,10 @@ class Label:
 
 
 def parse_labels(labels: Sequence[str | Label]) -> tuple[Label, ...]:
-    """Reads `dog`, `traffic_light` and `person=man,woman,child`; ready-made labels are taken as they are.
+    """Read `dog`, `traffic_light` and `person=man,woman,child`; ready-made labels are taken as they are.
 
-    Background comes first where it is named, and needs words of its own (`background=wall,floor`): the bare word
-    describes nothing. To call background whatever no label fits, use the threshold of `Segmenter.segment`.
+    Background comes first where it is named, and needs words of its own (`background=wall,floor`). To call background
+    whatever no label fits, use a threshold (`View.background`).
     """
     if isinstance(labels, str) or not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
@@ -50,7 +50,7 @@ def _parse(text: str) -> Label:
 
 
 def clean(text: str) -> str:
-    """Without quotes and white space around it, and with spaces for underscores."""
+    """Return text without quotes and white space around it, and with spaces for underscores."""
     return " ".join(text.strip(_TRIMMED).replace("_", " ").split())
 
 

@@ -1,4 +1,4 @@
-"""What segmenting a photo gives."""
+"""A segmented photo."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,15 +9,14 @@ from jaxtyping import Float, UInt
 from PIL import Image
 
 from groupvit.segmentation import drawing
-from groupvit.segmentation.resampling import resampled_argmax
-from groupvit.segmentation.windows import Window, covered
+from groupvit.segmentation.windows import Window, covered, resampled_argmax
 
 IndexMap = UInt[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What each pixel of a photo is called.
+    """A photo whose every pixel has a name.
 
     `label_map` holds indices into `names`, at the photo's size, and `confidence` the score of each pixel's best label.
     `shares` are the labels' parts of the photo, `scores` the mean confidence over a label's pixels (0 where it has
@@ -37,15 +36,15 @@ class Segmentation:
 
     @cached_property
     def groups(self) -> tuple[IndexMap, ...]:
-        """The group that owns each pixel, stage by stage.
+        """Group that owns each pixel, stage by stage.
 
         Empty for a plain ViT and when several windows were used, since each window has groups of its own.
         """
         return self.groups_of(self.windows[0])[1] if len(self.windows) == 1 else ()
 
     def groups_of(self, window: Window) -> tuple[tuple[slice, slice], tuple[IndexMap, ...]]:
-        """The part of the photo that a window covers, and the group that owns each of its pixels, stage by stage."""
-        rows, columns = covered((window.top, window.left, window.height, window.width), self.step)
+        """Return the part of the photo that a window covers, and the group that owns each of its pixels, by stage."""
+        rows, columns = covered(window.place, self.step)
         size = (rows.stop - rows.start, columns.stop - columns.start)
         patches = (self.step[0] / self.patch_size, self.step[1] / self.patch_size)
         return (rows, columns), tuple(
@@ -54,11 +53,11 @@ class Segmentation:
         )
 
     def overlay(self) -> Image.Image:
-        """The photo under its labels' colours, with a legend."""
+        """Return the photo under its labels' colours, with a legend."""
         return drawing.overlay(self.image, self.label_map, self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the maps."""
+        """Return plain values for JSON, without the maps."""
         rows = zip(self.names, self.shares, self.scores, strict=True)
         labels = [
             {"index": i, "name": name, "share": share, "score": score} for i, (name, share, score) in enumerate(rows)

@@ -1,4 +1,4 @@
-"""Words for what is not asked for: without them, of one label alone, every pixel would be that label."""
+"""Words that compete with the labels: without them, one label alone would take every pixel."""
 
 from collections.abc import Sequence
 
@@ -11,31 +11,32 @@ _STUFF = (
     "branch leaf mountain hill cliff rock stone building house city fence railing stair bridge light"
 )
 STUFF = frozenset(_STUFF.split())
-"""What things stand on and before (Caesar et al., CVPR 2018, call it stuff)."""
+"""Surroundings of things: stuff, in the words of Caesar et al., CVPR 2018."""
 
 
 def kin(words: Sequence[str]) -> frozenset[str]:
-    """The words, and those that may name the same thing: of an ImageNet class (tabby, cat, animal), or of a person."""
-    own, people = _parts(words), PERSON_WORDS | {"person", "people"}
-    families = [own, *filter(own.intersection, map(frozenset, imagenet_texts())), *([people] if own & people else [])]
+    """Return the words, and others for the same thing: of an ImageNet class (tabby, cat, animal), or of a person."""
+    parts, people = _parts(words), PERSON_WORDS | {"person", "people"}
+    classes = filter(parts.intersection, map(frozenset, imagenet_texts()))
+    families = [parts, *classes, *([people] if parts & people else [])]
     return frozenset().union(*families)
 
 
 def siblings(words: Sequence[str]) -> frozenset[str]:
-    """Other things of the same sort, by ImageNet's classes: of a dog the other animals, of a car the other vehicles.
+    """Return other things of the same sort, by ImageNet's classes: of a dog the other animals.
 
     They never are a part of the thing. Furniture has none, since a table's photo shows its chairs too.
     """
-    own = _parts(words)
-    above = frozenset().union(*(line for line in imagenet_texts() if own.intersection(line))) - own - {"furniture"}
+    parts = _parts(words)
+    above = frozenset().union(*(line for line in imagenet_texts() if parts.intersection(line))) - parts - {"furniture"}
     return frozenset().union(*(line for line in imagenet_texts() if above.intersection(line))) - kin(words)
 
 
 def choose_rivals(words: Sequence[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Those nouns of a model's vocabulary that compete with the labels' `words` for the pixels of a photo.
+    """Return the nouns of a model's vocabulary that compete with the labels' `words` for pixels.
 
-    Stuff, siblings and people: all nouns that are unlike a label would be too many, for parts and neighbours of a thing
-    (wing, collar) take its pixels (`experiments/nothing_words.py`).
+    They are stuff, siblings and people. All nouns unlike a label would be too many: parts and neighbours of a thing
+    (wing, collar) would take its pixels (`experiments/nothing_words.py`).
     """
     rivals = (STUFF | siblings(words) | {"person"}) - kin(words)
     return tuple(noun for noun in vocabulary if noun in rivals)

@@ -1,4 +1,4 @@
-"""Windows over a resized photo: where they lie, and how the scores of all of them become one map."""
+"""Windows over a resized photo: where they lie, and how their scores become one map at the photo's size."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int
 from torch import Tensor
 
-_NO_REGION = 255
+from groupvit.models import ImageFeatures
+
+_STRIP = 2**22  # values that are resampled at once: 16 MB in float32
 _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in short sides
 
 
@@ -17,9 +19,8 @@ _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in s
 class Window:
     """One encoded part of a photo: which patches each group owns, stage by stage, and how labels fit final segments.
 
-    `regions` are the indices of the given regions that the window shows, `region_scores` how labels fit them, stage by
-    stage, when that grouping merges them instead of its groups (see `Segmenter.segment`). `others` are the maps and
-    scores of other numbers of groups.
+    `others` are the maps and scores of other numbers of groups. `features` are the image encoder's, where they are kept
+    (`Segmenter.segment`).
     """
 
     top: int
@@ -29,14 +30,18 @@ class Window:
     grid: tuple[int, int]
     groups: tuple[Float[Tensor, "_ rows columns"], ...]
     scores: Float[Tensor, "segments labels"]
-    regions: tuple[int, ...] = ()
-    region_scores: tuple[Float[Tensor, "regions words"], ...] = ()
     others: tuple[tuple[Float[Tensor, "_ rows columns"], Float[Tensor, "_ labels"]], ...] = ()
+    features: ImageFeatures | None = None
 
     @property
     def finals(self) -> tuple[tuple[Float[Tensor, "_ rows columns"], Float[Tensor, "_ labels"]], ...]:
         """Maps of final groups and how labels fit them; a pixel averages the scores of all groups that own it."""
         return ((self.groups[-1], self.scores), *self.others)
+
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width."""
+        return self.top, self.left, self.height, self.width
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -45,7 +50,7 @@ class Window:
 
 
 def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Height and width at which a photo of (width, height) is encoded; its shape is kept."""
+    """Return height and width at which a photo of (width, height) is encoded."""
     scale = min(short_side / min(size), _LONGEST * short_side / max(size))
     width, height = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
@@ -54,7 +59,7 @@ def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 def plan(
     sizes: Iterable[tuple[int, int]], window: int | None, stride: int | None
 ) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-    """Photos' indices and the places of their windows, photos of one size together; no window: the whole photo."""
+    """Yield photos' indices and the places of their windows, photos of one size together."""
     step = stride or max(1, (window or 2) // 2)
     for photo, (height, width) in sorted(enumerate(sizes), key=lambda item: item[1]):
         for top in _starts(height, window or height, step):
@@ -63,37 +68,21 @@ def plan(
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side; the last is flush with the border."""
+    """Return where windows begin along one side; the last is flush with the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
 
 def covered(place: tuple[int, int, int, int], step: tuple[float, float]) -> tuple[slice, slice]:
-    """The part of the photo that a window covers; `step` is the resized photo's pixels per pixel of the photo."""
+    """Return the part of the photo that a window covers; `step` is resized pixels per pixel of the photo."""
     top, left, height, width = place
     ends = ((top, height, step[0]), (left, width, step[1]))
     rows, columns = (slice(round(start / step), round((start + size) / step)) for start, size, step in ends)
     return rows, columns
 
 
-def patch_shares(
-    regions: UInt[np.ndarray, "height width"], size: tuple[int, int], patch: int
-) -> tuple[tuple[int, ...], Float[Tensor, "regions patches"]]:
-    """The regions of a part of a photo, by index (255 is none), and the share of each patch that lies in each.
-
-    `size` is that of the part as it was encoded, which is padded to whole patches.
-    """
-    found = [int(index) for index in np.unique(regions) if index != _NO_REGION]
-    if not found:
-        return (), torch.empty(0, 0)
-    masks = (torch.from_numpy(regions == index)[None, None].float() for index in found)
-    shares = torch.cat([F.interpolate(mask, size, mode="area") for mask in masks])
-    shares = F.avg_pool2d(F.pad(shares, (0, -size[1] % patch, 0, -size[0] % patch)), patch)
-    return tuple(found), shares.flatten(1)
-
-
 def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) -> Float[Tensor, "labels height width"]:
-    """Label scores of a model without groups at every pixel of the resized photo, averaged where windows overlap."""
+    """Return label scores of a model without groups at every pixel of the resized photo, averaged over windows."""
     if len(windows) == 1:
         return _enlarged(windows[0].scores.T.unflatten(1, windows[0].grid), windows[0], patch)
     total = windows[0].scores.new_zeros(windows[0].scores.shape[-1], *size)
@@ -107,7 +96,7 @@ def mean_scores(windows: Sequence[Window], size: tuple[int, int], patch: int) ->
 def shared_scores(
     windows: Sequence[Window], size: tuple[int, int], patch: int
 ) -> tuple[Float[Tensor, "rows labels"], Int[Tensor, "height width"]]:
-    """Label scores at every pixel of the resized photo, averaged where windows overlap: a table, and each one's row.
+    """Return label scores at every pixel of the resized photo, averaged over windows: a table, and each pixel's row.
 
     A pixel has the scores of the final groups that own it (`Window.finals`). Pixels of the same groups share a row, and
     unless windows are many there are far fewer rows than pixels.
@@ -122,9 +111,9 @@ def shared_scores(
         groups = len(scores)
         # On a CPU max is five times faster than argmax.
         pairs = rows[w.inside] * groups + _enlarged(owners, w, patch).max(dim=0).indices
-        found = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
-        rows[w.inside] = len(total) + (found.cumsum(dim=0) - 1)[pairs]
-        pair = found.nonzero()[:, 0]
+        occurring = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
+        rows[w.inside] = len(total) + (occurring.cumsum(dim=0) - 1)[pairs]
+        pair = occurring.nonzero()[:, 0]
         total = torch.cat([total, total[pair // groups] + scores[pair % groups]])
         count = torch.cat([count, count[pair // groups] + 1])
     return total / count.clamp(min=1)[:, None], rows
@@ -135,3 +124,60 @@ def _enlarged(
 ) -> Float[Tensor, "channels height width"]:
     pixels = F.interpolate(patches[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
     return pixels[:, : w.height, : w.width]
+
+
+def resampled_argmax(
+    maps: Float[Tensor, "channels rows columns"], size: tuple[int, ...], step: tuple[float, float]
+) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
+    """Return the largest channel, value and index, after bilinear resampling to `size` pixels `step` cells apart.
+
+    Works in strips of rows: all channels of a large photo would not fit into memory.
+    """
+    top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
+    left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
+    best, index = np.empty(size, maps.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
+    rows = max(1, _STRIP // max(1, len(maps) * size[1]))  # a window may cover no pixel of a tiny photo
+    for start in range(0, size[0], rows):
+        strip = slice(start, start + rows)
+        first, last = int(top[start]), int(bottom[strip][-1]) + 1
+        wide = torch.lerp(maps[:, first:last, left], maps[:, first:last, right], along)
+        above, below = wide.index_select(1, top[strip] - first), wide.index_select(1, bottom[strip] - first)
+        pixels = torch.lerp(above, below, down[strip, None])
+        values, channels = pixels.max(dim=0)
+        best[strip], index[strip] = values.cpu().numpy(), channels.cpu().numpy()
+    return best, index
+
+
+def resampled_rows(
+    scores: Float[Tensor, "table labels"],
+    rows: Int[Tensor, "down across"],
+    size: tuple[int, ...],
+    step: tuple[float, float],
+) -> tuple[Float[np.ndarray, "height width"], Int[np.ndarray, "height width"]]:
+    """Return `resampled_argmax` of the maps scores[rows], comparing channels only where neighbours' rows differ."""
+    top, bottom, down = _taps(size[0], step[0], rows.shape[0], scores)
+    left, right, along = _taps(size[1], step[1], rows.shape[1], scores)
+    values, labels = scores.max(dim=1)
+    best, index = np.empty(size, scores.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
+    for start in range(0, size[0], count := max(1, _STRIP // (8 * max(1, size[1])))):
+        strip = slice(start, start + count)
+        corners = [rows[ys[strip]][:, xs] for ys in (top, bottom) for xs in (left, right)]
+        highest, winner = values[corners[0]], labels[corners[0]]
+        differ = (corners[0] != corners[1]) | (corners[0] != corners[2]) | (corners[0] != corners[3])
+        for pixels in differ.nonzero().split(max(1, _STRIP // (4 * scores.shape[1]))):
+            y, x = pixels.T
+            above_left, above_right, below_left, below_right = (scores[corner[y, x]] for corner in corners)
+            above = torch.lerp(above_left, above_right, along[x, None])
+            below = torch.lerp(below_left, below_right, along[x, None])
+            highest[y, x], winner[y, x] = torch.lerp(above, below, down[strip][y, None]).max(dim=1)
+        best[strip], index[strip] = highest.cpu().numpy(), winner.cpu().numpy()
+    return best, index
+
+
+def _taps(
+    count: int, step: float, cells: int, like: Tensor
+) -> tuple[Int[Tensor, " count"], Int[Tensor, " count"], Float[Tensor, " count"]]:
+    """Return for each output pixel the two nearest cells, and the second one's weight."""
+    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
+    low = position.floor().long()
+    return low.to(like.device), (low + 1).clamp(max=cells - 1).to(like.device), (position - low).to(like)

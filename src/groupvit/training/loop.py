@@ -17,8 +17,9 @@ from groupvit.data.batches import Batch
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.machine import has_bfloat16
+from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, build_model, noise, temperature
+from groupvit.models.layers import resampled
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary, open_photos
 from groupvit.training.distributed import ALONE, World, mark_started
@@ -111,10 +112,10 @@ def _check(run: Run, world: World) -> None:
 
 
 def _bfloat16(device: torch.device, world: World) -> bool:
-    """True if all processes compute in bfloat16."""
-    lacking = bool(world.largest(int(not has_bfloat16(device)), device))
+    """Return True if all processes compute in bfloat16."""
+    lacking = bool(world.largest(int(not bfloat16_is_faster(device)), device))
     if lacking and not world.rank:
-        print("a processor here has no bfloat16, so the training is in float32", file=sys.stderr)
+        print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
     return not lacking
 
 
@@ -158,10 +159,11 @@ def initialise(model: GroupViT, source: Path) -> None:
     Raises `InputError` for a checkpoint of another architecture.
     """
     trained, _ = load(source)
-    if model.image_encoder.pos_embed is not None and trained.image_encoder.pos_embed is not None:
+    positions = trained.image_encoder.pos_embed
+    if model.image_encoder.pos_embed is not None and positions is not None:
         side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
         with torch.no_grad():
-            trained.image_encoder.pos_embed = nn.Parameter(trained.image_encoder.position_embedding(side, side).clone())
+            trained.image_encoder.pos_embed = nn.Parameter(resampled(positions, side, side).clone())
     check(trained.state_dict(), model.state_dict(), source)
     model.load_state_dict(trained.state_dict())
 

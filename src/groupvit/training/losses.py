@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from groupvit.models.layers import linear
-
 Form = Literal["release", "paper"]
 
 _IMAGES_AT_ONCE = 16
@@ -127,7 +125,7 @@ def segment_noun_loss(
     and rare ones. Not in the paper: its multi-label loss asks the same of the pooled image, and then segments learn the
     words of their neighbours.
     """
-    similarities = linear(scale * segments, nouns)
+    similarities = F.linear(scale * segments, nouns)
     if occupied is not None:
         similarities = similarities.masked_fill(~occupied[:, :, None], -torch.inf)
     logits = similarities.logsumexp(dim=1) + bias
@@ -145,4 +143,4 @@ def teacher_loss(
 
     Distillation (Hinton et al., 2015) cell by cell: a photo's captions tell what is in it, the classifier also where.
     """
-    return -(taught * linear(scale * cells, classes).log_softmax(dim=-1)).sum(dim=-1).mean()
+    return -(taught * F.linear(scale * cells, classes).log_softmax(dim=-1)).sum(dim=-1).mean()

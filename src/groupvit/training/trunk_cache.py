@@ -24,7 +24,7 @@ from groupvit.data.batches import RandomCrops
 from groupvit.data.workers import received
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
-from groupvit.machine import has_bfloat16
+from groupvit.machine import bfloat16_is_faster
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.trunks import EfficientNetLite
 
@@ -131,7 +131,7 @@ def _write(
         with ExitStack() as stack:  # files, for a full disk kills whoever writes to mapped memory
             files = [stack.enter_context((folder / name).open("wb")) for name in shapes]
             for i, (images, decoded) in enumerate(progress(received(loader), len(loader))):
-                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, has_bfloat16(device)):
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16_is_faster(device)):
                     maps = encoder.early(images.to(device))
                 for file, made in zip(files, maps, strict=True):
                     file.write(made.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())

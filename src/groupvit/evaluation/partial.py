@@ -1,4 +1,4 @@
-"""An evaluation under way: each process appends the photos it has counted to a file, and reads those of the others."""
+"""An evaluation under way: each process appends its photos' counts to a file, and reads those of the others."""
 
 import glob
 import json
@@ -12,11 +12,11 @@ from groupvit.errors import InputError
 from groupvit.evaluation.results import PhotoScores
 
 
-class Parts:
+class PartialResult:
     """The files `OUT.part-RANK` beside a result file that is not there yet.
 
-    The first line of each says what is evaluated; parts of another evaluation are an `InputError`. A last line that was
-    cut off is dropped, so an evaluation can be stopped at any time. A context manager, which closes this process's own.
+    The first line of each says what is evaluated; files of another evaluation are an `InputError`. A last line that was
+    cut off is dropped, so an evaluation can be stopped at any time. Leaving the context closes this process's file.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0):
@@ -24,21 +24,18 @@ class Parts:
         self.scores: dict[str, PhotoScores] = {}
         self._read: dict[Path, int] = {}
         self.refresh()
-        own = self._path(rank)
+        path = out.with_name(f"{out.name}.part-{rank}")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = own.open("ab")
-            self._file.truncate(self._read.get(own, 0))
-            if own not in self._read:
+            self._file = path.open("ab")
+            self._file.truncate(self._read.get(path, 0))
+            if path not in self._read:
                 self._append({"evaluation": self.identity})
         except OSError as error:
-            raise InputError(f"cannot write {own} ({error.strerror}): choose another --out") from error
-
-    def _path(self, rank: int) -> Path:
-        return self.out.with_name(f"{self.out.name}.part-{rank}")
+            raise InputError(f"cannot write {path} ({error.strerror}): choose another --out") from error
 
     def refresh(self) -> None:
-        """Reads what other processes, or earlier ones, have added."""
+        """Read what other processes, or earlier ones, have added."""
         for path in sorted(self.out.parent.glob(f"{glob.escape(self.out.name)}.part-*")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -68,7 +65,7 @@ class Parts:
             raise InputError(f"{path} is damaged: delete it, its photos are evaluated again") from error
 
     def add(self, photo: PhotoScores) -> None:
-        """Keeps a photo's counts, on disk before anything else happens."""
+        """Keep a photo's counts, on disk before anything else happens."""
         self.scores[photo.name] = photo
         try:
             self._append(photo.to_dict())
@@ -81,12 +78,12 @@ class Parts:
         self._read[Path(self._file.name)] = self._file.tell()
 
     def wait_for(self, names: Collection[str]) -> None:
-        """Returns when all processes have counted all photos."""
+        """Wait until all processes have counted all photos."""
         while not self.scores.keys() >= set(names):
             time.sleep(0.2)
             self.refresh()
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> "PartialResult":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,16 +91,16 @@ class Parts:
             self._file.close()
 
     def remove(self) -> None:
-        """Deletes all parts, once their result is written."""
+        """Delete all parts, once their result is written."""
         self._file.close()
         for path in self._read:
             path.unlink(missing_ok=True)
 
 
-def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-    """The names of fields that differ, and which part of them: "model" with "precision"."""
-    for key, value in own.items():
-        held = other.get(key)
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of fields that differ, and which part of them: "model" with "precision"."""
+    for key, value in ours.items():
+        held = theirs.get(key)
         if isinstance(value, dict) and isinstance(held, dict) and held != value:
             parts = sorted(name for name in {*value, *held} if value.get(name, "absent") != held.get(name, "absent"))
             yield f"{key} ({', '.join(parts)})"

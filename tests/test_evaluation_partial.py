@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from groupvit.errors import InputError
-from groupvit.evaluation.parts import Parts
+from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.scoring import score_prediction
 from test_evaluation_scoring import made, masked
 
@@ -21,38 +21,38 @@ def scored(index: int):
 
 def test_what_was_added_is_there_after_a_stop(tmp_path):
     out = tmp_path / "new folder" / "a.json"
-    with Parts(out, IDENTITY) as first:
+    with PartialResult(out, IDENTITY) as first:
         first.add(scored(0))
         first.add(scored(1))
-    with Parts(out, IDENTITY) as second:
+    with PartialResult(out, IDENTITY) as second:
         assert second.scores.keys() == {"photo 0", "photo 1"}
         assert np.array_equal(second.scores["photo 1"].matrix, scored(1).matrix)
         assert second.scores["photo 1"].stages[0].ari == scored(1).stages[0].ari
         second.add(scored(2))
-    with Parts(out, IDENTITY) as third:
+    with PartialResult(out, IDENTITY) as third:
         assert len(third.scores) == 3
 
 
 @pytest.mark.parametrize("cut", [1, 30])
 def test_a_line_that_was_cut_off_is_counted_again(cut, tmp_path):
     out = tmp_path / "a.json"
-    with Parts(out, IDENTITY) as parts:
+    with PartialResult(out, IDENTITY) as parts:
         parts.add(scored(0))
         parts.add(scored(1))
     file = tmp_path / "a.json.part-0"
     file.write_bytes(file.read_bytes()[:-cut])
-    with Parts(out, IDENTITY) as again:
+    with PartialResult(out, IDENTITY) as again:
         assert again.scores.keys() == {"photo 0"}
         again.add(scored(1))
-    with Parts(out, IDENTITY) as whole:
+    with PartialResult(out, IDENTITY) as whole:
         assert whole.scores.keys() == {"photo 0", "photo 1"}
 
 
 def test_a_header_that_was_cut_off_is_written_again(tmp_path):
     (tmp_path / "a.json.part-0").write_text('{"evalu')
-    with Parts(tmp_path / "a.json", IDENTITY) as parts:
+    with PartialResult(tmp_path / "a.json", IDENTITY) as parts:
         parts.add(scored(0))
-    with Parts(tmp_path / "a.json", IDENTITY) as again:
+    with PartialResult(tmp_path / "a.json", IDENTITY) as again:
         assert len(again.scores) == 1
 
 
@@ -69,7 +69,7 @@ class Full:
 
 def test_a_full_disk_is_one_line(tmp_path):
     def add() -> None:
-        with Parts(tmp_path / "a.json", IDENTITY) as parts:
+        with PartialResult(tmp_path / "a.json", IDENTITY) as parts:
             parts._file.close()
             parts._file = Full()
             parts.add(scored(0))
@@ -80,7 +80,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_processes_see_each_other_s_photos(tmp_path):
     out = tmp_path / "a.json"
-    with Parts(out, IDENTITY, 0) as first, Parts(out, IDENTITY, 1) as second:
+    with PartialResult(out, IDENTITY, 0) as first, PartialResult(out, IDENTITY, 1) as second:
         first.add(scored(0))
         waiting = threading.Thread(target=first.wait_for, args=(["photo 0", "photo 1"],))
         waiting.start()
@@ -94,36 +94,36 @@ def test_processes_see_each_other_s_photos(tmp_path):
 
 
 def test_parts_of_another_evaluation_are_not_mixed_in(tmp_path):
-    with Parts(tmp_path / "a.json", IDENTITY):
+    with PartialResult(tmp_path / "a.json", IDENTITY):
         pass
     with pytest.raises(
         InputError, match=r"a.json.part-0 is of an evaluation with another protocol \(name\): delete it"
     ):
-        Parts(tmp_path / "a.json", IDENTITY | {"protocol": {"name": "other"}})
+        PartialResult(tmp_path / "a.json", IDENTITY | {"protocol": {"name": "other"}})
 
 
 @pytest.mark.parametrize("text", ["nonsense\n", "[]\n", "{}\n", '{"evaluation":3}\n', '{"evaluation":"x"}\n'])
 def test_a_file_of_something_else_is_named(text, tmp_path):
     (tmp_path / "a.json.part-0").write_text(text)
     with pytest.raises(InputError, match=r"a.json.part-0 is no part of an evaluation"):
-        Parts(tmp_path / "a.json", IDENTITY)
+        PartialResult(tmp_path / "a.json", IDENTITY)
 
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "a.json.part-0").write_text(json.dumps({"evaluation": IDENTITY}) + '\n{"name": 3}\n')
     with pytest.raises(InputError, match=r"a.json.part-0 is damaged"):
-        Parts(tmp_path / "a.json", IDENTITY)
+        PartialResult(tmp_path / "a.json", IDENTITY)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*file/a.json.part-0"):
-        Parts(tmp_path / "file/a.json", IDENTITY)
+        PartialResult(tmp_path / "file/a.json", IDENTITY)
 
 
 def test_brackets_in_a_name_are_no_pattern(tmp_path):
     out = tmp_path / "r[1].json"
-    with Parts(out, IDENTITY) as parts:
+    with PartialResult(out, IDENTITY) as parts:
         parts.add(scored(0))
-    with Parts(out, IDENTITY) as again:
+    with PartialResult(out, IDENTITY) as again:
         assert len(again.scores) == 1

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from experiments.trunk_baselines import TrunkClassifier, class_members, k_means, trunk_baselines, ungrouped
 from PIL import Image
 
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import open_benchmark
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
-from groupvit.evaluation.scoring import THRESHOLDS, evaluate
-from groupvit.evaluation.trunk import TrunkClassifier, class_members, k_means, trunk_floors, ungrouped
+from groupvit.evaluation.thresholds import THRESHOLDS
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
 from groupvit.models.config import ViTConfig
 from groupvit.segmentation import Segmenter, parse_labels
@@ -35,7 +36,7 @@ def made(config: ModelConfig) -> Segmenter:
     torch.manual_seed(0)
     model = build_model(config)
     randomise(model.image_encoder.trunk)
-    return Segmenter(model, config, device="cpu")
+    return Segmenter(model, config, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +50,28 @@ def photo():
     return Image.fromarray(cells).resize((150, 90))
 
 
-def test_every_floor_names_each_pixel_of_a_photo(one, photo):
-    floors = trunk_floors(one)
-    assert list(floors) == ["k-means on the trunk's features", "each patch alone", "the trunk's classifier, dense"]
-    for floor in floors.values():
-        result = floor.segment(photo, LABELS)
+def test_every_baseline_names_each_pixel_of_a_photo(one, photo):
+    baselines = trunk_baselines(one)
+    assert list(baselines) == ["k-means on the trunk's features", "each patch alone", "the trunk's classifier, dense"]
+    for baseline in baselines.values():
+        result = baseline.segment(photo, LABELS)
         assert result.label_map.shape == (90, 150)
         assert result.names == LABELS
 
 
 def test_a_model_without_a_trunk_has_none():
-    assert trunk_floors(random_segmenter()) == {}
+    assert trunk_baselines(random_segmenter()) == {}
     with pytest.raises(InputError, match="no trunk with a classifier"):
         TrunkClassifier(random_segmenter())
 
 
 def test_k_means_is_the_model_without_smooth_features_and_other_numbers_of_groups(one, photo):
-    floor = k_means(one)
-    own, plain = (segmenter.model.image_encoder.stages[0].seeded for segmenter in (one, floor))
-    assert (own.smooth, own.others) == (True, (3, 12))
+    clusters = k_means(one)
+    smooth, plain = (segmenter.model.image_encoder.stages[0].seeded for segmenter in (one, clusters))
+    assert (smooth.smooth, smooth.others) == (True, (3, 12))
     assert (plain.smooth, plain.others) == (False, ())
-    assert len(floor.segment(photo, LABELS).windows[0].others) == 0
-    assert floor.segment(photo, LABELS).groups[-1].max() == one.segment(photo, LABELS).groups[-1].max()
+    assert len(clusters.segment(photo, LABELS).windows[0].others) == 0
+    assert clusters.segment(photo, LABELS).groups[-1].max() == one.segment(photo, LABELS).groups[-1].max()
 
 
 def test_clusters_take_the_place_of_both_stages(photo):
@@ -97,7 +98,7 @@ def test_a_patch_alone_is_in_no_group_and_is_named_as_in_training(one, photo):
         features = vit.model.image_encoder(images)
         expected = vit.model.image_encoder.patches_alone(features)
         torch.testing.assert_close(ungrouped(vit).model.image_encoder(images).segments, expected)
-    assert list(trunk_floors(vit)) == ["k-means on the trunk's features", "each patch alone"]
+    assert list(trunk_baselines(vit)) == ["k-means on the trunk's features", "each patch alone"]
 
 
 def test_classes_belong_to_the_labels_with_one_of_their_words():
@@ -136,7 +137,7 @@ def test_the_classifier_sums_the_probabilities_of_a_labels_classes_at_every_cell
 def test_the_classifiers_background_is_cross_fitted_like_the_models(one, tmp_path):
     LAYOUTS["pets"](tmp_path)
     pets = open_benchmark("pets", tmp_path)
-    result = evaluate(TrunkClassifier(one), pets, CALIBRATED_WHOLE, precision="fp32")
+    result = evaluate(TrunkClassifier(one), pets, CALIBRATED_WHOLE)
     assert len(result.thresholds) == 2
     assert set(result.thresholds) <= {float(threshold) for threshold in THRESHOLDS}
     assert result.matrix.sum() == sum((photo.mask != 255).sum() for photo in pets)

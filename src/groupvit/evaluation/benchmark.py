@@ -1,0 +1,217 @@
+"""A model, or any other predictions, on a whole benchmark."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from groupvit.errors import InputError
+from groupvit.evaluation.baselines import score_baselines
+from groupvit.evaluation.classification import ClassFolder, classify
+from groupvit.evaluation.datasets import Dataset, MaskedPhoto
+from groupvit.evaluation.metrics import IndexMap, contingency
+from groupvit.evaluation.naming import class_indices, name_regions
+from groupvit.evaluation.partial import PartialResult
+from groupvit.evaluation.protocols import Protocol
+from groupvit.evaluation.results import PhotoScores, Result, versions
+from groupvit.evaluation.retrieval import Retrieval
+from groupvit.evaluation.scoring import score_prediction, stage_scores
+from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
+from groupvit.files import write_atomically
+from groupvit.segmentation import Segmentation, Segmenter
+from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
+
+_PIXELS_AT_ONCE = 2**23
+
+Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+"""A bar with a title, for so many photos; gives the function to call after each of them."""
+
+
+def evaluate(
+    segmenter: Segmenter, dataset: Dataset, protocol: Protocol, *, source: str = "", batch_size: int = 8
+) -> Result:
+    """Return a model's result on a benchmark."""
+    photos = list(score_photos(segmenter, dataset, protocol, dataset.names, batch_size=batch_size))
+    return conclude(started(segmenter, dataset, protocol, source), photos, dataset, protocol)
+
+
+def score_photos(
+    segmenter: Segmenter, dataset: Dataset, protocol: Protocol, names: Sequence[str], *, batch_size: int = 8
+) -> Iterator[PhotoScores]:
+    """Yield photos' counts, in order; where the threshold is to be calibrated, `settle` completes them."""
+    view, pending = protocol.view_of(segmenter.config, dataset), protocol.calibrated(dataset)
+    labels = segmenter.labels_of(protocol.labels(dataset), view)
+    for photos in _chunks(map(dataset.read, names), batch_size):
+        images = [photo.image for photo in photos]
+        results = segmenter.segment(images, labels, view, batch_size=batch_size, keep_features=True)
+        for photo, result in zip(photos, results, strict=True):
+            counted = count_photo(photo, result, dataset, pending=pending)
+            yield replace(counted, naming=name_regions(segmenter, result, photo, dataset, labels, view.templates))
+
+
+def _chunks(photos: Iterable[MaskedPhoto], count: int) -> Iterator[list[MaskedPhoto]]:
+    """Yield photos that are segmented together, so that windows of one size fill batches; of large photos fewer."""
+    chunk: list[MaskedPhoto] = []
+    for photo in photos:
+        chunk.append(photo)
+        if len(chunk) == count or sum(p.mask.size for p in chunk) >= _PIXELS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def count_photo(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, pending: bool) -> PhotoScores:
+    """Return a segmented photo's counts, or what is needed to complete them when the threshold is known."""
+    classes = len(dataset.classes)
+    prediction = class_indices(result, dataset.classes)[result.label_map]
+    tables: list[list[np.ndarray]] = []
+    for window in result.windows:
+        place, groups = result.groups_of(window)
+        tables.append([contingency(stage, photo.mask[place], classes) for stage in groups])
+    stages = tuple(stage_scores(stage) for stage in zip(*tables, strict=True))
+    if not pending:
+        return replace(score_prediction(photo, prediction, classes), stages=stages)
+    return PhotoScores(
+        name=photo.name,
+        digest=photo.digest,
+        pixels=photo.mask.size,
+        matrix=np.zeros((0, 3), np.int64),
+        boundary=np.zeros((0, 4), np.int64),
+        stages=stages,
+        pending=pending_counts(photo, prediction, result.confidence, classes),
+    )
+
+
+def started(segmenter: Segmenter, dataset: Dataset, protocol: Protocol, source: str) -> Result:
+    """Return a result that has no photos yet."""
+    return Result(
+        benchmark=dataset.benchmark,
+        classes=dataset.classes,
+        protocol=protocol.record(segmenter.config, dataset),
+        model=describe(segmenter, source),
+    )
+
+
+def conclude(result: Result, photos: Sequence[PhotoScores], dataset: Dataset, protocol: Protocol) -> Result:
+    """Return the result with its photos, and with their thresholds where these are to be calibrated."""
+    thresholds, settled = settle(photos, dataset, protocol)
+    return replace(result, thresholds=thresholds, photos=settled)
+
+
+def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
+    """Return where a model comes from, its configuration and size, and a hash that no layout of files changes."""
+    digest, model = hashlib.sha256(), segmenter.model
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "source": source,
+        "sha256": digest.hexdigest(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "config": asdict(segmenter.config),
+        "precision": segmenter.precision,
+    }
+
+
+def evaluate_predictions(
+    dataset: Dataset,
+    predict: Callable[[MaskedPhoto], IndexMap | tuple[IndexMap, Sequence[IndexMap]]],
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Return the result of anything else: `predict` gives a photo's map of class indices, and groups if it has some."""
+    photos = []
+    for photo in dataset:
+        predicted = predict(photo)
+        prediction, groups = predicted if isinstance(predicted, tuple) else (predicted, ())
+        photos.append(score_prediction(photo, prediction, len(dataset.classes), groups))
+    return Result(
+        benchmark=dataset.benchmark,
+        classes=dataset.classes,
+        protocol=dict(settings or {}),
+        model={"source": name},
+        photos=tuple(photos),
+    )
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's rank and how many torchrun started, each with a GPU of its own where there are some."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def evaluate_into(
+    out: Path,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    source: str,
+    batch_size: int,
+    progress: Progress,
+) -> bool:
+    """Write a result file, or go on with one that was interrupted; return True to the first process only.
+
+    A file that is there already stays if it holds this very evaluation, and is an `InputError` if not.
+    """
+    rank, count = processes()
+    result = started(segmenter, dataset, protocol, source)
+    if out.exists():
+        held = Result.load(out)
+        if held.identity() != result.identity(dataset.names):
+            what = "model, protocol, classes, photos or precision"
+            raise InputError(f"{out} holds another evaluation ({what}): choose another --out or delete it")
+        for photo in held.photos if rank == 0 else ():
+            unchanged(dataset, photo)
+        return rank == 0
+    with PartialResult(out, result.identity(dataset.names), rank) as partial:
+        names = dataset.names[rank::count]
+        for name in partial.scores.keys() & set(names):
+            unchanged(dataset, partial.scores[name])
+        left = [name for name in names if name not in partial.scores]
+        with progress("evaluating", len(left), shown=rank == 0) as advance:
+            for photo in score_photos(segmenter, dataset, protocol, left, batch_size=batch_size):
+                partial.add(photo)
+                advance()
+        if rank:
+            return False
+        partial.wait_for(dataset.names)
+        result = conclude(result, [partial.scores[name] for name in dataset.names], dataset, protocol)
+        with progress("baselines", len(dataset)) as advance:
+            baselines = score_baselines(result, segmenter, dataset, protocol, advance)
+        replace(result, floors=baselines).save(out)
+        partial.remove()
+    return True
+
+
+def evaluate_whole_photos(
+    segmenter: Segmenter, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, source: str
+) -> dict[str, Any]:
+    """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: --out names the result file")
+    metrics: dict[str, float] = {}
+    if benchmark == "retrieval":
+        retrieval = Retrieval([root], segmenter.config)
+        photos, digest = len(retrieval.photos), retrieval.digest
+        metrics = retrieval(segmenter.model)
+    else:
+        folder = ClassFolder.open(root)
+        for templates in (IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80):
+            accuracies = classify(segmenter, folder, templates)
+            metrics |= {f"{name}, {len(templates)} templates": value for name, value in accuracies.items()}
+        photos, digest = len(folder), folder.digest()
+    document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
+    document["data"] = {"photos": photos, "sha256": digest}
+    document["model"] = describe(segmenter, source) | {"precision": "fp32"}
+    write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
+    return document

@@ -1,0 +1,68 @@
+"""An evaluation's numbers as lines of text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from groupvit.evaluation.results import Result
+
+
+def report(result: Result) -> str:
+    """Return the numbers of a result."""
+    numbers = result.metrics()
+    width = max(map(len, numbers["classes"]))
+    lines = [*_whole(result, numbers), *_stages(numbers), f"{'class':{width}}    IoU  accuracy  boundary IoU"]
+    for name, values in numbers["classes"].items():
+        cells = (_number(values[key]) for key in ("iou", "accuracy", "boundary_iou"))
+        row = "".join(f"{cell:>{size}}" for cell, size in zip(cells, (6, 10, 14), strict=True))
+        lines.append(f"{name:{width}} {row}")
+    return "\n".join(lines)
+
+
+def _whole(result: Result, numbers: Mapping[str, Any]) -> list[str]:
+    thresholds = " and ".join(f"{threshold:.3g}" for threshold in result.thresholds)
+    sizes = ", ".join(f"{size} {_number(value)}" for size, value in numbers["by_size"].items())
+    lines = [
+        f"{result.benchmark}, {result.protocol['name']}: {len(result.photos)} photos"
+        + (f", background below {thresholds}" if thresholds else ""),
+        f"mIoU {_number(numbers['miou'])} ({_interval(numbers['interval'])}), "
+        f"boundary mIoU {_number(numbers['boundary_miou'])}, "
+        f"pixel accuracy {_number(numbers['pixel_accuracy'])}, mean accuracy {_number(numbers['mean_accuracy'])}",
+        *(
+            f"baseline, {name}: mIoU {_number(values['miou'])}, model minus baseline {format_difference(values)}"
+            for name, values in result.floors.items()
+        ),
+        f"by share of the photo: {sizes}",
+    ]
+    if numbers["errors"]:
+        lines.append("pixels: " + ", ".join(f"{_number(share)} % {name}" for name, share in numbers["errors"].items()))
+    return lines
+
+
+def _stages(numbers: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for stage, values in enumerate(numbers["grouping"], start=1):
+        rand = _number(values["adjusted_rand_index"], ".3f")
+        lines.append(
+            f"groups of stage {stage}: {_number(values['groups'], '.1f')} in a photo, adjusted Rand index {rand}, "
+            f"purity {_number(values['purity'])}, mIoU with the best names {_number(values['oracle_miou'])}"
+        )
+    for stage, naming in enumerate(numbers["naming"], start=1):
+        lines.append(
+            f"naming with the true regions in stage {stage}: "
+            f"{naming['accuracy']:.2f} % of {naming['regions']} regions, "
+            f"{naming['pixel_accuracy']:.2f} % of their pixels"
+        )
+    return lines
+
+
+def format_difference(values: Mapping[str, Any]) -> str:
+    """Return a difference of mean IoUs with its interval (`results.difference`)."""
+    return f"{_number(values['difference'], '+.2f')} ({_interval(values['interval'], '+.2f')})"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(ends: Sequence[float] | None, form: str = ".2f") -> str:
+    return "95 % " + ("-" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}")
