@@ -255,9 +255,10 @@ class ImageEncoder(nn.Module):
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
         """Yield the features with half and with twice as many seeded groups; nothing without such groups as the last."""
-        seeded = self._stages()[-1].seeded if self.stages else None
-        if seeded is None or features.trunk is None:
+        stages = self.grouping_stages()
+        if not stages or stages[-1].seeded is None or features.trunk is None:
             return
+        seeded = stages[-1].seeded
         for groups in seeded.others:
             segments, assignment = seeded(features.trunk.local, features.ungrouped[-1].segments, groups=groups)
             yield replace(features, segments=self.norm(segments), assignments=(assignment,))
