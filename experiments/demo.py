@@ -3,7 +3,7 @@
     python -m experiments.demo --out runs/demo [--record]
 
 Writes for each photograph one picture: photo, groups, segments named with the words below; offline, with the model
-that is in the package. The words are what one sees in each photograph, chosen once and not by what comes out.
+that is in the package. The words are what one sees in each photograph; what is none of them is background.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from groupvit import api
 from groupvit.segmentation import Segmentation, Segmenter, drawing
 
 PHOTOS = {
-    "astronaut": ("person=person,woman", "flag", "wall"),
+    "astronaut": ("person=person,woman", "flag", "space shuttle"),
     "chelsea": ("cat", "bed=bed,blanket", "wall"),
     "coffee": ("cup", "spoon", "table"),
     "motorcycle": ("motorcycle=motorcycle,bike", "floor", "wall"),
@@ -33,8 +33,8 @@ def photograph(name: str) -> Image.Image:
 
 
 def named(segmenter: Segmenter, name: str) -> Segmentation:
-    """Return the photograph with every pixel named."""
-    return segmenter.segment(photograph(name), PHOTOS[name], background=None)
+    """Return the photograph, segmented as the command does by default."""
+    return segmenter.segment(photograph(name), PHOTOS[name])
 
 
 def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: bool = False) -> None:

@@ -188,7 +188,7 @@ def score(
         protocol: By default calibrated-whole for a model with a trunk and calibrated-native for others.
         benchmarks: Which of the benchmarks.
         limit: At most so many photos of each benchmark.
-        record: Write the figures to docs/results.json and the tables to docs/MODEL_CARD.md.
+        record: Write the figures to docs/results.json and the tables to the model's card.
     """
     began_at, segmenter = commit() if record else "", api.load(model)
     vit = api.load(plain) if plain else None
@@ -201,11 +201,12 @@ def score(
         {"from": way.replace("_", " "), **{f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)}}
         for way in ("text_to_image", "image_to_text")
     ]
-    kind = "photos_trunk" if segmenter.config.image.has_trunk else "photos"
+    has_trunk = segmenter.config.image.has_trunk
+    kind, card = ("photos_trunk", "MODEL_CARD.md") if has_trunk else ("photos", "MODEL_CARD_PHOTOS.md")
     for name, lines in ((kind, table), (f"{kind}_retrieval", retrieval)):
         print_rows(lines)
         if record:
-            record_table("MODEL_CARD.md", name, lines, began_at)
+            record_table(card, name, lines, began_at)
 
 
 def compare(
@@ -244,7 +245,7 @@ def compare(
         lines.append(line)
     print_rows(lines)
     if record:
-        record_table("MODEL_CARD.md", "photos_models", lines, began_at)
+        record_table("MODEL_CARD.md", "photos_trunk_seeds", lines, began_at)
 
 
 def picture(

@@ -88,7 +88,7 @@ def test_wrong_usage_is_one_line(
 def test_ctrl_c_leaves_whole_sidecars_only(shards: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
-    copies = [folder / f"{number:03d}.tar" for number in range(400)]
+    copies = [folder / f"{number:04d}.tar" for number in range(2000)]
     for copy in copies:
         os.link(shards[0], copy)
     command = [sys.executable, "-m", "groupvit", "data", "index", str(folder), "--processes", "2"]
