@@ -187,8 +187,8 @@ PHOTOS_TRUNK = Run(
     schedule=Schedule(steps=600, warmup=50, evaluate_every=200, save_every=100),
     optimizer=Optimizer(muon=4.0, ema=0.99),
     paper="none: ours, on 27,644 photos",
-    cost="measured: 38 minutes on two cores, other work beside it, and 10 for the trunk's maps",
-    expected="40.1 mIoU on VOC 2012, 79.3 on Pets ([MODEL_CARD.md](MODEL_CARD.md))",
+    cost="measured: 44 minutes on one core, the other one busy, and 7 for the trunk's maps",
+    expected="44.1 mIoU on VOC 2012, 80.5 on Pets ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 
