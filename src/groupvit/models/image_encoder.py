@@ -254,7 +254,7 @@ class ImageEncoder(nn.Module):
         )
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
-        """Yield the features with half and with twice as many seeded groups; nothing without such groups as the last."""
+        """Yield the features with half and with twice as many seeded groups, if such groups come last."""
         stages = self.grouping_stages()
         if not stages or stages[-1].seeded is None or features.trunk is None:
             return
