@@ -92,9 +92,7 @@ def test_ctrl_c_leaves_whole_sidecars_only(shards: list[Path], tmp_path: Path) -
     for copy in copies:
         os.link(shards[0], copy)
     command = [sys.executable, "-m", "groupvit", "data", "index", str(folder), "--processes", "2"]
-    heard = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background job ignores it
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, heard)
     until = time.monotonic() + 60
