@@ -23,6 +23,7 @@ from groupvit.evaluation.protocols import CALIBRATED_NATIVE
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
 from groupvit.segmentation import Segmenter, parse_labels
 from layouts import LAYOUTS
+from test_evaluation_classification import CONFIG as GROUPED
 from test_evaluation_scoring import random_segmenter
 
 LABELS = ("red", "green", "blue")
@@ -144,14 +145,6 @@ def test_k_means_is_the_best_of_ten_beginnings():
 
     once = [KMeans(8, n_init=1, random_state=seed).fit_predict(points) for seed in range(5)]
     assert spread(cluster(torch.from_numpy(points), "k-means", 8)) < min(map(spread, once))
-
-
-GROUPED = ModelConfig(
-    ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 4, 4),)),
-    TextEncoderConfig(16, 2, 1),
-    embed_dim=8,
-    projector_dim=16,
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The grouping block (§3.1, Eqs. 3-5): segments join groups and become fewer, larger segments."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -222,20 +223,39 @@ class SeededGrouping(nn.Module):
         local: Float[Tensor, "batch local rows columns"],
         segments: Float[Tensor, "batch cells dim"],
         joined: Int[Tensor, "batch cells"] | None = None,
-        groups: int | None = None,
     ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
-        """Return the mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`.
+        """Return the mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`."""
+        [grouped] = self.of_sizes(local, segments, (self.groups,), joined)
+        return grouped
 
-        `groups` is another number of them.
-        """
+    def of_sizes(
+        self,
+        local: Float[Tensor, "batch local rows columns"],
+        segments: Float[Tensor, "batch cells dim"],
+        sizes: Sequence[int],
+        joined: Int[Tensor, "batch cells"] | None = None,
+    ) -> list[tuple[Float[Tensor, "batch _ dim"], Assignment]]:
+        """Return what `forward` returns, for each of several numbers of groups."""
+        rows, columns = local.shape[-2:]
         with torch.no_grad(), torch.autocast(local.device.type, enabled=False):  # all in at least float32
             places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
-            distances = self._distances(places, self._centres(places, groups or self.groups, *local.shape[-2:]))
-            soft = (-self.SHARPNESS * distances).softmax(dim=1)
-            chosen = soft.argmax(dim=1) if joined is None else joined
-            hard = torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0)
-            weights = hard / hard.sum(dim=-1, keepdim=True).clamp(min=1)
-        return weights.to(segments.dtype) @ segments, Assignment(soft, hard)
+            assignments = [self._assigned(places, groups, rows, columns, joined) for groups in sizes]
+            shares = [made.hard / made.hard.sum(dim=-1, keepdim=True).clamp(min=1) for made in assignments]
+        merged = [weights.to(segments.dtype) @ segments for weights in shares]
+        return list(zip(merged, assignments, strict=True))
+
+    def _assigned(
+        self,
+        places: Float[Tensor, "batch cells dim"],
+        groups: int,
+        rows: int,
+        columns: int,
+        joined: Int[Tensor, "batch cells"] | None,
+    ) -> Assignment:
+        distances = self._distances(places, self._centres(places, groups, rows, columns))
+        soft = (-self.SHARPNESS * distances).softmax(dim=1)
+        chosen = soft.argmax(dim=1) if joined is None else joined
+        return Assignment(soft, torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0))
 
     def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
         """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""

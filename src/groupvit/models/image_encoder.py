@@ -258,9 +258,8 @@ class ImageEncoder(nn.Module):
         stages = self.grouping_stages()
         if not stages or stages[-1].seeded is None or features.trunk is None:
             return
-        seeded = stages[-1].seeded
-        for groups in seeded.others:
-            segments, assignment = seeded(features.trunk.local, features.ungrouped[-1].segments, groups=groups)
+        seeded, cells = stages[-1].seeded, features.ungrouped[-1].segments
+        for segments, assignment in seeded.of_sizes(features.trunk.local, cells, seeded.others):
             yield replace(features, segments=self.norm(segments), assignments=(assignment,))
 
     def patches_alone(self, features: ImageFeatures) -> Float[Tensor, "batch ungrouped dim"]:

@@ -26,6 +26,7 @@ from groupvit.training.distributed import ALONE, World
 from groupvit.training.objective import Images, Objective, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
 
 Terms = dict[str, Float[Tensor, ""]]
+Texts = Sequence[tuple[Int[Tensor, "_ _"], bool]]
 Features = Sequence[Tensor]
 Encode = Callable[[slice], Features]
 Gradient = Callable[[Batch, Int[Tensor, " batch"]], Terms]
@@ -54,16 +55,17 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, keys: Int[Tensor, " batch"]) -> Terms:
         """Return the weighted terms of the loss; `batch` and `keys` are this process's share."""
-        whole = self.gathered(batch)
-        encoders = self.encoders(batch, whole, keys)
-        return self.loss(whole, [encode(slice(0, count)) for encode, count in encoders])
+        whole, texts = self.gathered(batch)
+        encoders = self.encoders(batch, texts, keys)
+        return self.loss(whole, texts, [encode(slice(0, count)) for encode, count in encoders])
 
-    def gathered(self, batch: Batch) -> Batch:
-        """Return the batch of all processes, without its images."""
+    def gathered(self, batch: Batch) -> tuple[Batch, Texts]:
+        """Return the batch of all processes, without its images, and its texts."""
         names = ("captions", "prompts", "present", "known", "human")
-        return replace(batch, early=(), **{name: self.world.gather(getattr(batch, name)) for name in names})
+        whole = replace(batch, early=(), **{name: self.world.gather(getattr(batch, name)) for name in names})
+        return whole, texts_of(whole, self.objective, self.vocabulary)
 
-    def encoders(self, batch: Batch, whole: Batch, keys: Int[Tensor, " batch"]) -> list[tuple[Encode, int]]:
+    def encoders(self, batch: Batch, texts: Texts, keys: Int[Tensor, " batch"]) -> list[tuple[Encode, int]]:
         """Return what encodes rows of the images, captions, prompts and vocabulary, and the number of rows."""
         joined: dict[int, tuple[Tensor, ...]] = {}  # images that were encoded before keep to their groups
 
@@ -75,21 +77,18 @@ class Learner(nn.Module):
             joined.setdefault(rows.start, made.joined)
             return made.pooled, made.segments, made.patches, made.occupied, made.taught
 
-        def texts(tokens: Int[Tensor, "texts length"], words: bool, rows: slice) -> Features:
+        def rows_of(tokens: Int[Tensor, "texts length"], words: bool, rows: slice) -> Features:
             with self._autocast():
                 return (encode_texts(self.model, tokens[rows], words=words),)
 
-        shares = [
-            (self.world.share(tokens), words) for tokens, words in texts_of(whole, self.objective, self.vocabulary)
-        ]
-        return [(images, len(batch.captions)), *((partial(texts, *share), len(share[0])) for share in shares)]
+        shares = [(self.world.share(tokens), words) for tokens, words in texts]
+        return [(images, len(batch.captions)), *((partial(rows_of, *share), len(share[0])) for share in shares)]
 
-    def loss(self, whole: Batch, features: Sequence[Features]) -> Terms:
+    def loss(self, whole: Batch, texts: Texts, features: Sequence[Features]) -> Terms:
         """Return the weighted terms for the features of this process's share."""
-        images, *texts = [[self.world.gather(each) for each in of] for of in features]
-        counts = [len(tokens) for tokens, _ in texts_of(whole, self.objective, self.vocabulary)]
+        images, *encoded = [[self.world.gather(each) for each in of] for of in features]
         with self._autocast():
-            of_texts = [encoded[:count] for (encoded,), count in zip(texts, counts, strict=True)]
+            of_texts = [every[: len(tokens)] for (every,), (tokens, _) in zip(encoded, texts, strict=True)]
             return loss_terms(self.model, self.objective, Images(*images, joined=()), of_texts, whole, self.vocabulary)
 
 
@@ -110,9 +109,10 @@ def gradient_of(learner: Learner, chunk: int = 0) -> Gradient:
         return terms
 
     def chunked(batch: Batch, keys: Int[Tensor, " batch"]) -> Terms:
-        whole = learner.gathered(batch)
-        encoders, counts = zip(*learner.encoders(batch, whole, keys), strict=True)
-        terms = cached_backward(encoders, partial(learner.loss, whole), [_chunks(count, chunk) for count in counts])
+        whole, texts = learner.gathered(batch)
+        encoders, counts = zip(*learner.encoders(batch, texts, keys), strict=True)
+        chunks = [_chunks(count, chunk) for count in counts]
+        terms = cached_backward(encoders, partial(learner.loss, whole, texts), chunks)
         # DistributedDataParallel averages a gradient at the first backward pass; here each chunk has one of its own.
         world.average_gradients(learner.parameters())
         return terms

@@ -127,11 +127,12 @@ def _write(
     # The DataLoader draws a number from its generator, which must not be one of the training's.
     loader = DataLoader(crops, batch_size=_AT_ONCE, num_workers=workers, generator=torch.Generator())
     undecodable: list[int] = []
+    bfloat16 = bfloat16_is_faster(device)
     try:
         with ExitStack() as stack:  # files, for a full disk kills whoever writes to mapped memory
             files = [stack.enter_context((folder / name).open("wb")) for name in shapes]
             for i, (images, decoded) in enumerate(progress(received(loader), len(loader))):
-                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16_is_faster(device)):
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
                     maps = encoder.early(images.to(device))
                 for file, made in zip(files, maps, strict=True):
                     file.write(made.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
