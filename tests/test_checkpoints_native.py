@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from groupvit.checkpoints import LAYOUTS, native
 from groupvit.errors import InputError
@@ -264,6 +265,21 @@ def test_a_model_with_a_trunk_and_its_statistics_comes_back_to_the_bit_and_compa
     compact, _ = native.load(tmp_path / "compact")
     for name, tensor in compact.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name].half().float() if tensor.is_floating_point() else tensor)
+
+
+def test_no_random_weights_are_drawn_where_a_model_is_loaded(tmp_path: Path) -> None:
+    native.save(tmp_path, build_model(TRUNK), TRUNK)
+    called: list[str] = []
+
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        native.load(tmp_path)
+    assert called
+    assert not {"normal_", "uniform_", "trunc_normal_", "erfinv_"}.intersection(called)  # PyTorch compiles each
 
 
 def test_a_model_on_a_vit_knows_the_size_and_statistics_of_it(tmp_path: Path) -> None:
