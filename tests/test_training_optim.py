@@ -30,7 +30,7 @@ def small_model() -> GroupViT:
 
 def test_positions_group_tokens_scales_norms_and_biases_are_not_decayed():
     model = small_model()
-    decayed, kept = parameter_groups(model, 0.05)
+    decayed, kept = parameter_groups(model, Optimizer(weight_decay=0.05))
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{names[id(parameter)] for parameter in group["params"]} for group in (decayed, kept)]
@@ -112,7 +112,7 @@ def test_steps_of_matrices_are_those_of_pytorchs_muon() -> None:
     theirs.load_state_dict(ours.state_dict())
     settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.5}
     steps = (
-        MuonAndAdamW([{"params": [ours.weight], "lr_scale": 1, **settings}], torch.bfloat16),
+        MuonAndAdamW([{"params": [ours.weight], "muon": True, **settings}], torch.bfloat16),
         torch.optim.Muon([theirs.weight], adjust_lr_fn="match_rms_adamw", **settings),
     )
     for _ in range(4):
@@ -126,7 +126,7 @@ def test_steps_of_matrices_are_those_of_pytorchs_muon() -> None:
 def test_muon_decays_what_it_steps_and_leaves_what_has_no_gradient() -> None:
     weights = [nn.Parameter(torch.ones(2, 3, 1, 1)) for _ in range(2)]
     weights[0].grad = torch.zeros(2, 3, 1, 1)
-    group = {"params": weights, "lr_scale": 1, "lr": 0.1, "weight_decay": 0.5}
+    group = {"params": weights, "muon": True, "lr": 0.1, "weight_decay": 0.5}
     MuonAndAdamW([group], torch.float32).step()
     torch.testing.assert_close(weights[0].detach(), torch.full((2, 3, 1, 1), 0.95))
     assert torch.equal(weights[1].detach(), torch.ones(2, 3, 1, 1))
@@ -159,7 +159,7 @@ def test_without_the_prefix_the_cosine_has_fallen_since_step_0_and_the_rate_drop
 def test_decay_shrinks_only_the_decayed_group():
     model = torch.nn.Linear(3, 3)
     before = model.bias.detach().clone(), model.weight.detach().clone()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), lr=0.1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, Optimizer(weight_decay=0.5)), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -80,6 +80,29 @@ def test_a_training_on_a_trunk_resumes_to_the_bit_and_leaves_it_as_it_was(data, 
     assert not (tmp_path / "other" / "cache").exists()
 
 
+@pytest.mark.parametrize("cached_crops", [2, 0])
+def test_a_trunk_is_tuned_at_a_rate_of_its_own_but_for_cached_maps_classifier_and_statistics(
+    cached_crops: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "load_trunk", published)
+    run = vary(RUN, optimizer=Optimizer(muon=4.0, ema=0.5, trunk=0.1), cached_crops=cached_crops)
+    state = train(run, data, tmp_path / "run", workers=0)
+    trunk = state.model.image_encoder.trunk
+    assert isinstance(trunk, EfficientNetLite)
+    before, after = published().state_dict(), trunk.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    late = {name for name, _ in trunk.named_parameters() if name.startswith(("blocks.15.", "head."))}
+    assert late <= moved
+    assert not any(name.startswith("classifier.") or "running" in name for name in moved)
+    assert any(name.startswith(("stem.", "blocks.0.")) for name in moved) == (not cached_crops)
+    *_, muon, tuned = state.optimizer.param_groups
+    assert muon["lr"] == pytest.approx(40 * tuned["lr"])
+    assert tuned["weight_decay"] == 0
+    capsys.readouterr()
+    train(vary(run, steps=2), data, tmp_path / "run", workers=0, resume=True)
+    assert "caching" not in capsys.readouterr().err  # the cached maps do not depend on what was tuned
+
+
 def test_what_cached_crops_and_teachers_cannot_do_is_said_before_anything_is_written(data, tmp_path):
     plain = replace(RUN.model, image=replace(RUN.model.image, stem="conv", stages=(Stage(1, 4, 4),)))
     for run, complaint in (

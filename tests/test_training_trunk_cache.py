@@ -83,7 +83,7 @@ def test_a_whole_cache_of_the_same_crops_is_used_again_and_any_other_made_anew(p
     for change in ({"seed": 1}, {"scale": (0.5, 1.0)}, {"count": 1}, {"side": 32}, {"photos": other}):
         assert make(encoder, replace(crops, **change), folder)[1] == 1
     assert make(encoder, crops, folder)[1] == 1
-    weight = encoder.stem.trunk.classifier.bias
+    weight = encoder.stem.trunk.stem.norm.bias
     with torch.no_grad():
         weight += 1
     assert [make(encoder, crops, folder)[1] for _ in range(2)] == [1, 0]

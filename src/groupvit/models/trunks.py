@@ -30,6 +30,10 @@ class SameConv2d(nn.Conv2d):
         nn.init.kaiming_normal_(self.weight)
 
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+        if self.groups > 1 and input.device.type == "cpu" and self.weight.requires_grad:
+            # A depthwise gradient in bfloat16 takes 50 times as long as the forward pass.
+            with torch.autocast("cpu", enabled=False):
+                return self.convolve(input.to(self.weight.dtype), self.weight, self.bias)
         return self.convolve(input, self.weight, self.bias)
 
     def convolve(
@@ -165,9 +169,13 @@ class EfficientNetLite(nn.Module):
     ) -> Float[Tensor, "batch last rows32 columns32"]:
         """Return the last map from the one of stride 16."""
         x = coarse
-        for block in list(self.blocks)[self.ends[1] :]:
-            x = block(x)
-        return self.head(x)
+        for module in self.late_modules():
+            x = module(x)
+        return x
+
+    def late_modules(self) -> list[nn.Module]:
+        """Return what follows the map of stride 16, but the classifier."""
+        return [*list(self.blocks)[self.ends[1] :], self.head]
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
         """Return the three maps, finest first."""

@@ -20,6 +20,7 @@ from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, build_model, noise, temperature
 from groupvit.models.layers import resampled
+from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary, open_photos
 from groupvit.training.distributed import ALONE, World, mark_started
@@ -140,17 +141,26 @@ def prepare(
     """Return the state that a training starts in, with the weights of `init` or `trunk`, or goes on in."""
     torch.manual_seed(seed)
     model = build_model(run.model)
-    frozen = model.image_encoder.trunk
+    pretrained = model.image_encoder.trunk
     if init and not resumed:
         initialise(model, init)
-    elif frozen is not None and not resumed:
-        frozen.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
-    if frozen is not None:
-        frozen.requires_grad_(False)
+    elif pretrained is not None and not resumed:
+        pretrained.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
+    if pretrained is not None:
+        pretrained.requires_grad_(False)
+        for module in _tuned(pretrained, run):
+            module.requires_grad_()
     model = model.to(device).train()
     optimizer = make_optimizer(model, run.optimizer, bfloat16=bfloat16)
     state = TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.optimizer.ema))
     return restore(resumed, state) if resumed else state
+
+
+def _tuned(trunk: EfficientNetLite | ViTTrunk, run: Run) -> list[nn.Module]:
+    """Return the parts of the trunk that the run tunes: none, those after the cached maps, or all."""
+    if not run.optimizer.trunk:
+        return []
+    return trunk.late_modules() if run.data.cached_crops and isinstance(trunk, EfficientNetLite) else [trunk]
 
 
 def initialise(model: GroupViT, source: Path) -> None:

@@ -16,12 +16,14 @@ class Optimizer:
     """The optimiser of a run.
 
     `muon` has Muon step the matrices of hidden layers, at so many times the rate (0: AdamW alone). `ema` is the decay
-    of the average of the weights (0: none).
+    of the average of the weights (0: none). `trunk` is the rate of a pre-trained trunk, as a share of the other rates
+    (0: the trunk is frozen).
     """
 
     weight_decay: float = 0.05
     muon: float = 0.0
     ema: float = 0.0
+    trunk: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,26 @@ def _decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, muon: float = 0.0) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: Optimizer) -> list[dict[str, Any]]:
     """Decay matrices and word vectors, but not positions, group tokens, scales, norms and biases.
 
-    With `muon` the weights that map features to features are a group of their own, whose `lr_scale` it is.
+    The weights that Muon steps are a group of their own, and so are a tuned trunk's; each has its `lr_scale`.
     """
-    named = dict(model.named_parameters())
-    hidden = hidden_matrices(model) if muon else set[str]()
-    decayed = [parameter for name, parameter in named.items() if _decayed(name, parameter) and name not in hidden]
-    kept = [parameter for name, parameter in named.items() if not _decayed(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    if muon:
-        matrices = [parameter for name, parameter in named.items() if name in hidden]
-        groups.append({"params": matrices, "weight_decay": weight_decay, "lr_scale": muon})
+    named, decay = dict(model.named_parameters()), config.weight_decay
+    trunk = {
+        name for name, parameter in named.items() if ".trunk." in name and config.trunk and parameter.requires_grad
+    }
+    hidden = hidden_matrices(model) - trunk if config.muon else set[str]()
+    others = {name: parameter for name, parameter in named.items() if name not in hidden | trunk}
+    decayed = [parameter for name, parameter in others.items() if _decayed(name, parameter)]
+    kept = [parameter for name, parameter in others.items() if not _decayed(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": kept, "weight_decay": 0.0}]
+    if hidden:
+        matrices = [named[name] for name in named if name in hidden]
+        groups.append({"params": matrices, "weight_decay": decay, "lr_scale": config.muon, "muon": True})
+    if trunk:  # decay would forget what pre-training learnt
+        tuned = [named[name] for name in named if name in trunk]
+        groups.append({"params": tuned, "weight_decay": 0.0, "lr_scale": config.trunk})
     return groups
 
 
@@ -80,7 +89,7 @@ def hidden_matrices(model: nn.Module) -> set[str]:
 
 def make_optimizer(model: nn.Module, config: Optimizer, *, bfloat16: bool = False) -> torch.optim.Optimizer:
     """Return the optimiser of the model's parameters; with `bfloat16` Muon computes in it."""
-    groups = parameter_groups(model, config.weight_decay, config.muon)
+    groups = parameter_groups(model, config)
     if config.muon:
         return MuonAndAdamW(groups, torch.bfloat16 if bfloat16 else torch.float32)
     return torch.optim.AdamW(groups, fused=True)
@@ -108,7 +117,7 @@ def orthogonal(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Flo
 
 
 class MuonAndAdamW(torch.optim.AdamW):
-    """Muon (Jordan et al., 2024) for groups with an `lr_scale`, AdamW for the others.
+    """Muon (Jordan et al., 2024) for the group that is marked, AdamW for the others.
 
     Nesterov's momentum of 0.95 made orthogonal, with decoupled weight decay; kernels are matrices with a row for each
     output channel. An update's root mean square is 0.2 of the rate, about that of AdamW's (Liu et al., 2025). PyTorch's
@@ -121,9 +130,9 @@ class MuonAndAdamW(torch.optim.AdamW):
 
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         every = self.param_groups
-        for group in [group for group in every if "lr_scale" in group]:
+        for group in [group for group in every if group.get("muon")]:
             self._step_muon(group)
-        self.param_groups = [group for group in every if "lr_scale" not in group]
+        self.param_groups = [group for group in every if not group.get("muon")]
         super().step()
         self.param_groups = every
 

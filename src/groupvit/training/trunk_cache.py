@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Bool, Int, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from groupvit.data.batches import RandomCrops
@@ -91,10 +91,11 @@ def cached(
 
 
 def _identity(trunk: EfficientNetLite, crops: RandomCrops) -> str:
-    """Return a hash of the trunk's weights, the photos and how they are cropped."""
+    """Return a hash of the weights that make the maps, the photos and how they are cropped."""
     contents = [index.content for index in crops.photos.indexes]
     digest = hashlib.blake2b(repr((contents, crops.seed, crops.side, crops.scale, crops.count)).encode())
-    for tensor in trunk.state_dict().values():
+    early = nn.ModuleList([trunk.stem, *list(trunk.blocks)[: trunk.ends[1]]])  # what follows may be tuned
+    for tensor in early.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
 
