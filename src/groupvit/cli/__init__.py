@@ -1,9 +1,13 @@
 """The command line: one thin file a command, which imports heavy things only inside its function."""
 
+import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from functools import partial, wraps
 from typing import Annotated, Any, NoReturn
 
 import tyro
@@ -15,7 +19,11 @@ from groupvit.machine import keep_freed_memory
 
 
 def _command(function: Callable[..., int | None]) -> Any:
-    return Annotated[Any, tyro.conf.subcommand(function.__name__, constructor=function)]
+    @wraps(function)
+    def parsed(*arguments: Any, **options: Any) -> Callable[[], int | None]:
+        return partial(function, *arguments, **options)  # tyro parses and runs nothing
+
+    return Annotated[Any, tyro.conf.subcommand(function.__name__, constructor=parsed)]
 
 
 _DATA = Annotated[
@@ -49,9 +57,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(argv: Sequence[str]) -> int | None:
     if list(argv) == ["--version"]:
         return print(f"groupvit {groupvit.__version__}")
-    return tyro.cli(
-        _COMMANDS, prog="groupvit", description=str(groupvit.__doc__).partition("\n")[0], args=argv, config=_STYLE
-    )
+    title, box = str(groupvit.__doc__).partition("\n")[0], io.StringIO()
+    try:
+        with redirect_stderr(box):
+            command = tyro.cli(_COMMANDS, prog="groupvit", description=title, args=argv, config=_STYLE)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(_summary(box.getvalue())) from None
+    return command()
+
+
+def _summary(box: str) -> str:
+    """Return what tyro's box says of wrong usage in one line, without the help that it repeats."""
+    sections = [[]]
+    for line in re.findall(r"^│ (.*?) *│$", box, re.MULTILINE):
+        if line.startswith("───"):
+            sections.append([])
+        elif not line.startswith(" " * 8):
+            sections[-1].append(line)
+    texts = [" ".join(" ".join(lines).partition("  Got errors")[0].split()) for lines in sections]
+    told = [text for text in texts if not text.startswith(("For full", "Argument helptext"))]
+    told.sort(key=lambda text: not text.startswith("Unrecognized"))  # a slip of a name explains what is missing
+    return "; ".join([*(text.rstrip(".") for text in told), f"see {re.findall('groupvit[a-z ]*--help', box)[-1]}"])
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
