@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -44,13 +45,15 @@ _ABSENT = 2  # labels for each photo that are not in it
 class Photo:
     """How all words fit the segments of a photo, the segments' pixels, and those of each class in each of them.
 
-    A segment's pixels share all their final groups; `scores` are those of each.
+    A segment's pixels share all their final groups; `scores` are those of each. `best` are the ten words of the
+    vocabulary that fit some segment best.
     """
 
     scores: Float[np.ndarray, "finals segments words"]
     pixels: Int[np.ndarray, " segments"]
     classes: Int[np.ndarray, "classes segments"]
     absent: tuple[int, ...]
+    best: frozenset[str]
 
 
 Choice = Callable[[str, str, Photo], Sequence[str]]
@@ -79,31 +82,28 @@ class Words:
         cosines, own = self.cosines[self.index[word]], kin([word])
         return [noun for noun in self.vocabulary if noun not in own and cosines[self.index[noun]] < limit]
 
-    def best(self, photo: Photo, count: int) -> set[str]:
-        """Return the words of the vocabulary that fit some segment of the photo best."""
-        scores = photo.scores[..., : len(self.vocabulary)].mean(axis=0).max(axis=0)
-        return {self.vocabulary[i] for i in scores.argsort()[::-1][:count]}
-
 
 def choices(words: Words) -> dict[str, Choice]:
     """Return the choices of rivals that are compared."""
+    surroundings = {word: STUFF - kin([word]) for word in words.every}
+    unlike, chosen = cache(words.unlike), cache(lambda word: choose_rivals([word], words.vocabulary))
 
     def stuff(word: str) -> list[str]:
-        return [noun for noun in words.vocabulary if noun in STUFF - kin([word])]
+        return [noun for noun in words.vocabulary if noun in surroundings[word]]
 
     named: dict[str, Choice] = {
         "none": lambda word, benchmark, photo: [],
         "declared contrast": lambda word, benchmark, photo: [w for w in CONTRAST[benchmark] if w != word],
         "stuff": lambda word, benchmark, photo: stuff(word),
-        "stuff, siblings, people": lambda word, benchmark, photo: choose_rivals([word], words.vocabulary),
+        "stuff, siblings, people": lambda word, benchmark, photo: chosen(word),
     }
     for limit in (0.2, 0.4, 0.6):
-        named[f"unlike, below {limit}"] = lambda word, benchmark, photo, limit=limit: words.unlike(word, limit)
+        named[f"unlike, below {limit}"] = lambda word, benchmark, photo, limit=limit: unlike(word, limit)
         named[f"stuff, and unlike below {limit}"] = lambda word, benchmark, photo, limit=limit: (
-            stuff(word) + words.unlike(word, limit)
+            stuff(word) + unlike(word, limit)
         )
         named[f"stuff, and the photo's best 10 below {limit}"] = lambda word, benchmark, photo, limit=limit: (
-            stuff(word) + [w for w in words.unlike(word, limit) if w in words.best(photo, 10)]
+            stuff(word) + [w for w in unlike(word, limit) if w in photo.best]
         )
     return named
 
@@ -125,11 +125,14 @@ def read(segmenter: Segmenter, dataset: Dataset, words: Words) -> Iterator[Photo
         absent = np.flatnonzero(counts[1 : len(dataset.classes)].sum(axis=1) == 0) + 1
         drawn = generator.choice(absent, min(_ABSENT, len(absent)), replace=False)
         known = counts.sum(axis=0) - counts[IGNORE]
+        scores = np.stack([fit.cpu().numpy()[own] for (_, fit), own in zip(window.finals, of_segment, strict=True)])
+        fits = scores[..., : len(words.vocabulary)].mean(axis=0).max(axis=0)
         yield Photo(
-            np.stack([fit.cpu().numpy()[own] for (_, fit), own in zip(window.finals, of_segment, strict=True)]),
+            scores,
             known,
             counts[: len(dataset.classes)],
             tuple(int(c) for c in drawn),
+            frozenset(words.vocabulary[i] for i in fits.argsort()[-10:]),
         )
 
 
