@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from experiments.clustering import clustered
 from experiments.command import errors_in_one_line
 from experiments.demo import PHOTOS, photograph
 from experiments.given_truth import evaluate_given
@@ -35,7 +36,7 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.baselines import clustered, trivial_baselines
+from groupvit.evaluation.baselines import trivial_baselines
 from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
 from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
