@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
@@ -144,9 +144,17 @@ def evaluate_predictions(
 
 def processes() -> tuple[int, int]:
     """Return this process's rank and how many torchrun started, each with a GPU of its own where there are some."""
+    if not (told := os.environ.get("WORLD_SIZE")) or told == "1":
+        return 0, 1
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
+    with input_error("WORLD_SIZE, RANK and LOCAL_RANK are set, but not as torchrun does", ValueError):
+        rank, count, local = int(os.environ["RANK"]), int(told), int(os.environ.get("LOCAL_RANK") or 0)
+        if not 0 <= rank < count:
+            raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    return rank, count
 
 
 def evaluate_into(
