@@ -15,6 +15,8 @@ from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, save_lines, save_mask
 from test_evaluation_scoring import random_segmenter
 
+pytestmark = pytest.mark.filterwarnings("always:.*no mask shows")
+
 
 @pytest.fixture
 def model(tmp_path):

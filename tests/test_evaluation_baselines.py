@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments.predictions import evaluate_predictions
 from PIL import Image
 
 from groupvit.evaluation.baselines import ellipse, score_baselines, trivial_baselines
-from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto, open_benchmark
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE
 from groupvit.models import build_model

@@ -1,9 +1,9 @@
-"""A model, or any other predictions, on a whole benchmark."""
+"""A model on a whole benchmark."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.metrics import IndexMap, contingency
+from groupvit.evaluation.metrics import contingency
 from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
@@ -119,27 +119,6 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
         "config": asdict(segmenter.config),
         "precision": segmenter.precision,
     }
-
-
-def evaluate_predictions(
-    dataset: Dataset,
-    predict: Callable[[MaskedPhoto], IndexMap | tuple[IndexMap, Sequence[IndexMap]]],
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-) -> Result:
-    """Return the result of anything else: `predict` gives a photo's map of class indices, and groups if it has some."""
-    photos = []
-    for photo in dataset:
-        predicted = predict(photo)
-        prediction, groups = predicted if isinstance(predicted, tuple) else (predicted, ())
-        photos.append(score_prediction(photo, prediction, len(dataset.classes), groups))
-    return Result(
-        benchmark=dataset.benchmark,
-        classes=dataset.classes,
-        protocol=dict(settings or {}),
-        model={"source": name},
-        photos=tuple(photos),
-    )
 
 
 def processes() -> tuple[int, int]:

@@ -51,7 +51,10 @@ def open_instances(
         else:
             things[image].append(thing | {"class": which})
     if passed:
-        _tell(passed, len(document["annotations"]), listing)
+        reasons = " and ".join(f"{number} {reason}" for reason, number in passed.items())
+        if passed.total() == len(document["annotations"]):
+            raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
+        warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
     photos = _photos(images, folder, listing)
 
     def paint(name: str, size: Size) -> UInt8[np.ndarray, "height width"]:
@@ -60,7 +63,7 @@ def open_instances(
             told = images[key].get(side)  # some tools write -1 or nothing
             if isinstance(told, int | float) and told > 0 and told != pixels:
                 raise InputError(f"{listing}: {side} of {path.name} is {told}, but the photo's is {pixels} pixels")
-        return _paint(things[key], size, f"{listing}: annotation {{}} of {name}")
+        return _paint(things[key], size, f"of {name}", listing)
 
     return {name: path for name, (_, path) in photos.items()}, paint
 
@@ -85,13 +88,6 @@ def _by_id(entries: Sequence[dict[str, Any]], what: str, listing: Path) -> dict[
             raise InputError(f"{listing}: two {what} have the id {key}, or one has none: give each its own")
         found[key] = entry
     return found
-
-
-def _tell(passed: Counter[str], count: int, listing: Path) -> None:
-    reasons = " and ".join(f"{number} {reason}" for reason, number in passed.items())
-    if passed.total() == count:
-        raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
-    warnings.warn(f"{listing}: passed over {reasons}, of {count} annotations", stacklevel=3)
 
 
 def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -> dict[str, tuple[str, Path]]:
@@ -131,13 +127,15 @@ def _points(polygon: Any) -> list[float]:
     return points.tolist() if np.isfinite(points).all() else []
 
 
-def _paint(things: Sequence[dict[str, Any]], size: Size, what: str) -> UInt8[np.ndarray, "height width"]:
+def _paint(
+    things: Sequence[dict[str, Any]], size: Size, of_photo: str, listing: Path
+) -> UInt8[np.ndarray, "height width"]:
     def shape(thing: dict[str, Any]) -> UInt8[np.ndarray, "height width"]:
         try:
             return _decode(thing["segmentation"], *size)
         except Exception as error:  # pycocotools raises nothing more special
-            reason = f"({type(error).__name__}: {error})"
-            raise InputError(f"{what.format(thing.get('id'))} is no mask {reason}") from error
+            what = f"annotation {thing.get('id')} {of_photo}"
+            raise InputError(f"{listing}: {what} is no mask ({type(error).__name__}: {error})") from error
 
     def order(thing: dict[str, Any]) -> tuple[bool, int | float, int]:
         area, number = thing.get("area"), thing.get("id")
