@@ -22,9 +22,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from experiments.clustering import clustered
 from experiments.command import errors_in_one_line
 from experiments.demo import PHOTOS, photograph
 from experiments.given_truth import evaluate_given
+from experiments.predictions import evaluate_predictions
 from experiments.record import commit, print_rows, record_table
 from experiments.trunk_baselines import trunk_baselines
 from PIL import Image, ImageOps
@@ -35,8 +37,8 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.baselines import clustered, trivial_baselines
-from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
+from groupvit.evaluation.baselines import trivial_baselines
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import Protocol, get_protocol

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from experiments.clustering import CLUSTERINGS, clustered
 from experiments.command import errors_in_one_line
+from experiments.predictions import evaluate_predictions
 from experiments.record import commit, record_results
 from experiments.scenes import row as scenes_row
 from rich.console import Console
@@ -31,8 +33,8 @@ from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.evaluation import pictures
-from groupvit.evaluation.baselines import CLUSTERINGS, clustered, trivial_baselines
-from groupvit.evaluation.benchmark import evaluate, evaluate_predictions
+from groupvit.evaluation.baselines import trivial_baselines
+from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskFolder, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from groupvit.checkpoints import names, release
+from groupvit.checkpoints import load, names, release
 from groupvit.errors import InputError
 from groupvit.models import (
     RELEASE,
@@ -235,3 +235,16 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         release.save(path, build_model(SMALL), SMALL)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+@pytest.mark.parametrize("wrappers", [(), ("state_dict",), ("model", "state_dict"), ("model_state_dict",)])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
+def test_wrapped_weights_are_read_as_those_of_a_release_file(wrappers, prefix, tmp_path):
+    model = build_model(ONE_STAGE)
+    saved: Any = {prefix + name: tensor for name, tensor in release.encode(model.state_dict()).items()}
+    if prefix == "module.":
+        saved["n_averaged"] = torch.tensor(7)
+    for wrapper in reversed(wrappers):
+        saved = {"epoch": 3, wrapper: saved}
+    torch.save(saved, tmp_path / "a.pth")
+    assert bits(load(tmp_path / "a.pth")[0]) == bits(model)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from groupvit.checkpoints import names, native
+from groupvit.checkpoints import load, names, native
 from groupvit.checkpoints import transformers as layout
 from groupvit.errors import InputError
 from groupvit.models import (
@@ -224,3 +224,75 @@ def test_a_second_temperature_that_is_no_number_is_an_error(folder: Path) -> Non
     native.write_safetensors(folder / native.WEIGHTS, state, metadata | {"multi_label_logit_scale": "warm"})
     with pytest.raises(InputError, match="multi_label_logit_scale = 'warm'"):
         layout.load(folder)
+
+
+def shard(folder: Path, count: int = 3) -> Path:
+    """Split the weights of a folder as `transformers` does above a size."""
+    state, metadata = native.read_safetensors(folder / native.WEIGHTS)
+    (folder / native.WEIGHTS).unlink()
+    listed = {name: f"model-{i % count + 1:05d}-of-{count:05d}.safetensors" for i, name in enumerate(state)}
+    for file in set(listed.values()):
+        part = {name: tensor for name, tensor in state.items() if listed[name] == file}
+        native.write_safetensors(folder / file, part, metadata)
+    native.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": listed})
+    return folder / "model.safetensors.index.json"
+
+
+def test_weights_in_several_files_are_read_as_those_in_one(folder: Path) -> None:
+    whole = bits(load(folder)[0])
+    index = shard(folder)
+    for path in (folder, index, folder / "model-00001-of-00003.safetensors"):
+        assert bits(load(path)[0]) == whole
+    theirs = from_pretrained(folder).state_dict()
+    ours = layout.encode(load(folder)[0].state_dict())
+    assert len(theirs) > 100
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items() if name in ours)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(),
+            "00002-of-00003.safetensors does not exist",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+            "index.json lists no files beside it",
+        ),
+        (
+            lambda folder: native.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "../a"}}),
+            "index.json lists no files beside it",
+        ),
+        (
+            lambda folder: native.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": 1}}),
+            "index.json lists no files beside it",
+        ),
+        (lambda folder: (folder / "model-00003-of-00003.safetensors").write_bytes(b"{"), "00003.*was cut off"),
+    ],
+)
+def test_what_is_wrong_with_several_files_is_named(change: Any, said: str, folder: Path) -> None:
+    shard(folder)
+    change(folder)
+    with pytest.raises(InputError, match=said):
+        load(folder)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "release.pth"])
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_a_pointer_of_git_lfs_says_how_to_get_the_weights(name: str, of_folder: bool, folder: Path) -> None:
+    (folder / native.WEIGHTS).unlink()
+    (folder / name).write_bytes(POINTER)
+    path = folder if of_folder and name != "release.pth" else folder / name
+    with pytest.raises(InputError, match=rf"{name} is a pointer of git-lfs.*run `git lfs pull`"):
+        load(path)
+
+
+def test_a_pointer_among_several_files_is_named(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-00002-of-00003.safetensors").write_bytes(POINTER)
+    with pytest.raises(InputError, match=r"00002-of-00003.safetensors is a pointer of git-lfs"):
+        load(folder)

@@ -15,6 +15,8 @@ from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, save_lines, save_mask
 from test_evaluation_scoring import random_segmenter
 
+pytestmark = pytest.mark.filterwarnings("always:.*no mask shows")
+
 
 @pytest.fixture
 def model(tmp_path):
@@ -297,3 +299,50 @@ def photo(number):
     file = io.BytesIO()
     Image.new("RGB", (20, 30), (number * 80, 0, 0)).save(file, "JPEG")
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not: start several processes with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}, "WORLD_SIZE is set and MASTER_PORT is not"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "not as torchrun does"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK is 2, WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "", "MASTER_ADDR": ""}, ""),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, ""),
+        ({"RANK": "1"}, ""),
+    ],
+)
+def test_half_a_torchrun_is_one_line_or_none(variables, said, evaluate, pets, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = evaluate("pets", "--root", pets, "--limit", 2)
+    assert (code, bool(out)) == ((2, False) if said else (0, True))
+    assert said in err
+    assert err.count("\n") == bool(said)
+
+
+def test_classes_that_no_mask_shows_are_said(evaluate, tmp_path):
+    LAYOUTS["folder"](tmp_path / "data")
+    for mask in (tmp_path / "data/masks").iterdir():
+        save_mask(mask, np.where(np.array(Image.open(mask)) == 0, 0, 255).astype(np.uint8))
+    code, _, err = evaluate("folder", "--root", tmp_path / "data")
+    assert code == 0
+    assert "groupvit: warning: " in err
+    assert "data: no mask shows dog, background (2 of 3 classes); " in err
+    assert " % of the pixels are not labelled (255) and do not count" in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_says_what_its_values_mean(evaluate, tmp_path):
+    LAYOUTS["folder"](tmp_path / "data")
+    command = ["folder", "--root", tmp_path / "data"]
+    code, _, err = evaluate(*command, "--ignore-index", 1, "--out", "a.json")
+    assert code == 0
+    assert "no mask shows dog (1 of 3 classes)" in err
+    code, _, err = evaluate(*command, "--reduce-zero-label", "--out", "b.json")
+    assert code == 0
+    assert "no mask shows background" in err
+    code, _, err = evaluate("retrieval", "--root", tmp_path, "--ignore-index", 0)
+    assert code == 2
+    assert "retrieval has no --protocol" in err

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from experiments.predictions import evaluate_predictions
 from sklearn.metrics import adjusted_rand_score
 
 from groupvit.errors import InputError
 from groupvit.evaluation import results
-from groupvit.evaluation.benchmark import evaluate_predictions
 from groupvit.evaluation.metrics import area_iou, confusion_matrix, mean_iou, resampled_means
 from groupvit.evaluation.results import Result, compare, dense, sparse
 from groupvit.evaluation.scoring import score_prediction

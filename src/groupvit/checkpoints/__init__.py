@@ -26,9 +26,12 @@ def latest(training: Path) -> Path | None:
 
 def load(path: Path) -> Checkpoint:
     """Load a checkpoint of any layout, told by its content, in evaluation mode; of a training's folder the newest."""
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.name.endswith((".safetensors", ".safetensors.index.json")) and path.is_file():
+        native.refuse_pointer(path)
         path = path.parent
     path = latest(path) or path
+    for file in (path, path / native.WEIGHTS, path / transformers.PICKLE):
+        native.refuse_pointer(file)
     for layout in LAYOUTS.values():
         if layout.recognises(path):
             return layout.load(path)

@@ -24,13 +24,19 @@ def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = 
     repo_id, _, pinned = repo_id.partition("@")
     if pinned and revision and pinned != revision:
         raise InputError(f"{repo_id} is asked for at two revisions, {pinned} and {revision}: name one")
-    patterns = [CONFIG, WEIGHTS, *([PICKLE] if allow_pickle else [])]
+    patterns = [
+        CONFIG,
+        WEIGHTS,
+        f"{WEIGHTS}.index.json",
+        "model-*-of-*.safetensors",
+        *([PICKLE] if allow_pickle else []),
+    ]
     try:
         folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=patterns))
     except Exception as error:  # the library's own errors and those of the HTTP client it happens to use
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{repo_id} cannot be downloaded from the hub and is not in its cache: {why}") from error
-    if not any((folder / name).exists() for name in patterns[1:]):
+    if not any(any(folder.glob(name)) for name in patterns[1:]):
         raise InputError(
             f"{repo_id} has no {WEIGHTS}, and pickled weights are not read unasked: name a revision that has it (the "
             "hub's own conversions are at refs/pr/N), or use `groupvit convert --allow-pickle`"

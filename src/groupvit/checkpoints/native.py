@@ -51,12 +51,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """Return all tensors of a file, and its metadata."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    broken = f"{path} cannot be read, it is no safetensors file or was cut off"
-    with input_error(broken, OSError, SafetensorError), safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """Return all tensors of a file, or of the files that an index beside its place lists, and their metadata."""
+    index = path.with_name(f"{path.name}.index.json")
+    names = [path.name]
+    if not path.exists() and index.exists():
+        listed = read_json(index).get("weight_map")
+        names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+        if not names or any(Path(name).name != name or Path(name).suffix != ".safetensors" for name in names):
+            raise InputError(f"{index} lists no files beside it (weight_map)")
+    state, metadata = StateDict(), dict[str, str]()
+    for file in (path.with_name(name) for name in names):
+        refuse_pointer(file)
+        if not file.exists():
+            raise InputError(f"{file} does not exist")
+        broken = f"{file} cannot be read, it is no safetensors file or was cut off"
+        with input_error(broken, OSError, SafetensorError), safe_open(file, framework="pt") as tensors:
+            state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            metadata |= tensors.metadata() or {}
+    return state, metadata
+
+
+def refuse_pointer(file: Path) -> None:
+    """Say what to do about weights that git has not downloaded."""
+    if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+        raise InputError(f"{file} is a pointer of git-lfs, not the weights: run `git lfs pull` in its repository")
 
 
 def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:

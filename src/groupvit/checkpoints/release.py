@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from groupvit.checkpoints.names import GROUPING, Table, inverse, refuse_difference, table, translate, translate_all
-from groupvit.checkpoints.native import StateDict, assemble
+from groupvit.checkpoints.native import StateDict, assemble, refuse_pointer
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.models import RELEASE, GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
@@ -58,6 +58,10 @@ _EXPRESSED = {
 }
 
 
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and Lightning
+
+
 class _Inert:
     """Stand-in for a foreign object in a pickle, which keeps nothing of it."""
 
@@ -83,6 +87,7 @@ _HARMLESS = [
 
 def read_pickle(path: Path) -> Any:
     """Return what `torch.save` wrote. No code in it runs; what would need that is an error."""
+    refuse_pointer(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -95,11 +100,17 @@ def read_pickle(path: Path) -> Any:
 
 
 def as_state(values: Any, source: Path) -> StateDict:
-    """Return `values` as a state dict in single precision: some programs save half."""
+    """Return `values` as a state dict in single precision: some programs save half, and wrap what they save."""
+    while isinstance(values, dict) and (inside := [values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)]):
+        values = inside[0]
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise InputError(f"{source} holds no state dict")
     half = (torch.float16, torch.bfloat16)
-    return {str(name): value.float() if value.dtype in half else value for name, value in values.items()}
+    state = {str(name): value.float() if value.dtype in half else value for name, value in values.items()}
+    state.pop("n_averaged", None)  # of PyTorch's averaged models
+    while state and (prefix := [p for p in _PREFIXES if all(name.startswith(p) for name in state)]):
+        state = {name.removeprefix(prefix[0]): value for name, value in state.items()}
+    return state
 
 
 def encode(state: StateDict) -> StateDict:
@@ -163,8 +174,7 @@ def recognises(path: Path) -> bool:
 
 def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     """Load the model of a release file, in evaluation mode, and its configuration. No code in the file runs."""
-    document = read_pickle(path)
-    tensors = as_state(document["model"] if isinstance(document, dict) and "model" in document else document, path)
+    tensors = as_state(read_pickle(path), path)
     config = infer_config(decode(tensors, path), path)
     return assemble(tensors, config, path, encode=encode, decode=decode), config
 

@@ -188,9 +188,9 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
 
     Weights are safetensors or `pytorch_model.bin`.
     """
-    source, pickled = path / WEIGHTS, path / PICKLE
-    if not source.exists() and pickled.exists():
-        source = pickled
+    source = path / WEIGHTS
+    if not list(path.glob(f"{WEIGHTS}*")) and (path / PICKLE).exists():
+        source = path / PICKLE
         tensors, metadata = read_pickle(source), {}
     else:
         tensors, metadata = read_safetensors(source)

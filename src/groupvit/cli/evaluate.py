@@ -1,5 +1,6 @@
 """`groupvit evaluate`: a model on a benchmark, under a named protocol."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,8 @@ def evaluate(
     pictures: Path | None = None,
     precision: Literal["bf16", "fp32"] | None = None,
     batch_size: int = 8,
+    ignore_index: int | None = None,
+    reduce_zero_label: bool = False,
 ) -> None:
     """Measure how well a model segments the photos of a benchmark, or classifies or retrieves whole photos.
 
@@ -49,43 +52,44 @@ def evaluate(
         precision: Numbers of the image encoder, by default what is faster on this machine. Scores and decisions are
             always float32, and so are classification and retrieval.
         batch_size: Windows to encode at once.
+        ignore_index: For a folder: a value of its masks that does not count, besides 255.
+        reduce_zero_label: For a folder whose masks count classes from 1: 0 does not count.
     """
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
     if benchmark == "classification" or benchmark == "retrieval":
-        if limit or compare or pictures or protocol != "calibrated-native":
-            raise InputError(f"{benchmark} has no --protocol, --limit, --compare or --pictures: drop them")
+        if limit or compare or pictures or reduce_zero_label or (ignore_index, protocol) != (None, "calibrated-native"):
+            raise InputError(f"{benchmark} has no --protocol, --limit, --compare, --pictures or masks: drop the option")
         _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
-    dataset, chosen = _prepare(benchmark, root, protocol, limit, compare, pictures)
-    out = out or Path(f"{benchmark}.{protocol}.json")
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_into, processes
+    from groupvit.evaluation.datasets import open_benchmark
 
     processes()
+    dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
+    dataset = dataset.first(limit)
+    chosen = _prepare(dataset, protocol, compare, pictures)
+    out = out or Path(f"{benchmark}.{protocol}.json")
     segmenter = api.load(model, precision=precision)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size, progress=progress):
         _print(out, segmenter, dataset, chosen, compare, pictures)
 
 
-def _prepare(
-    benchmark: str, root: Path, protocol: str, limit: int | None, compare: Path | None, pictures: Path | None
-) -> "tuple[Dataset, Protocol]":
-    """Open the benchmark and refuse what cannot work, before a model is loaded."""
-    from groupvit.evaluation.datasets import open_benchmark
+def _prepare(dataset: "Dataset", protocol: str, compare: Path | None, pictures: Path | None) -> "Protocol":
+    """Refuse what cannot work, before a model is loaded."""
     from groupvit.evaluation.pictures import make_folder
     from groupvit.evaluation.protocols import get_protocol
     from groupvit.evaluation.results import Result
 
     chosen = get_protocol(protocol)
-    dataset = open_benchmark(benchmark, root).first(limit)
     chosen.threshold(dataset)
     chosen.labels(dataset)
     if compare:
         Result.load(compare)
     if pictures:
         make_folder(pictures)
-    return dataset, chosen
+    return chosen
 
 
 def _print(
@@ -97,12 +101,14 @@ def _print(
     pictures: Path | None,
 ) -> None:
     from groupvit.evaluation.pictures import draw
-    from groupvit.evaluation.report import format_difference, report
+    from groupvit.evaluation.report import format_difference, report, unseen
     from groupvit.evaluation.results import Result
     from groupvit.evaluation.results import compare as compare_files
 
     result = Result.load(out)
     print(report(result))
+    if absent := unseen(result):
+        warnings.warn(f"{dataset.root}: {absent}", stacklevel=1)
     if compare:
         print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
     if pictures:

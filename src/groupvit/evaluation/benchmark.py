@@ -1,9 +1,9 @@
-"""A model, or any other predictions, on a whole benchmark."""
+"""A model on a whole benchmark."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.metrics import IndexMap, contingency
+from groupvit.evaluation.metrics import contingency
 from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
@@ -121,32 +121,19 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
     }
 
 
-def evaluate_predictions(
-    dataset: Dataset,
-    predict: Callable[[MaskedPhoto], IndexMap | tuple[IndexMap, Sequence[IndexMap]]],
-    name: str,
-    settings: Mapping[str, Any] | None = None,
-) -> Result:
-    """Return the result of anything else: `predict` gives a photo's map of class indices, and groups if it has some."""
-    photos = []
-    for photo in dataset:
-        predicted = predict(photo)
-        prediction, groups = predicted if isinstance(predicted, tuple) else (predicted, ())
-        photos.append(score_prediction(photo, prediction, len(dataset.classes), groups))
-    return Result(
-        benchmark=dataset.benchmark,
-        classes=dataset.classes,
-        protocol=dict(settings or {}),
-        model={"source": name},
-        photos=tuple(photos),
-    )
-
-
 def processes() -> tuple[int, int]:
     """Return this process's rank and how many torchrun started, each with a GPU of its own where there are some."""
+    if not (told := os.environ.get("WORLD_SIZE")) or told == "1":
+        return 0, 1
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
+    with input_error("WORLD_SIZE, RANK and LOCAL_RANK are set, but not as torchrun does", ValueError):
+        rank, count, local = int(os.environ["RANK"]), int(told), int(os.environ.get("LOCAL_RANK") or 0)
+        if not 0 <= rank < count:
+            raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    return rank, count
 
 
 def evaluate_into(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import read_text
+from groupvit.evaluation.class_lists import read_classes
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
@@ -64,7 +64,7 @@ class ClassFolder:
 def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
     listing = root / "classes.txt"
     if listing.is_file():
-        names = tuple(line.strip() for line in read_text(listing).splitlines() if line.strip())
+        names = tuple(read_classes(listing))
         if len(names) != len(folders):
             raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
         return names

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from groupvit.errors import InputError, input_error
-from groupvit.evaluation.masks import Mask, MaskedPhoto, Table, lookup, masked, read_masked
+from groupvit.errors import InputError
+from groupvit.evaluation.class_lists import read_labels, read_text
+from groupvit.evaluation.coco import open_instances
+from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, Table, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
-from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
+from groupvit.files import PHOTO_SUFFIXES
+from groupvit.segmentation.labels import BACKGROUND
 
 CLASSES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
 """Class `names` as the data sets spell them, in the order of their indices; `protocols` has other words for them."""
@@ -71,33 +74,43 @@ class MaskFolder:
     """A folder with `images/NAME.*`, `masks/NAME.png` (class indices) and `classes.txt` (one label a line)."""
 
     @staticmethod
-    def open(root: Path) -> Dataset:
-        """List classes and photos; an `InputError` says which part of the folder is missing."""
-        parts = "images", "masks", "classes.txt"
+    def open(root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False) -> Dataset:
+        """List classes and photos; an `InputError` says which part of the folder is missing.
+
+        Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0, and 1 is the first
+        class. Masks in colours have those of `labelmap.txt`, or else VOC's.
+        """
+        parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
         _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
-        labels = _labels(root / "classes.txt")
-        table, known = lookup({i: i for i in range(len(labels))}), f"classes.txt names {len(labels)}"
-        return _paired("folder", root, labels, _images(root / "images"), "masks/{}.png", table, known)
+        labels, colours, listing = read_labels(root)
+        first = int(reduce_zero_label)
+        indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
+        table = lookup(indices | ({} if ignore_index is None else {ignore_index: IGNORE}))
+        known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
+        known += "" if first else " (masks that count from 1: --reduce-zero-label)"
+        values = {colour: index + first for colour, index in colours.items()}
+        photos = _images(root / "images")
+        masks = _masks(root / "masks", photos)
+
+        def read(name: str) -> MaskedPhoto:
+            photo = read_masked(name, photos[name], masks[name], table, known, values)
+            if (photo.mask == IGNORE).all():
+                raise InputError(f"{masks[name]} shows no class, only pixels that do not count: drop it and its photo")
+            return photo
+
+        return Dataset("folder", root, labels, tuple(photos), read)
 
 
-def _labels(listing: Path) -> tuple[str, ...]:
-    """Read labels as they will be looked for: "traffic light" for `traffic_light`."""
-    lines = read_text(listing).rstrip().splitlines()
-    if not lines or not all(map(str.strip, lines)):
-        raise InputError(f"{listing} has a blank line: each line is the label of one index, from 0")
-    if len(lines) > IGNORE:
-        raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
-    bare = clean(lines[0]).lower() == BACKGROUND
-    if bare and len(lines) < 3:
-        raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
-    with input_error(str(listing), InputError):
-        labels = [parse_labels([line])[0] for line in lines[bare:]]
-        parse_labels(labels)
-    written = (
-        f"{label.name}={','.join(label.words)}" if "=" in line else label.name
-        for line, label in zip(lines[bare:], labels, strict=True)
-    )
-    return (*(BACKGROUND,) * bare, *written)
+def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the mask of each photo by its name."""
+    files = _files(folder)
+    masks = {path.stem: path for path in files if path.suffix.lower() in MASK_SUFFIXES}
+    if missing := [name for name in photos if name not in masks]:
+        name = missing[0]
+        near = next((f"; {path.name} is named otherwise or no PNG" for path in files if name in path.name), "")
+        raise InputError(f"{photos[name]} has no mask {folder / name}.png ({len(missing)} photos have none){near}")
+    _pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
+    return masks
 
 
 def _paired(
@@ -185,48 +198,19 @@ def _open_camvid(root: Path, split: str) -> Dataset:
 
 
 def _open_coco_instances(root: Path) -> Dataset:
-    """Paint instances into one map: crowds first, then from large to small, so that small things stay visible."""
-    listing = root / "annotations/instances_val2017.json"
     parts = "val2017", "annotations/instances_val2017.json"
     _require(root, *parts, holds="give the folder with val2017/ and annotations/")
     if not find_spec("pycocotools"):
         raise InputError("COCO's masks need pycocotools: pip install pycocotools")
-    try:
-        document = json.loads(listing.read_bytes())
-        index = {category["id"]: 1 + _COCO.index(category["name"]) for category in document["categories"]}
-        images = {Path(image["file_name"]).stem: image for image in document["images"]}
-        sizes = {name: (image["height"], image["width"]) for name, image in images.items()}
-        things: dict[int, list[Any]] = {image["id"]: [] for image in images.values()}
-        for thing in document["annotations"]:
-            things[thing["image_id"]].append((not thing["iscrowd"], -thing["area"], thing["id"], thing))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{listing} is not COCO's list of instances ({type(error).__name__}: {error})") from error
+    photos, paint = open_instances(root / parts[1], root / parts[0], _COCO)
 
     def read(name: str) -> MaskedPhoto:
-        mask = np.zeros(sizes[name], np.uint8)
-        for *_, number, thing in sorted(things[images[name]["id"]], key=lambda entry: entry[:3]):
-            try:
-                mask[_decode(thing["segmentation"], *mask.shape) > 0] = index[thing["category_id"]]
-            except Exception as error:  # pycocotools raises nothing more special
-                raise InputError(
-                    f"{listing}: annotation {number} of {name} is no mask ({type(error).__name__}: {error})"
-                ) from error
-        return masked(name, root / "val2017" / images[name]["file_name"], mask, listing)
+        return masked(name, photos[name], lambda image: paint(name, (image.height, image.width)))
 
-    return Dataset("coco-object-instances", root, (BACKGROUND, *_COCO), tuple(images), read)
+    return Dataset("coco-object-instances", root, (BACKGROUND, *_COCO), tuple(photos), read)
 
 
-def _decode(segmentation: Any, height: int, width: int) -> Mask:
-    from pycocotools import mask as coco
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are of NumPy 1's kind
-        if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-            segmentation = coco.frPyObjects(segmentation, height, width)
-        return np.asarray(coco.decode(coco.merge(segmentation) if isinstance(segmentation, list) else segmentation))
-
-
-BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
+BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {
     "voc21": lambda root: _open_pascal(root, "voc21", background=True),
     "voc4": lambda root: _only("voc4", _open_pascal(root, "voc21", background=True), "person", "dog", "cat"),
     "voc20": lambda root: _open_pascal(root, "voc20", background=False),
@@ -243,11 +227,20 @@ BENCHMARKS: Mapping[str, Callable[[Path], Dataset]] = {
 """Opener of each benchmark, given the folder of the data set."""
 
 
-def open_benchmark(name: str, root: Path) -> Dataset:
-    """List a benchmark's photos in `root`; an `InputError` names the file that is missing."""
+def open_benchmark(
+    name: str, root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False
+) -> Dataset:
+    """List a benchmark's photos in `root`; an `InputError` names the file that is missing. Options are a folder's."""
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
-    dataset = BENCHMARKS[name](root)
+    if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
+        raise InputError(f"an ignore index is a value in masks, 0 to {(1 << 16) - 1}, not {ignore_index}")
+    if name == "folder":
+        dataset = MaskFolder.open(root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
+    elif ignore_index is None and not reduce_zero_label:
+        dataset = BENCHMARKS[name](root)
+    else:
+        raise InputError(f"{name} says what its values mean: --ignore-index and --reduce-zero-label are for a folder")
     if not dataset.names:
         raise InputError(f"{root} lists no photos for {name}")
     return dataset
@@ -256,13 +249,10 @@ def open_benchmark(name: str, root: Path) -> Dataset:
 def _require(root: Path, *parts: str, holds: str) -> None:
     for part in parts:
         if not (root / part).exists():
-            raise InputError(f"{root} has no {part}; {holds}")
-
-
-def read_text(path: Path) -> str:
-    """Read a text file; an `InputError` says why it is none."""
-    with input_error(f"{path} cannot be read", OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8-sig")
+            here = (root / part).parent
+            names = [path.name for path in here.iterdir()] if here.is_dir() else []
+            near = [f" ({name} is there: rename it)" for name in names if name.lower() == Path(part).name.lower()]
+            raise InputError(f"{root} has no {part}{''.join(near)}; {holds}")
 
 
 def _lines(path: Path) -> list[str]:
@@ -277,14 +267,25 @@ def _names(listing: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their names without suffix, sorted, without hidden ones."""
+def _files(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted, without hidden files."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of photos")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.stem in files:
-            raise InputError(f"{path} and {files[path.stem].name} would share one mask: rename one of them")
-        if not path.name.startswith("."):
-            files[path.stem] = path
-    return files
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Return the photos of a folder by their names without suffix."""
+    files = _files(folder)
+    photos: dict[str, Path] = {}
+    for path in files:
+        if path.suffix.lower() in PHOTO_SUFFIXES and photos.setdefault(path.stem, path) != path:
+            raise InputError(f"{path} and {photos[path.stem].name} would share one mask: rename one of them")
+    _pass_over(folder, [path.name for path in files if path.stem not in photos], "files that are no photos")
+    return photos
+
+
+def _pass_over(folder: Path, names: Sequence[str], what: str) -> None:
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        warnings.warn(f"{folder}: passed over {len(names)} {what} ({', '.join(names[:3])}{more})", stacklevel=3)

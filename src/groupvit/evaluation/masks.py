@@ -1,7 +1,7 @@
 """A photo with its mask of class indices, read and checked."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,16 @@ from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 
 Mask = UInt8[np.ndarray, "height width"]
-Table = Int[np.ndarray, "256"]
+Table = Int[np.ndarray, "65536"]
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_LOSSLESS = ("PNG", "TIFF", "BMP")
+_VOC_COLOURS = {
+    sum(
+        (value >> (3 * bit + channel) & 1) << (23 - 8 * channel - bit) for bit in range(3) for channel in range(3)
+    ): value
+    for value in range(256)
+}
 
 
 @dataclass(frozen=True)
@@ -29,31 +38,77 @@ class MaskedPhoto:
 
 def lookup(indices: Mapping[int, int]) -> Table:
     """Return for each value in a file the class index, `IGNORE`, or -1 for a value that does not belong there."""
-    return np.array([{IGNORE: IGNORE, **indices}.get(value, -1) for value in range(256)])
+    table = np.full(1 << 16, -1)
+    table[IGNORE] = IGNORE
+    table[list(indices)] = list(indices.values())
+    return table
 
 
-def read_masked(name: str, path: Path, mask_path: Path, table: Table, known: str) -> MaskedPhoto:
-    """Read a photo and its mask, whose values `table` turns into indices; `known` says which there may be."""
+def read_masked(
+    name: str, path: Path, mask_path: Path, table: Table, known: str, colours: Mapping[int, int] | None = None
+) -> MaskedPhoto:
+    """Read a photo and its mask, whose values `table` turns into indices; `known` says which there may be.
+
+    `colours` are the values of colours (65536 r + 256 g + b), those of VOC by default.
+    """
     if not mask_path.is_file():
         raise InputError(f"{path} has no mask {mask_path}")
-    unreadable = input_error(f"{mask_path} cannot be read", OSError, SyntaxError, ValueError)
-    with unreadable, Image.open(mask_path, formats=("PNG",)) as file:
-        values = np.asarray(file)
-    if values.dtype != np.uint8 or values.ndim != 2:
-        raise InputError(f"{mask_path} is not an 8-bit mask of indices")
-    photo = masked(name, path, table.astype(np.uint8)[values], mask_path)
-    if (unknown := np.flatnonzero((table < 0) & (np.bincount(values.ravel(), minlength=256) > 0))).size:
-        raise InputError(f"{mask_path} has class {unknown[0]}, but {known}")
-    return photo
+    values = read_values(mask_path, colours)
+    indices = np.where(values < len(table), table[values % len(table)], -1)
+    if (unknown := indices < 0).any():
+        first = ", ".join(map(str, np.unique(values[unknown])[:5]))
+        share = f"{100 * unknown.mean():.3g} % of its pixels"
+        raise InputError(f"{mask_path} has values of no class ({first}; {share}), but {known}")
+
+    def fitting(image: Image.Image) -> Mask:
+        if values.shape != image.size[::-1]:
+            sizes = f"{values.shape[1]} x {values.shape[0]} for {path}, {image.width} x {image.height}"
+            raise InputError(f"{mask_path} has a mask of {sizes}")
+        return indices.astype(np.uint8)
+
+    return masked(name, path, fitting)
 
 
-def masked(name: str, path: Path, mask: Mask, source: Path) -> MaskedPhoto:
-    """Read the photo of a mask; `source` is the mask's file."""
-    with input_error(f"{path} cannot be read", OSError):
+def masked(name: str, path: Path, mask_of: Callable[[Image.Image], Mask]) -> MaskedPhoto:
+    """Read a photo and make its mask."""
+    with input_error(f"{path} cannot be read", OSError, ValueError):
         data = path.read_bytes()
     image = load_rgb(data, str(path))
-    if mask.shape != image.size[::-1]:
-        raise InputError(
-            f"{source} has a mask of {mask.shape[1]} x {mask.shape[0]} for {path}, {image.width} x {image.height}"
-        )
+    mask = mask_of(image)
     return MaskedPhoto(name, image, mask, hashlib.sha256(data + mask.tobytes()).hexdigest()[:16])
+
+
+def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.ndarray, "height width"]:
+    """Read the values of a mask: indices, or colours that stand for them."""
+    unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
+        kind, bits = file.format, str(file.tile[0].args if file.tile else "")
+        pixels = np.asarray(file.convert("RGB") if colours and file.mode == "P" else file)
+    if kind not in _LOSSLESS:
+        raise InputError(f"{path} is a {kind} picture, which may change values: save masks as PNG")
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        if (pixels[..., -1] < 255).any():
+            raise InputError(f"{path} has transparent pixels: save it without transparency")
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return _values_of(pixels, colours, path)
+    if pixels.dtype.kind == "f":
+        raise InputError(f"{path} has floating-point values: save it with 8 bits, the value is the index of the class")
+    return pixels.reshape(pixels.shape[:2]).astype(np.int64) // {"L;2": 85, "L;4": 17}.get(bits, 1)  # Pillow scales
+
+
+def _values_of(
+    pixels: UInt8[np.ndarray, "height width 3"], colours: Mapping[int, int] | None, path: Path
+) -> Int[np.ndarray, "height width"]:
+    """Return what the colours stand for; greys outside of VOC's palette are values themselves."""
+    found, places = np.unique(pixels.astype(np.int64) @ [1 << 16, 1 << 8, 1], return_inverse=True)
+    unknown = [int(colour) for colour in found if colour not in (colours or _VOC_COLOURS)]
+    if not unknown:
+        return np.array([(colours or _VOC_COLOURS)[colour] for colour in found])[places].reshape(pixels.shape[:2])
+    if not colours and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0].astype(np.int64)
+    red, green, blue = unknown[0].to_bytes(3, "big")
+    raise InputError(
+        f"{path} is an RGB picture with {len(unknown)} colours of no class, such as {red},{green},{blue}: save indices "
+        f"or write labelmap.txt with a line NAME:{red},{green},{blue}:: for each class"
+    )

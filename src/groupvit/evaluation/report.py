@@ -18,6 +18,19 @@ def report(result: Result) -> str:
     return "\n".join(lines)
 
 
+def unseen(result: Result, most: int = 12) -> str:
+    """Return which classes no mask shows, at `most` so many by name, and what does not count; "" if all are there."""
+    absent = [name for name, pixels in zip(result.classes, result.matrix.sum(axis=1), strict=True) if not pixels]
+    if not absent:
+        return ""
+    names = ", ".join(absent[:most]) + (f" and {len(absent) - most} more" if len(absent) > most else "")
+    uncounted = 100 - 100 * result.matrix.sum() / sum(photo.pixels for photo in result.photos)
+    return (
+        f"no mask shows {names} ({len(absent)} of {len(result.classes)} classes); {uncounted:.3g} % of the pixels are "
+        "not labelled (255) and do not count: pixels of a class must have the index of its line"
+    )
+
+
 def _whole(result: Result, numbers: Mapping[str, Any]) -> list[str]:
     thresholds = " and ".join(f"{threshold:.3g}" for threshold in result.thresholds)
     sizes = ", ".join(f"{size} {_number(value)}" for size, value in numbers["by_size"].items())

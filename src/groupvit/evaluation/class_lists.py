@@ -1,0 +1,86 @@
+"""Class lists as people and tools write them: `classes.txt`, and `labelmap.txt` in CVAT's format."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from groupvit.errors import InputError, input_error
+from groupvit.evaluation.metrics import IGNORE
+from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
+
+_NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "dog: 1"
+    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+\s*|\s+)(?P<after>\S.*)"
+    r"|(?P<label>\S.*?)\s*[:;,|=\t]\s*(?P<number>[0-9]{1,4})"
+)
+_COLOURED = re.compile(r"([^:]+):\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*(?::.*)?")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; an `InputError` says why it is none."""
+    with input_error(f"{path} cannot be read as UTF-8", OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
+    """Return a folder's labels, the index of each colour (65536 r + 256 g + b), and the file that lists them."""
+    colours = _read_colours(root / "labelmap.txt") if (root / "labelmap.txt").is_file() else {}
+    listing = root / "classes.txt"
+    if listing.is_file() or not colours:
+        labels = _parse(listing, read_classes(listing))
+    else:
+        listing = root / "labelmap.txt"
+        labels = _parse(listing, list(colours))
+    order = {label.partition("=")[0].lower(): index for index, label in enumerate(labels)}
+    indices = {colour: order.get(clean(name).lower()) for name, colour in colours.items()}
+    return labels, {colour: index for colour, index in indices.items() if index is not None}, listing.name
+
+
+def _parse(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
+    """Return labels as they will be looked for: "traffic light" for `traffic_light`."""
+    if len(lines) > IGNORE:
+        raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
+    bare = clean(lines[0]).lower() == BACKGROUND
+    if bare and len(lines) < 3:
+        raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
+    with input_error(str(listing), InputError):
+        labels = [parse_labels([line])[0] for line in lines[bare:]]
+        parse_labels(labels)
+    written = (
+        f"{label.name}={','.join(label.words)}" if "=" in line else label.name
+        for line, label in zip(lines[bare:], labels, strict=True)
+    )
+    return (*(BACKGROUND,) * bare, *written)
+
+
+def read_classes(listing: Path) -> list[str]:
+    """Return the lines of `classes.txt`, without comments on top; numbered lines in the order of their numbers."""
+    lines = [line.strip() for line in read_text(listing).rstrip().splitlines()]
+    while lines and (lines[0].startswith("#") or lines[0] == "__ignore__"):  # labelme's name of -1
+        lines.pop(0)
+    if not all(lines) or not lines or any(line.startswith("#") for line in lines):
+        raise InputError(f"{listing} has a blank line or a comment: each line is the label of one index, from 0")
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
+    if all(found) and sorted(numbers) == list(range(len(lines))):
+        return [numbers[index] for index in range(len(lines))]
+    near = sum(abs(int(match["before"] or match["number"]) - i) < 2 for i, match in enumerate(found) if match)
+    if all(found) or 2 * near >= len(lines):
+        raise InputError(
+            f"{listing} has numbers from {min(numbers)} to {max(numbers)} beside {len(lines)} labels, not all from 0: "
+            "write the label alone, the first line for index 0 (or a label that begins with a number in quotes)"
+        )
+    return lines
+
+
+def _read_colours(listing: Path) -> dict[str, int]:
+    """Return each name's colour in CVAT's `name:r,g,b::`."""
+    colours: dict[str, int] = {}
+    for line in read_text(listing).splitlines():
+        if line.strip() and not line.startswith("#"):
+            if not (match := _COLOURED.fullmatch(line.strip())):
+                raise InputError(f"{listing}: {line!r} is not name:r,g,b::")
+            red, green, blue = map(int, match.groups()[1:])
+            colours[match[1]] = red << 16 | green << 8 | blue
+    if len(set(colours.values())) < len(colours):
+        raise InputError(f"{listing} gives two names one colour: their pixels cannot be told apart")
+    return colours

@@ -1,0 +1,178 @@
+"""COCO's list of instances, as tools write it: its photos, and masks painted from its outlines."""
+
+import json
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from groupvit.errors import InputError, input_error
+from groupvit.segmentation.labels import clean
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+def open_instances(
+    listing: Path, folder: Path, classes: Sequence[str]
+) -> tuple[dict[str, Path], Callable[[str, Size], UInt8[np.ndarray, "height width"]]]:
+    """Return the photos in `folder` by name, and what paints a photo's mask: 0, and 1 + the index of each class.
+
+    Crowds come first, then instances from large to small, so that small things stay visible. Annotations without an
+    outline or a photo are passed over and counted in a warning.
+    """
+    document = _read(listing)
+    images, categories = (_by_id(document[part], part, listing) for part in ("images", "categories"))
+    order = {name: index for index, name in enumerate(classes, start=1)}
+    index = {key: order.get(clean(str(entry.get("name"))).lower()) for key, entry in categories.items()}
+    things: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
+    passed = Counter[str]()
+    for thing in document["annotations"]:
+        image, category = str(thing.get("image_id")), str(thing.get("category_id"))
+        thing["segmentation"] = _outline(thing.get("segmentation"))
+        if image not in things:
+            passed["of no listed image"] += 1
+        elif not thing["segmentation"]:
+            passed["without an outline of three points or more"] += 1
+        elif category not in index:
+            raise InputError(f"{listing}: annotation {thing.get('id')} has category {category}, which is not listed")
+        elif not (which := index[category]):
+            name = categories[category].get("name")
+            raise InputError(
+                f"{listing}: category {name!r} is none of COCO's {len(classes)}: call it as COCO does, or make an "
+                "evaluation folder of images/, masks/ and classes.txt"
+            )
+        else:
+            things[image].append(thing | {"class": which})
+    if passed:
+        reasons = " and ".join(f"{number} {reason}" for reason, number in passed.items())
+        if passed.total() == len(document["annotations"]):
+            raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
+        warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
+    photos = _photos(images, folder, listing)
+
+    def paint(name: str, size: Size) -> UInt8[np.ndarray, "height width"]:
+        key, path = photos[name]
+        for side, pixels in zip(("height", "width"), size, strict=True):
+            told = images[key].get(side)  # some tools write -1 or nothing
+            if isinstance(told, int | float) and told > 0 and told != pixels:
+                raise InputError(f"{listing}: {side} of {path.name} is {told}, but the photo's is {pixels} pixels")
+        return _paint(things[key], size, f"of {name}", listing)
+
+    return {name: path for name, (_, path) in photos.items()}, paint
+
+
+def _read(listing: Path) -> dict[str, Any]:
+    no_list = f"{listing} is not COCO's list of instances"
+    with input_error(no_list, OSError, ValueError, RecursionError):
+        document = json.loads(listing.read_bytes())
+    for part in ("images", "annotations", "categories"):
+        entries = document.get(part) if isinstance(document, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"{no_list}: it has no list of {part}")
+    return document
+
+
+def _by_id(entries: Sequence[dict[str, Any]], what: str, listing: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries by their ids as text: some tools write "1" in one place and 1 in another."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        key = str(entry.get("id"))
+        if "id" not in entry or key in found:
+            raise InputError(f"{listing}: two {what} have the id {key}, or one has none: give each its own")
+        found[key] = entry
+    return found
+
+
+def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -> dict[str, tuple[str, Path]]:
+    """Return the id and the file of each photo, named by its path without suffix.
+
+    A `file_name` may be absolute, of Windows, or begin with folders that are not here.
+    """
+    photos: dict[str, tuple[str, Path]] = {}
+    for key, image in images.items():
+        parts = [part for part in re.split(r"[\\/]", str(image.get("file_name") or "")) if part not in ("", ".", "..")]
+        if not parts:
+            raise InputError(f"{listing}: image {key} has no file_name")
+        ends = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
+        path = next((end for end in ends if os.path.isfile(end)), ends[0])
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in photos and photos[name][1] != path:
+            name += path.suffix
+        if name in photos:
+            raise InputError(f"{listing} lists {path} twice: drop one of the images")
+        photos[name] = key, path
+    return photos
+
+
+def _outline(segmentation: Any) -> Any:
+    """Return polygons that are some, or run lengths; something empty if there are none."""
+    if not isinstance(segmentation, list):
+        return segmentation if isinstance(segmentation, dict) and segmentation.get("counts") else []
+    nested = segmentation if isinstance(next(iter(segmentation), None), list) else [segmentation]
+    return [points for points in map(_points, nested) if len(points) >= 6 and len(points) % 2 == 0]
+
+
+def _points(polygon: Any) -> list[float]:
+    try:
+        points = np.array(polygon, float).ravel()  # x, y, x, y or pairs
+    except (ValueError, TypeError):
+        return []
+    return points.tolist() if np.isfinite(points).all() else []
+
+
+def _paint(
+    things: Sequence[dict[str, Any]], size: Size, of_photo: str, listing: Path
+) -> UInt8[np.ndarray, "height width"]:
+    def shape(thing: dict[str, Any]) -> UInt8[np.ndarray, "height width"]:
+        try:
+            return _decode(thing["segmentation"], *size)
+        except Exception as error:  # pycocotools raises nothing more special
+            what = f"annotation {thing.get('id')} {of_photo}"
+            raise InputError(f"{listing}: {what} is no mask ({type(error).__name__}: {error})") from error
+
+    def order(thing: dict[str, Any]) -> tuple[bool, int | float, int]:
+        area, number = thing.get("area"), thing.get("id")
+        area = area if isinstance(area, int | float) and area > 0 else int(shape(thing).sum())
+        return thing.get("iscrowd") not in (1, "1"), -area, number if isinstance(number, int) else 0
+
+    mask = np.zeros(size, np.uint8)
+    for thing in sorted(things, key=order):
+        mask[shape(thing) > 0] = thing["class"]
+    return mask
+
+
+def _decode(outline: Any, height: int, width: int) -> UInt8[np.ndarray, "height width"]:
+    if isinstance(outline, list):
+        from pycocotools import mask as coco
+
+        far = 4 * (height + width)  # its memory grows with the outline's length
+        polygons = [np.clip(points, -far, far).tolist() for points in outline]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its arrays are of NumPy 1's kind
+            return np.asarray(coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))))
+    if (size := outline.get("size", [height, width])) != [height, width]:
+        raise ValueError(f"its size is {size}, the photo's {[height, width]}")
+    runs = outline["counts"] if isinstance(outline["counts"], list) else _runs(outline["counts"])
+    if min(runs) < 0 or sum(runs) != height * width:  # pycocotools would leave the rest as it was in memory
+        raise ValueError(f"its runs cover {sum(runs)} of {height * width} pixels")
+    return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T
+
+
+def _runs(counts: str) -> list[int]:
+    """Return compressed run lengths: five bits a character, a sixth if more follow; later ones are differences."""
+    runs, value, shift = list[int](), 0, 0
+    for bits in (ord(character) - 48 for character in counts):
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16 and 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.evaluation.masks import read_values
+
+VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 7, 255]], np.uint8)
+VOC = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 7: (128, 128, 128), 255: (224, 224, 192)}
+
+
+def voc() -> np.ndarray:
+    return np.array([[VOC[value] for value in row] for row in VALUES.tolist()], np.uint8)
+
+
+def opaque(pixels: np.ndarray) -> np.ndarray:
+    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+
+
+def palette() -> Image.Image:
+    image = Image.fromarray(VALUES)
+    image.putpalette([number % 256 for number in range(768)])
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(VALUES),
+        Image.fromarray(VALUES.astype(np.uint16)),
+        palette(),
+        Image.fromarray(voc()),
+        Image.fromarray(opaque(voc())),
+        Image.fromarray(opaque(VALUES)),  # LA
+        Image.fromarray(np.dstack([VALUES] * 3)),  # greys that are indices
+    ],
+    ids=["8 bits", "16 bits", "palette", "colours of VOC", "RGBA", "LA", "grey RGB"],
+)
+@pytest.mark.parametrize("suffix", ["png", "PNG", "tif"])
+def test_a_mask_has_its_values_however_it_is_saved(image, suffix, tmp_path):
+    image.save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(read_values(tmp_path / f"a.{suffix}"), VALUES)
+
+
+@pytest.mark.parametrize(("depth", "most"), [(1, 1), (2, 3), (4, 7)])
+def test_few_bits_are_not_stretched(depth, most, tmp_path):
+    """Optimisers of PNG write masks of few classes in fewer bits."""
+    import struct
+    import zlib
+
+    values = VALUES.clip(max=most)
+    ones = np.unpackbits(values[:, :, None], axis=2)[:, :, -depth:].reshape(len(values), -1)
+    rows = b"".join(b"\0" + bytes(np.packbits(row)) for row in ones)
+    header = struct.pack(">IIBBBBB", 4, 3, depth, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    assert np.array_equal(read_values(tmp_path / "a.png"), values)
+
+
+def test_colours_are_those_that_are_given(tmp_path):
+    Image.fromarray(voc()).save(tmp_path / "a.png")
+    given = {red << 16 | green << 8 | blue: 100 - value % 100 for value, (red, green, blue) in VOC.items()}
+    assert np.array_equal(read_values(tmp_path / "a.png", given), 100 - VALUES.astype(int) % 100)
+    quantised = Image.fromarray(voc()).convert("P", palette=Image.Palette.ADAPTIVE)
+    quantised.save(tmp_path / "a.png")
+    assert np.array_equal(read_values(tmp_path / "a.png", given), 100 - VALUES.astype(int) % 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "said"),
+    [
+        ("a.png", Image.effect_noise((9, 9), 90).convert("RGB").rotate(3), "greys"),
+        (
+            "a.png",
+            Image.new("RGB", (9, 9), (255, 0, 0)),
+            "1 colours of no class, such as 255,0,0: save indices or write",
+        ),
+        ("a.png", Image.new("RGBA", (9, 9), (0, 0, 0, 9)), "has transparent pixels"),
+        ("a.jpg", Image.new("L", (9, 9)), "is a JPEG picture, which may change values: save masks as PNG"),
+        ("a.gif", Image.new("L", (9, 9)), "is a GIF picture"),
+        ("a.tif", Image.new("F", (9, 9)), "floating-point values"),
+        ("a.tif", Image.new("CMYK", (9, 9)), "is an RGB picture with|transparent"),
+    ],
+)
+def test_what_cannot_be_indices_says_what_to_do(name, image, said, tmp_path):
+    image.save(tmp_path / name)
+    if said == "greys":
+        assert read_values(tmp_path / name).max() > 9
+        return
+    with pytest.raises(InputError, match=rf"{name}.*({said})"):
+        read_values(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "b.png")  # the content counts
+    with pytest.raises(InputError, match=said):
+        read_values(tmp_path / "b.png")
