@@ -272,6 +272,41 @@ def test_resuming_with_other_settings_names_them(data, tmp_path):
     assert train(vary(run, evaluate_every=7), data, tmp_path / "run", workers=0, resume=True).step == 1
 
 
+def test_a_finished_training_goes_on_for_more_steps_at_their_rates(data, tmp_path):
+    run = vary(RUN, steps=4, save_every=2)
+    train(run, data, tmp_path, workers=0)
+    longer = vary(run, steps=8)
+    state = train(longer, data, tmp_path, workers=0, resume=True)
+    assert (state.step, state.position) == (8, 8 * run.data.batch_size)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [4, 8]
+    assert [line["lr"] for line in lines] == [run.schedule.rate(3), longer.schedule.rate(7)]
+    assert train(longer, data, tmp_path, workers=0, resume=True).step == 8
+    (tmp_path / "latest").write_text("step-00000006")
+    assert train(longer, data, tmp_path, workers=0, resume=True).step == 8
+
+
+@pytest.mark.parametrize(("step", "steps"), [(4, 3), (2, 3), (2, 8)])
+def test_fewer_steps_and_other_steps_of_an_unfinished_training_are_refused(data, tmp_path, step, steps):
+    run = vary(RUN, steps=4, save_every=2)
+    train(run, data, tmp_path, workers=0)
+    (tmp_path / "latest").write_text(f"step-{step:08d}")
+    with pytest.raises(InputError, match=rf"schedule.steps was 4 and is {steps}; resume with the same"):
+        train(vary(run, steps=steps), data, tmp_path, workers=0, resume=True)
+
+
+def test_a_training_saved_before_a_setting_came_had_its_default(data, tmp_path):
+    run = vary(RUN, steps=1)
+    train(run, data, tmp_path, workers=0)
+    file = tmp_path / "step-00000001" / "training.pt"
+    saved = torch.load(file, weights_only=True)
+    del saved["identity"]["optimizer"]["ema"]
+    torch.save(saved, file)
+    with pytest.raises(InputError, match=r"optimizer.muon was 0.0 and is 2.0; resume"):
+        train(vary(run, muon=2.0), data, tmp_path, workers=0, resume=True)
+    assert train(run, data, tmp_path, workers=0, resume=True).step == 1
+
+
 def test_data_that_moved_are_the_same_data(data, tmp_path):
     run = vary(RUN, train="{a,b}/*.tar", objective=NO_NOUNS)
     for name in ("a", "b"):
