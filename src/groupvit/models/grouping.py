@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.layers import CrossAttention, Mlp, TokenMixer, Tokens
+from groupvit.models.layers import CrossAttention, Mlp, TokenMixer, Tokens, at_least_float32
 from groupvit.models.noise import Keys
 
 Segments = Float[Tensor, "batch segments dim"]
@@ -77,9 +77,8 @@ class AssignAttention(nn.Module):
     def similarity(self, groups: Groups, segments: Segments) -> Shares:
         """Return the logits of Eq. 3 in at least float32: bfloat16 cannot separate close groups."""
         q, k = self.q_proj(groups), self.k_proj(segments)
-        dtype = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            q, k = q.to(dtype), k.to(dtype)
+            q, k = at_least_float32(q), at_least_float32(k)
             if self.logits == "cosine":
                 # What all segments share would let one group win them all, what all groups share tells nothing.
                 q, k = q - q.mean(dim=1, keepdim=True), k - k.mean(dim=1, keepdim=True)
@@ -207,7 +206,7 @@ class SeededGrouping(nn.Module):
     ) -> list[tuple[Float[Tensor, "batch _ dim"], Assignment]]:
         """Return what `forward` returns, for each of several numbers of groups."""
         with torch.no_grad(), torch.autocast(local.device.type, enabled=False):  # all in at least float32
-            places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
+            places = self._places(at_least_float32(local))
             assignments = [self._assigned(places, groups, joined) for groups in sizes]
             shares = [made.hard / made.hard.sum(dim=-1, keepdim=True).clamp(min=1) for made in assignments]
         merged = [weights.to(segments.dtype) @ segments for weights in shares]

@@ -21,6 +21,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def at_least_float32(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return half precision as float32, for what it is too coarse for; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def attend(
     q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads keys dim"],

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groupvit.models.config import ViTConfig
+from groupvit.models.layers import at_least_float32
 from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, Map, ViTTrunk
 
 
@@ -87,7 +88,7 @@ class TrunkStem(nn.Module):
 
 
 def _balanced(x: Map) -> Map:
-    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+    squares = at_least_float32(x).square()
     return x * (squares.mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
 
 
