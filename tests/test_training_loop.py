@@ -272,31 +272,23 @@ def test_resuming_with_other_settings_names_them(data, tmp_path):
     assert train(vary(run, evaluate_every=7), data, tmp_path / "run", workers=0, resume=True).step == 1
 
 
-def test_a_finished_training_goes_on_for_more_steps_at_their_rates(data, tmp_path):
-    run = vary(RUN, steps=4, save_every=2)
+def test_a_finished_training_goes_on_for_more_steps_at_their_rates_and_no_other_one_does(data, tmp_path):
+    run, longer = (vary(RUN, steps=steps, save_every=1, objective=(Captions(),)) for steps in (2, 4))
     train(run, data, tmp_path, workers=0)
-    longer = vary(run, steps=8)
+    with pytest.raises(InputError, match=r"schedule.steps was 2 and is 1; resume with the same"):
+        train(vary(run, steps=1), data, tmp_path, workers=0, resume=True)
     state = train(longer, data, tmp_path, workers=0, resume=True)
-    assert (state.step, state.position) == (8, 8 * run.data.batch_size)
-    lines = metrics(tmp_path)
-    assert [line["step"] for line in lines] == [4, 8]
-    assert [line["lr"] for line in lines] == [run.schedule.rate(3), longer.schedule.rate(7)]
-    assert train(longer, data, tmp_path, workers=0, resume=True).step == 8
-    (tmp_path / "latest").write_text("step-00000006")
-    assert train(longer, data, tmp_path, workers=0, resume=True).step == 8
-
-
-@pytest.mark.parametrize(("step", "steps"), [(4, 3), (2, 3), (2, 8)])
-def test_fewer_steps_and_other_steps_of_an_unfinished_training_are_refused(data, tmp_path, step, steps):
-    run = vary(RUN, steps=4, save_every=2)
-    train(run, data, tmp_path, workers=0)
-    (tmp_path / "latest").write_text(f"step-{step:08d}")
-    with pytest.raises(InputError, match=rf"schedule.steps was 4 and is {steps}; resume with the same"):
-        train(vary(run, steps=steps), data, tmp_path, workers=0, resume=True)
+    assert (state.step, state.position) == (4, 4 * run.data.batch_size)
+    lines = [(line["step"], line["lr"]) for line in metrics(tmp_path)]
+    assert lines == [(2, run.schedule.rate(1)), (4, longer.schedule.rate(3))]
+    (tmp_path / "latest").write_text("step-00000003")  # not finished any more
+    for steps in (3, 5):
+        with pytest.raises(InputError, match=rf"schedule.steps was 4 and is {steps}; resume with the same"):
+            train(vary(run, steps=steps), data, tmp_path, workers=0, resume=True)
 
 
 def test_a_training_saved_before_a_setting_came_had_its_default(data, tmp_path):
-    run = vary(RUN, steps=1)
+    run = vary(RUN, steps=1, objective=(Captions(),))
     train(run, data, tmp_path, workers=0)
     file = tmp_path / "step-00000001" / "training.pt"
     saved = torch.load(file, weights_only=True)
