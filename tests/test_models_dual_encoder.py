@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from groupvit.models import (
     PAPER,
@@ -33,7 +34,7 @@ def test_paper_preset_has_no_pre_assignment_attention_no_eps_and_clips_text_enco
         model = build_model(PAPER)
     grouping = model.image_encoder.stages[0].grouping
     assert grouping.pre_assign_attn is None
-    assert grouping.token_mixer is None
+    assert isinstance(grouping.token_mixer, nn.Identity)
     assert grouping.assign.eps == 0
     assert model.text_encoder.pos_embed.shape == (77, 512)
     assert not hasattr(model, "multi_label_logit_scale")

@@ -272,6 +272,33 @@ def test_resuming_with_other_settings_names_them(data, tmp_path):
     assert train(vary(run, evaluate_every=7), data, tmp_path / "run", workers=0, resume=True).step == 1
 
 
+def test_a_finished_training_goes_on_for_more_steps_at_their_rates_and_no_other_one_does(data, tmp_path):
+    run, longer = (vary(RUN, steps=steps, save_every=1, objective=(Captions(),)) for steps in (2, 4))
+    train(run, data, tmp_path, workers=0)
+    with pytest.raises(InputError, match=r"schedule.steps was 2 and is 1; resume with the same"):
+        train(vary(run, steps=1), data, tmp_path, workers=0, resume=True)
+    state = train(longer, data, tmp_path, workers=0, resume=True)
+    assert (state.step, state.position) == (4, 4 * run.data.batch_size)
+    lines = [(line["step"], line["lr"]) for line in metrics(tmp_path)]
+    assert lines == [(2, run.schedule.rate(1)), (4, longer.schedule.rate(3))]
+    (tmp_path / "latest").write_text("step-00000003")  # not finished any more
+    for steps in (3, 5):
+        with pytest.raises(InputError, match=rf"schedule.steps was 4 and is {steps}; resume with the same"):
+            train(vary(run, steps=steps), data, tmp_path, workers=0, resume=True)
+
+
+def test_a_training_saved_before_a_setting_came_had_its_default(data, tmp_path):
+    run = vary(RUN, steps=1, objective=(Captions(),))
+    train(run, data, tmp_path, workers=0)
+    file = tmp_path / "step-00000001" / "training.pt"
+    saved = torch.load(file, weights_only=True)
+    del saved["identity"]["optimizer"]["ema"]
+    torch.save(saved, file)
+    with pytest.raises(InputError, match=r"optimizer.muon was 0.0 and is 2.0; resume"):
+        train(vary(run, muon=2.0), data, tmp_path, workers=0, resume=True)
+    assert train(run, data, tmp_path, workers=0, resume=True).step == 1
+
+
 def test_data_that_moved_are_the_same_data(data, tmp_path):
     run = vary(RUN, train="{a,b}/*.tar", objective=NO_NOUNS)
     for name in ("a", "b"):

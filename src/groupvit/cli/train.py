@@ -26,7 +26,7 @@ class Options:
         chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
         init: Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random
             ones; images may be of another size there.
-        resume: Go on from the newest checkpoint in OUT.
+        resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
         workers: Processes that read and decode.
         keep: Checkpoints to keep, besides the best.
         tensorboard: Write the curves as TensorBoard's event files, too.

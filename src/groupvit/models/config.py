@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from groupvit.errors import InputError
 
+Stem = Literal["patch", "conv", "residual", "efficientnet-lite0", "efficientnet-lite2", "vit"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -62,7 +64,7 @@ class ImageEncoderConfig:
     mlp_ratio: float = 4.0
     stages: tuple[Stage, ...] = (Stage(6, 64, 64), Stage(3, 8, 8), Stage(3))
     drop_path: float = 0.1
-    stem: Literal["patch", "conv", "residual", "efficientnet-lite0", "efficientnet-lite2", "vit"] = "patch"
+    stem: Stem = "patch"
     vit: ViTConfig | None = None
     hard_assignment: bool = True
     assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot"

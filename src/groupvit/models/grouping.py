@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.layers import CrossAttention, Mlp, TokenMixer
+from groupvit.models.layers import CrossAttention, Mlp, TokenMixer, Tokens, at_least_float32
+from groupvit.models.noise import Keys
+
+Segments = Float[Tensor, "batch segments dim"]
+Groups = Float[Tensor, "batch groups dim"]
+Shares = Float[Tensor, "batch groups segments"]
+Joined = Int[Tensor, "batch segments"]
+Map = Float[Tensor, "batch channels rows columns"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +28,17 @@ class Assignment:
     `soft` is the softmax over groups without noise; `hard` is one-hot, with the noise that was drawn in training.
     """
 
-    soft: Float[Tensor, "batch groups segments"]
-    hard: Float[Tensor, "batch groups segments"]
+    soft: Shares
+    hard: Shares
 
     @property
-    def joined(self) -> Int[Tensor, "batch segments"]:
+    def joined(self) -> Joined:
         """Index of the group that each segment joins."""
         return self.hard.argmax(dim=1)
+
+
+def _assignment(soft: Shares, joined: Joined) -> Assignment:
+    return Assignment(soft, torch.zeros_like(soft).scatter_(1, joined[:, None], 1.0))
 
 
 class CrossAttentionBlock(nn.Module):
@@ -40,9 +51,7 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(dim, int(mlp_ratio * dim))
         self.norm_post = nn.LayerNorm(dim)
 
-    def forward(
-        self, groups: Float[Tensor, "batch groups dim"], segments: Float[Tensor, "batch segments dim"]
-    ) -> Float[Tensor, "batch groups dim"]:
+    def forward(self, groups: Groups, segments: Segments) -> Groups:
         groups = groups + self.attn(groups, segments)
         return self.norm_post(groups + self.mlp(self.norm2(groups)))
 
@@ -65,14 +74,11 @@ class AssignAttention(nn.Module):
         if logits == "cosine":
             self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def similarity(
-        self, groups: Float[Tensor, "batch groups dim"], segments: Float[Tensor, "batch segments dim"]
-    ) -> Float[Tensor, "batch groups segments"]:
-        """Logits of Eq. 3 in at least float32: bfloat16 cannot separate close groups."""
+    def similarity(self, groups: Groups, segments: Segments) -> Shares:
+        """Return the logits of Eq. 3 in at least float32: bfloat16 cannot separate close groups."""
         q, k = self.q_proj(groups), self.k_proj(segments)
-        dtype = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            q, k = q.to(dtype), k.to(dtype)
+            q, k = at_least_float32(q), at_least_float32(k)
             if self.logits == "cosine":
                 # What all segments share would let one group win them all, what all groups share tells nothing.
                 q, k = q - q.mean(dim=1, keepdim=True), k - k.mean(dim=1, keepdim=True)
@@ -80,38 +86,24 @@ class AssignAttention(nn.Module):
             logits = q @ k.transpose(1, 2)
         return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits
 
-    def assign(
-        self,
-        logits: Float[Tensor, "batch groups segments"],
-        keys: Int[Tensor, " batch"] | None,
-        joined: Int[Tensor, "batch segments"] | None = None,
-    ) -> tuple[Float[Tensor, "batch groups segments"], Assignment]:
+    def assign(self, logits: Shares, keys: Keys | None, joined: Joined | None = None) -> tuple[Shares, Assignment]:
         """Return the weights that merge segments, and the assignment; `keys` turn on Gumbel noise (Eqs. 3, 4).
 
         `joined` repeats the assignment of an earlier pass, which rounding could change.
         """
-        soft = logits.softmax(dim=1)
-        noisy = soft
+        noisy = soft = logits.softmax(dim=1)
         if self.hard and keys is not None:
             noisy = (logits + noise.gumbel(keys, *logits.shape[1:])).softmax(dim=1)
-        chosen = noisy.argmax(dim=1) if joined is None else joined
-        hard = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1.0)
-        weights = hard + (noisy - noisy.detach()) if self.hard else soft
-        return weights, Assignment(soft, hard)
+        assignment = _assignment(soft, noisy.argmax(dim=1) if joined is None else joined)
+        return assignment.hard + (noisy - noisy.detach()) if self.hard else soft, assignment
 
     def forward(
-        self,
-        groups: Float[Tensor, "batch groups dim"],
-        segments: Float[Tensor, "batch segments dim"],
-        keys: Int[Tensor, " batch"] | None,
-        joined: Int[Tensor, "batch segments"] | None = None,
-    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        self, groups: Groups, segments: Segments, keys: Keys | None, joined: Joined | None = None
+    ) -> tuple[Groups, Assignment]:
         weights, assignment = self.assign(self.similarity(groups, segments), keys, joined)
         return self.merge(weights, segments), assignment
 
-    def merge(
-        self, weights: Float[Tensor, "batch groups segments"], segments: Float[Tensor, "batch segments dim"]
-    ) -> Float[Tensor, "batch groups dim"]:
+    def merge(self, weights: Shares, segments: Segments) -> Groups:
         """Return each group's mean of its segments, projected (Eq. 5)."""
         size = weights.sum(dim=-1, keepdim=True) + self.eps
         # Without eps an empty group would divide by zero; it keeps a zero update instead.
@@ -143,49 +135,35 @@ class GroupingBlock(nn.Module):
         self.group_residual = group_residual
         self.norm_tokens = nn.LayerNorm(dim)
         mix = token_mixer or group_tokens != output_groups
-        self.token_mixer = TokenMixer(group_tokens, dim // 2, output_groups) if mix else None
-        self.norm_post_tokens = nn.LayerNorm(dim) if mix else None
+        self.token_mixer = TokenMixer(group_tokens, dim // 2, output_groups) if mix else nn.Identity()
+        self.norm_post_tokens = nn.LayerNorm(dim) if mix else nn.Identity()
         self.norm_segments = nn.LayerNorm(dim)
         self.pre_assign_attn = CrossAttentionBlock(dim, heads, mlp_ratio) if pre_assign_attention else None
         self.assign = AssignAttention(dim, hard=hard_assignment, logits=assign_logits, eps=assign_eps)
-        self.norm_new = nn.LayerNorm(dim) if channel_mlp else None
+        self.norm_new = nn.LayerNorm(dim) if channel_mlp else nn.Identity()
         self.channel_mlp = Mlp(dim, int(mlp_ratio * dim)) if channel_mlp else None
 
     def forward(
-        self,
-        group_tokens: Float[Tensor, "batch tokens dim"],
-        segments: Float[Tensor, "batch segments dim"],
-        keys: Int[Tensor, " batch"] | None = None,
-        joined: Int[Tensor, "batch segments"] | None = None,
-    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+        self, group_tokens: Tokens, segments: Segments, keys: Keys | None = None, joined: Joined | None = None
+    ) -> tuple[Groups, Assignment]:
         groups, segments = self.prepare(group_tokens, segments)
         merged, assignment = self.assign(groups, segments, keys, joined)
-        if self.group_residual:
-            merged = merged + groups
-        return self.mix_channels(merged), assignment
+        return self.mix_channels(merged + groups if self.group_residual else merged), assignment
 
-    def alone(self, segments: Float[Tensor, "batch segments dim"]) -> Float[Tensor, "batch segments dim"]:
+    def alone(self, segments: Segments) -> Segments:
         """Return each segment as a group of its own would be, without the group token."""
         values = self.assign.v_proj(self.norm_segments(segments)) / (1 + self.assign.eps)
         return self.mix_channels(self.assign.proj(values))
 
-    def prepare(
-        self, group_tokens: Float[Tensor, "batch tokens dim"], segments: Float[Tensor, "batch segments dim"]
-    ) -> tuple[Float[Tensor, "batch groups dim"], Float[Tensor, "batch segments dim"]]:
+    def prepare(self, group_tokens: Tokens, segments: Segments) -> tuple[Groups, Segments]:
         """Return groups and segments as `assign` takes them."""
-        groups = self.norm_tokens(group_tokens)
+        groups = self.norm_post_tokens(self.token_mixer(self.norm_tokens(group_tokens)))
         segments = self.norm_segments(segments)
-        if self.token_mixer is not None and self.norm_post_tokens is not None:
-            groups = self.norm_post_tokens(self.token_mixer(groups))
-        if self.pre_assign_attn is not None:
-            groups = self.pre_assign_attn(groups, segments)
-        return groups, segments
+        return groups if self.pre_assign_attn is None else self.pre_assign_attn(groups, segments), segments
 
-    def mix_channels(self, merged: Float[Tensor, "batch groups dim"]) -> Float[Tensor, "batch groups dim"]:
+    def mix_channels(self, merged: Groups) -> Groups:
         """Return the new segments from the merged ones."""
-        if self.channel_mlp is None or self.norm_new is None:
-            return merged
-        return merged + self.channel_mlp(self.norm_new(merged))
+        return merged if self.channel_mlp is None else merged + self.channel_mlp(self.norm_new(merged))
 
 
 class SeededGrouping(nn.Module):
@@ -218,71 +196,42 @@ class SeededGrouping(nn.Module):
         down = min(rows, max(1, round((groups * rows / columns) ** 0.5)))
         return down, min(columns, max(1, round(groups / down)))
 
-    def forward(
-        self,
-        local: Float[Tensor, "batch local rows columns"],
-        segments: Float[Tensor, "batch cells dim"],
-        joined: Int[Tensor, "batch cells"] | None = None,
-    ) -> tuple[Float[Tensor, "batch groups dim"], Assignment]:
+    def forward(self, local: Map, segments: Segments, joined: Joined | None = None) -> tuple[Groups, Assignment]:
         """Return the mean segment of each group, and the assignment; `joined` as in `AssignAttention.assign`."""
         [grouped] = self.of_sizes(local, segments, (self.groups,), joined)
         return grouped
 
     def of_sizes(
-        self,
-        local: Float[Tensor, "batch local rows columns"],
-        segments: Float[Tensor, "batch cells dim"],
-        sizes: Sequence[int],
-        joined: Int[Tensor, "batch cells"] | None = None,
+        self, local: Map, segments: Segments, sizes: Sequence[int], joined: Joined | None = None
     ) -> list[tuple[Float[Tensor, "batch _ dim"], Assignment]]:
         """Return what `forward` returns, for each of several numbers of groups."""
-        rows, columns = local.shape[-2:]
         with torch.no_grad(), torch.autocast(local.device.type, enabled=False):  # all in at least float32
-            places = self._places(local.to(torch.promote_types(local.dtype, torch.float32)))
-            assignments = [self._assigned(places, groups, rows, columns, joined) for groups in sizes]
+            places = self._places(at_least_float32(local))
+            assignments = [self._assigned(places, groups, joined) for groups in sizes]
             shares = [made.hard / made.hard.sum(dim=-1, keepdim=True).clamp(min=1) for made in assignments]
         merged = [weights.to(segments.dtype) @ segments for weights in shares]
         return list(zip(merged, assignments, strict=True))
 
-    def _assigned(
-        self,
-        places: Float[Tensor, "batch cells dim"],
-        groups: int,
-        rows: int,
-        columns: int,
-        joined: Int[Tensor, "batch cells"] | None,
-    ) -> Assignment:
-        distances = self._distances(places, self._centres(places, groups, rows, columns))
-        soft = (-self.SHARPNESS * distances).softmax(dim=1)
-        chosen = soft.argmax(dim=1) if joined is None else joined
-        return Assignment(soft, torch.zeros_like(soft).scatter_(1, chosen[:, None], 1.0))
-
-    def _places(self, local: Float[Tensor, "batch local rows columns"]) -> Float[Tensor, "batch cells _"]:
+    def _places(self, local: Map) -> Float[Tensor, "batch _ rows columns"]:
         """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
-        rows, columns = local.shape[-2:]
         if self.smooth:
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
-        down = torch.linspace(-1, 1, rows, device=local.device)[:, None].expand(rows, columns)
-        across = torch.linspace(-1, 1, columns, device=local.device).expand(rows, columns)
-        position = self.POSITION * torch.stack([down, across]).to(local.dtype)
-        return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1).flatten(2).mT
+        axes = [torch.linspace(-1, 1, count, device=local.device) for count in local.shape[-2:]]
+        position = self.POSITION * torch.stack(torch.meshgrid(axes, indexing="ij")).to(local.dtype)
+        return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1)
 
-    def _centres(
-        self, places: Float[Tensor, "batch cells dim"], groups: int, rows: int, columns: int
-    ) -> Float[Tensor, "batch groups dim"]:
-        """Return the groups' means after the rounds."""
-        start = places.mT.unflatten(2, (rows, columns))
-        centres = F.adaptive_avg_pool2d(start, self.tiles(groups, rows, columns)).flatten(2).mT
+    def _assigned(self, places: Map, groups: int, joined: Joined | None) -> Assignment:
+        centres = F.adaptive_avg_pool2d(places, self.tiles(groups, *places.shape[-2:])).flatten(2).mT
+        cells = places.flatten(2).mT
         for _ in range(self.ROUNDS):
-            nearest = self._distances(places, centres).argmin(dim=1)
-            cells = F.one_hot(nearest, centres.shape[1]).to(places.dtype).mT
-            size = cells.sum(dim=-1, keepdim=True)
-            centres = torch.where(size > 0, cells @ places / size.clamp(min=1), centres)
-        return centres
+            nearest = _distances(cells, centres).argmin(dim=1)
+            members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).mT
+            size = members.sum(dim=-1, keepdim=True)
+            centres = torch.where(size > 0, members @ cells / size.clamp(min=1), centres)
+        soft = (-self.SHARPNESS * _distances(cells, centres)).softmax(dim=1)
+        return _assignment(soft, soft.argmax(dim=1) if joined is None else joined)
 
-    @staticmethod
-    def _distances(
-        places: Float[Tensor, "batch cells dim"], centres: Float[Tensor, "batch groups dim"]
-    ) -> Float[Tensor, "batch groups cells"]:
-        """Return squared distances, less each cell's own square, which is the same for all groups."""
-        return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ places.mT
+
+def _distances(cells: Segments, centres: Groups) -> Shares:
+    """Return squared distances, less each cell's own square, which is the same for all groups."""
+    return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ cells.mT

@@ -3,29 +3,32 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.config import Stage, ViTConfig
-from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping
-from groupvit.models.layers import Block, TokenMixer, resampled
+from groupvit.models.config import Stage, Stem, ViTConfig
+from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping, Segments
+from groupvit.models.layers import Block, TokenMixer, Tokens, resampled
+from groupvit.models.noise import Keys
 from groupvit.models.preprocessing import normalize
 from groupvit.models.stems import TrunkFeatures, TrunkStem, build_stem
-from groupvit.models.trunks import EfficientNetLite, ViTTrunk
+from groupvit.models.trunks import EfficientNetLite, Images, Pixels, ViTTrunk
+
+Maps = Sequence[Float[Tensor, "batch _ _ _"]]
 
 
 @dataclass(frozen=True)
 class Ungrouped:
     """Input of a grouping block: the stage's segments and group tokens after its transformer blocks."""
 
-    segments: Float[Tensor, "batch segments dim"]
-    group_tokens: Float[Tensor, "batch tokens dim"]
+    segments: Segments
+    group_tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ImageFeatures:
     """
 
     pooled: Float[Tensor, "batch dim"]
-    segments: Float[Tensor, "batch segments dim"]
+    segments: Segments
     ungrouped: tuple[Ungrouped, ...]
     assignments: tuple[Assignment, ...]
     grid: tuple[int, int]
@@ -56,13 +59,9 @@ class ImageFeatures:
     def image(self, index: int) -> "ImageFeatures":
         """Return one image of the batch, as a batch of one, without the trunk's maps."""
         one = slice(index, index + 1)
-        return ImageFeatures(
-            pooled=self.pooled[one],
-            segments=self.segments[one],
-            ungrouped=tuple(Ungrouped(given.segments[one], given.group_tokens[one]) for given in self.ungrouped),
-            assignments=tuple(Assignment(made.soft[one], made.hard[one]) for made in self.assignments),
-            grid=self.grid,
-        )
+        ungrouped = tuple(Ungrouped(given.segments[one], given.group_tokens[one]) for given in self.ungrouped)
+        assignments = tuple(Assignment(made.soft[one], made.hard[one]) for made in self.assignments)
+        return ImageFeatures(self.pooled[one], self.segments[one], ungrouped, assignments, self.grid)
 
     def occupied(self) -> Bool[Tensor, "batch segments"]:
         """Return which final segments own at least one patch under hard assignment."""
@@ -112,21 +111,17 @@ class GroupingStage(nn.Module):
             )
 
     def forward(
-        self,
-        segments: Float[Tensor, "batch segments dim"],
-        previous: Float[Tensor, "batch previous dim"] | None,
-        keys: Int[Tensor, " batch"] | None,
-    ) -> tuple[Float[Tensor, "batch segments dim"], Float[Tensor, "batch tokens dim"] | None]:
+        self, segments: Segments, previous: Float[Tensor, "batch previous dim"] | None, keys: Keys | None
+    ) -> tuple[Segments, Tokens | None]:
         """Return segments and group tokens after the blocks, before `grouping` merges them."""
-        count = segments.shape[1]
-        x = segments
+        count, x = segments.shape[1], segments
         if self.group_tokens is not None:
             tokens = self.group_tokens.expand(len(segments), -1, -1)
             if self.group_projector is not None and previous is not None:
                 tokens = tokens + self.group_projector(previous)
             x = torch.cat([segments, tokens.to(segments.dtype)], dim=1)
-        for i, module in enumerate(self.blocks):
-            block = cast(Block, module)  # nn.ModuleList forgets the type
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             x = block(x, block.kept(None if keys is None else noise.fold(keys, i)))
         return x[:, :count], x[:, count:] if self.group_tokens is not None else None
 
@@ -144,7 +139,7 @@ class ImageEncoder(nn.Module):
         stages: Sequence[Stage],
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv", "residual", "efficientnet-lite0", "efficientnet-lite2", "vit"] = "patch",
+        stem: Stem = "patch",
         vit: ViTConfig | None = None,
         project_group_tokens: bool = True,
         **grouping: Any,
@@ -163,9 +158,7 @@ class ImageEncoder(nn.Module):
             side = image_size // patch_size
             self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = [
-            float(rate) for rate in torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu")
-        ]
+        rates = torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu").tolist()
         self.stages = nn.ModuleList()
         previous_tokens = 0
         for stage in stages:
@@ -179,22 +172,22 @@ class ImageEncoder(nn.Module):
         """Pre-trained network that makes the patches, if there is one."""
         return self.stem.trunk if isinstance(self.stem, TrunkStem) else None
 
-    def preprocess(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def preprocess(self, pixels: Pixels) -> Images:
         """Return images for `forward`, normalised as the trunk was pre-trained or by ImageNet's statistics."""
         dtype = self.norm.weight.dtype
         return normalize(pixels, dtype) if self.trunk is None else self.trunk.preprocess(pixels, dtype)
 
-    def early(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+    def early(self, pixels: Pixels) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
         """Return the trunk's maps before the last, which may take the images' place in `forward`."""
         assert isinstance(self.trunk, EfficientNetLite)
         return self.trunk.early(self._padded(self.preprocess(pixels)))
 
-    def _padded(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 rows columns"]:
+    def _padded(self, images: Images) -> Float[Tensor, "batch 3 rows columns"]:
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
 
     def embed(
-        self, images: Float[Tensor, "_ 3 height width"], early: Sequence[Float[Tensor, "batch _ _ _"]] = ()
+        self, images: Float[Tensor, "_ 3 height width"], early: Maps = ()
     ) -> tuple[Float[Tensor, "batch patches dim"], tuple[int, int], TrunkFeatures | None]:
         """Return patch tokens with positions, their grid, and the trunk's maps.
 
@@ -216,10 +209,10 @@ class ImageEncoder(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "_ 3 height width"],
-        keys: Int[Tensor, " batch"] | None = None,
+        keys: Keys | None = None,
         *,
         joined: Sequence[Int[Tensor, "batch _"]] = (),
-        early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
+        early: Maps = (),
     ) -> ImageFeatures:
         """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
 
@@ -243,15 +236,8 @@ class ImageEncoder(nn.Module):
                 segments, assignment = stage.seeded(trunk.local, segments, given)
                 assignments.append(assignment)
         segments = self.norm(segments)
-        pooled = self.pool(segments, assignments)
-        return ImageFeatures(
-            pooled=pooled,
-            segments=segments,
-            ungrouped=tuple(ungrouped),
-            assignments=tuple(assignments),
-            grid=grid,
-            trunk=trunk,
-        )
+        pooled = self._pool(segments, assignments)
+        return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
         """Yield the features with half and with twice as many seeded groups, if such groups come last."""
@@ -272,18 +258,14 @@ class ImageEncoder(nn.Module):
         if features.trunk is not None and last.grouping is None:
             return self.norm(rearrange(features.trunk.patches, "b d h w -> b (h w) d"))
         if last.grouping is None or last.grouping.group_residual:
-            raise ValueError(
-                "a patch is a segment of its own only where nothing but its group's patches makes a segment"
-            )
+            raise ValueError("a patch is a segment of its own only where segments are made of their patches alone")
         return self.norm(last.grouping.alone(features.ungrouped[-1].segments))
 
     def grouping_stages(self) -> list[GroupingStage]:
         """Return `stages` with their type, which nn.ModuleList forgets."""
         return [stage for stage in self.stages if isinstance(stage, GroupingStage)]
 
-    def pool(
-        self, segments: Float[Tensor, "batch segments dim"], assignments: Sequence[Assignment]
-    ) -> Float[Tensor, "batch dim"]:
+    def _pool(self, segments: Segments, assignments: Sequence[Assignment]) -> Float[Tensor, "batch dim"]:
         """Return the mean over segments; without the group residual an empty group is not a segment and is left out."""
         if not (self.pool_occupied and assignments):
             return segments.mean(dim=1)

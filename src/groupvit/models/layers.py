@@ -3,10 +3,14 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from groupvit.models import noise
+from groupvit.models.noise import Keys
+
+Tokens = Float[Tensor, "batch tokens dim"]
+Kept = Float[Tensor, "2 batch 1 1"]
 
 _AT_ONCE = 1 << 22  # logits that plain attention without gradients holds at once; they stay in the cache
 _LONGEST = 1 << 24  # logits of one sequence beyond which plain attention is not used
@@ -15,6 +19,11 @@ _LONGEST = 1 << 24  # logits of one sequence beyond which plain attention is not
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's sigmoid approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
+
+
+def at_least_float32(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return half precision as float32, for what it is too coarse for; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def attend(
@@ -62,7 +71,7 @@ class Mlp(nn.Module):
 class TokenMixer(Mlp):
     """Token-mixing perceptron of MLP-Mixer: maps one number of tokens to another, channel by channel."""
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
+    def forward(self, x: Tokens) -> Float[Tensor, "batch out dim"]:
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -76,7 +85,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, x: Tokens) -> Tokens:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return self.proj(attend(q, k, v, causal=self.causal))
 
@@ -93,7 +102,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, queries: Float[Tensor, "batch queries dim"], context: Float[Tensor, "batch tokens dim"]
+        self, queries: Float[Tensor, "batch queries dim"], context: Tokens
     ) -> Float[Tensor, "batch queries dim"]:
         q, k, v = (
             rearrange(x, "b n (h d) -> b h n d", h=self.heads)
@@ -122,7 +131,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), quick=quick)
 
-    def kept(self, keys: Int[Tensor, " batch"] | None) -> Float[Tensor, "2 batch 1 1"] | None:
+    def kept(self, keys: Keys | None) -> Kept | None:
         """Return the factors of stochastic depth (Huang et al., 2016) on each sample's two residual branches.
 
         A factor is 0 with probability `drop_path`. Drawn outside of `forward`, which would be compiled for every rate.
@@ -132,9 +141,7 @@ class Block(nn.Module):
         kept = [noise.uniform(noise.fold(keys, branch), 1, 1) >= self.drop_path for branch in range(2)]
         return torch.stack(kept).float() / (1 - self.drop_path)
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim"], kept: Float[Tensor, "2 batch 1 1"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
+    def forward(self, x: Tokens, kept: Kept | None = None) -> Tokens:
         branch = self.attn(self.norm1(x))
         x = x + (branch if kept is None else branch * kept[0].to(branch.dtype))
         branch = self.mlp(self.norm2(x))

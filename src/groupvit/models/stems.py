@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groupvit.models.config import ViTConfig
-from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, ViTTrunk
+from groupvit.models.layers import at_least_float32
+from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, Map, ViTTrunk
 
 
 class ResidualBlock(nn.Sequential):
@@ -20,9 +21,7 @@ class ResidualBlock(nn.Sequential):
         layers = [(nn.GroupNorm(1, channels), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2)]
         super().__init__(*layers[0], *layers[1])
 
-    def forward(
-        self, input: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def forward(self, input: Map) -> Map:
         return input + super().forward(input)
 
 
@@ -88,14 +87,12 @@ class TrunkStem(nn.Module):
         return TrunkFeatures(patches, torch.cat(local, dim=1), last)
 
 
-def _balanced(x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels rows columns"]:
-    squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+def _balanced(x: Map) -> Map:
+    squares = at_least_float32(x).square()
     return x * (squares.mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
 
 
-def _resized(
-    x: Float[Tensor, "batch channels _ _"], size: tuple[int, int] | torch.Size
-) -> Float[Tensor, "batch channels rows columns"]:
+def _resized(x: Float[Tensor, "batch channels _ _"], size: torch.Size) -> Map:
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

@@ -1,6 +1,7 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from groupvit.models.layers import Block, resampled
 from groupvit.models.preprocessing import normalize
 
+Pixels = UInt8[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch 3 height width"]
+Map = Float[Tensor, "batch channels height width"]
+NewMap = Float[Tensor, "batch out rows columns"]
 EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
 
 _SCALES = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}  # of channels and of depth
@@ -23,22 +28,20 @@ _EPS = 1e-3  # of the norms
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution whose output has ceil(size / stride) rows and columns: TensorFlow's padding "SAME"."""
+    """A convolution with TensorFlow's padding "SAME": the output has ceil(size / stride) rows and columns."""
 
     def reset_parameters(self) -> None:
         """Keep the size of the signal, which fixed statistics do not mend."""
         nn.init.kaiming_normal_(self.weight)
 
-    def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+    def forward(self, input: Map) -> NewMap:
         if self.groups > 1 and input.device.type == "cpu" and self.weight.requires_grad:
             # A depthwise gradient in bfloat16 takes 50 times as long as the forward pass.
             with torch.autocast("cpu", enabled=False):
                 return self.convolve(input.to(self.weight.dtype), self.weight, self.bias)
         return self.convolve(input, self.weight, self.bias)
 
-    def convolve(
-        self, input: Float[Tensor, "batch channels height width"], weight: Tensor, bias: Tensor | None
-    ) -> Float[Tensor, "batch out rows columns"]:
+    def convolve(self, input: Map, weight: Tensor, bias: Tensor | None) -> NewMap:
         """Convolve with another kernel and bias."""
         height, width = (
             max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -66,7 +69,7 @@ class FixedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(self, x: Map) -> Map:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPS)
 
 
@@ -74,21 +77,14 @@ class ConvNorm(nn.Module):
     """Convolution, batch norm and, where wanted, ReLU6."""
 
     def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        kernel: int = 1,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        activate: bool = True,
+        self, dim: int, out_dim: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, activate: bool = True
     ):
         super().__init__()
         self.conv = SameConv2d(dim, out_dim, kernel, stride, groups=groups, bias=False)
         self.norm = FixedBatchNorm(out_dim)
         self.activate = activate
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+    def forward(self, x: Map) -> NewMap:
         if torch.is_inference_mode_enabled():
             # Folded into the kernel, the norm costs no pass over the map: more than half of the time in bfloat16.
             scale = self.norm.weight * (self.norm.running_var + _EPS).rsqrt()
@@ -110,9 +106,15 @@ class InvertedResidual(nn.Module):
         self.project = ConvNorm(hidden, out_dim, activate=False)
         self.residual = stride == 1 and dim == out_dim
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
+    def forward(self, x: Map) -> NewMap:
         branch = self.project(self.depthwise(self.expand(x)))
         return branch + x if self.residual else branch
+
+
+def _through(blocks: Iterable[nn.Module], x: Map) -> NewMap:
+    for block in blocks:
+        x = block(x)
+    return x
 
 
 class EfficientNetLite(nn.Module):
@@ -142,9 +144,7 @@ class EfficientNetLite(nn.Module):
         self.classifier = nn.Linear(_HEAD, _CLASSES)
 
     @staticmethod
-    def preprocess(
-        pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def preprocess(pixels: Pixels, dtype: torch.dtype = torch.float32) -> Images:
         """Return pixels from -1 to 1, as in pre-training; exact also in bfloat16.
 
         Channels come last in memory: a CPU convolves that faster, most of all in bfloat16.
@@ -152,32 +152,22 @@ class EfficientNetLite(nn.Module):
         return (pixels.to(dtype, memory_format=torch.channels_last) - 127) / 128
 
     def early(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Images
     ) -> tuple[Float[Tensor, "batch fine rows8 columns8"], Float[Tensor, "batch coarse rows16 columns16"]]:
         """Return the maps of stride 8 and 16, most of the work of an image."""
-        blocks, (first, second) = list(self.blocks), self.ends
-        fine = self.stem(images)
-        for block in blocks[:first]:
-            fine = block(fine)
-        coarse = fine
-        for block in blocks[first:second]:
-            coarse = block(coarse)
-        return fine, coarse
+        first, second = self.ends
+        fine = _through(self.blocks[:first], self.stem(images))
+        return fine, _through(self.blocks[first:second], fine)
 
-    def late(
-        self, coarse: Float[Tensor, "batch coarse rows16 columns16"]
-    ) -> Float[Tensor, "batch last rows32 columns32"]:
+    def late(self, coarse: Map) -> NewMap:
         """Return the last map from the one of stride 16."""
-        x = coarse
-        for module in self.late_modules():
-            x = module(x)
-        return x
+        return _through(self.late_modules(), coarse)
 
     def late_modules(self) -> list[nn.Module]:
         """Return what follows the map of stride 16, but the classifier."""
-        return [*list(self.blocks)[self.ends[1] :], self.head]
+        return [*self.blocks[self.ends[1] :], self.head]
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+    def forward(self, images: Images) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
         """Return the three maps, finest first."""
         fine, coarse = self.early(images)
         return fine, coarse, self.late(coarse)
@@ -221,14 +211,12 @@ class ViTTrunk(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
 
-    def preprocess(
-        self, pixels: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def preprocess(self, pixels: Pixels, dtype: torch.dtype = torch.float32) -> Images:
         """Return pixels as in pre-training."""
         return normalize(pixels, dtype, self.mean, self.std)
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Images
     ) -> tuple[Float[Tensor, "batch dim rows columns"], Float[Tensor, "batch dim rows columns"]]:
         """Return the patches after half of the blocks, and after all of them and the norm.
 

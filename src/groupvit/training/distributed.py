@@ -17,8 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 
-_PATIENCE = timedelta(hours=2)
-"""How long the others wait for the first process, which evaluates and saves."""
+_PATIENCE = timedelta(hours=2)  # of the others with the first process, which evaluates and saves
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class World:
     def gather(self, share: Shaped[Tensor, "_ *rest"]) -> Shaped[Tensor, "_ *rest"]:
         """Return the shares of all processes, which have one shape, one after the other.
 
-        Every process takes the same loss of them, so a share's gradient, averaged over processes in the end, is `size`
-        times this process's.
+        Every process takes the same loss of them, and gradients are averaged in the end, so a share's is times `size`.
         """
         return share if self.size == 1 else _Gather.apply(share, self)  # pyright: ignore[reportReturnType]
 

@@ -34,12 +34,9 @@ def watched(encoder: ImageEncoder, *, active: bool) -> Iterator[dict[str, Float[
 
 @torch.no_grad()
 def group_health(features: ImageFeatures) -> dict[str, Float[Tensor, ""]]:
-    """Return four numbers for each grouping stage, under hard assignment; a plain ViT has none.
+    """Return the four numbers of docs/TRAINING.md for each grouping stage, under hard assignment; none for a plain ViT.
 
-    `usage_entropy`: of the share of segments that each group owns over the batch; 1 when all groups are used equally, 0
-    when one takes all. `dead_groups`: how many own nothing in any image. `largest_share`: how much the largest group of
-    an image owns. `similarity`: the mean cosine between two groups of an image, less what the groups of the batch
-    share; 1 when they are alike. The last stage's groups are final segments, earlier ones as the next stage sees them.
+    The last stage's groups are compared as final segments, earlier ones as the next stage sees them.
     """
     outputs = [given.segments for given in features.ungrouped[1:]] + [features.segments]
     health = {}
@@ -92,8 +89,7 @@ class Alarm:
     """
 
     def __init__(self, warmup: int, chance: float):
-        self.warmup = warmup
-        self.chance = chance
+        self.warmup, self.chance = warmup, chance
         self.losses: deque[float] = deque(maxlen=4 * _WINDOW)
         self.history: defaultdict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self.told: set[str] = set()

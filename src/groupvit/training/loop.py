@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -61,14 +61,12 @@ def train(
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; return the state it ended in.
 
-    Writes `out/step-*` (the newest `keep` checkpoints, and the one with the best first value of `evaluate`),
-    `out/metrics.jsonl` and `out/curves.png`. SIGINT, SIGTERM and data that cannot be read end it with a checkpoint.
-    With `resume` it goes on from the newest one, to the bit as if it had not been interrupted.
+    docs/TRAINING.md says what it writes, and what its options do. SIGINT, SIGTERM and data that cannot be read end it
+    with a checkpoint. With `resume` it goes on from the newest one, to the bit as if it had not been interrupted, or
+    for more steps than it was made for.
 
     `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
-    imported. `init` is a checkpoint whose weights to start with. `compiled` fuses the transformer blocks. A trunk has
-    its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps (`out/cache`).
-
+    imported. A trunk has its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps.
     Each process of several (`distributed.connected`) calls this with its own `world`; the first one writes.
     """
     first = world.rank == 0
@@ -90,7 +88,7 @@ def train(
             _compile(state.model, device, bfloat16, world)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
         gradient = gradient_of(Learner(state.model, run.objective, words, bfloat16, world), run.data.chunk)
-        with _progress(state, out, tensorboard, world) as progress:
+        with closing(_progress(state, out, tensorboard, world)) as progress:
             state = _loop(state, gradient, batches, progress, out, keep, evaluate if first else None, device, world)
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")

@@ -12,15 +12,13 @@ from torch import Tensor
 
 Form = Literal["release", "paper"]
 
+Rows = Float[Tensor, "batch dim"]
+Scalar = Float[Tensor, ""]
+
 _IMAGES_AT_ONCE = 16
 
 
-def contrastive_loss(
-    images: Float[Tensor, "batch dim"],
-    texts: Float[Tensor, "batch dim"],
-    scale: Float[Tensor, ""],
-    form: Form = "release",
-) -> Float[Tensor, ""]:
+def contrastive_loss(images: Rows, texts: Rows, scale: Scalar, form: Form = "release") -> Scalar:
     """Image-text contrastive loss (Eq. 6): the paper adds the two directions, the release takes their mean."""
     logits = scale * images @ texts.T
     targets = torch.arange(len(logits), device=logits.device)
@@ -29,11 +27,8 @@ def contrastive_loss(
 
 
 def multi_label_loss(
-    images: Float[Tensor, "batch dim"],
-    prompts: Float[Tensor, "batch count dim"],
-    scale: Float[Tensor, ""],
-    form: Form = "release",
-) -> Float[Tensor, ""]:
+    images: Rows, prompts: Float[Tensor, "batch count dim"], scale: Scalar, form: Form = "release"
+) -> Scalar:
     """Multi-label contrastive loss between an image and its noun prompts (Eq. 7).
 
     The paper's image-to-text term is -log of the summed probability of an image's own prompts; the release's is the
@@ -51,20 +46,17 @@ def multi_label_loss(
 
 
 def multi_positive_multi_label_loss(
-    images: Float[Tensor, "batch dim"],
+    images: Rows,
     prompts: Float[Tensor, "prompts dim"],
     counts: Int[Tensor, "batch prompts"],
-    scale: Float[Tensor, ""],
+    scale: Scalar,
     form: Form = "release",
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Multi-label contrastive loss (Eq. 7) over distinct prompts: equal prompts of other photos are positives too.
 
-    `counts` says how often each photo drew each prompt; no row or column of it may be empty. If no prompt was drawn
-    twice, this is `multi_label_loss`.
-
-    Image to text: a prompt's probability is that of all its copies in the batch, and the form combines a photo's own
-    prompts. Text to image: each photo that drew a prompt stands against those that did not, with a term of its own,
-    so photos of one prompt never compete (false negative elimination, Huynh et al., WACV 2022).
+    `counts` says how often each photo drew each prompt, without empty rows or columns. Image to text, a prompt has the
+    probability of all its copies. Text to image, each photo that drew a prompt stands only against those that did not
+    (false negative elimination, Huynh et al., WACV 2022). Where no prompt was drawn twice, this is `multi_label_loss`.
     """
     logits, drawn = scale * images @ prompts.T, counts > 0
     log_p = (logits + counts.sum(dim=0).to(logits.dtype).log()).log_softmax(dim=1)
@@ -86,15 +78,13 @@ def local_alignment_loss(
     occupied: Bool[Tensor, "batch segments"],
     words: Float[Tensor, "batch words dim"],
     exist: Bool[Tensor, "batch words"],
-    scale: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
+    scale: Scalar,
+) -> Scalar:
     """Late interaction of segments and words (FILIP, Yao et al., ICLR 2022), contrasted over the batch.
 
     A photo looks for its caption by the mean over its segments of their best word's similarity, a caption for its
     photo by the mean over its words of their best segment's. Every photo needs an `occupied` segment, every caption a
-    word that exists. Not in the paper.
-
-    All pairs have batch² x segments x words similarities, so a few photos are compared at a time.
+    word that exists. A few photos are compared at a time, for all pairs need much memory. Not in the paper.
     """
     to_texts, to_images = [], []
     for some, occupies in zip(segments.split(_IMAGES_AT_ONCE), occupied.split(_IMAGES_AT_ONCE), strict=True):
@@ -113,17 +103,15 @@ def segment_noun_loss(
     nouns: Float[Tensor, "vocabulary dim"],
     present: Bool[Tensor, "batch vocabulary"],
     known: Bool[Tensor, "batch vocabulary"],
-    scale: Float[Tensor, ""],
+    scale: Scalar,
     bias: Float[Tensor, "*_"],
     weights: Float[Tensor, " vocabulary"],
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Some segment must be each noun of the photo's captions, and none the other nouns of the vocabulary.
 
-    Nouns that are not `known` of a photo, neither to be in it nor not to be, add nothing to the sum over nouns.
-    A noun's logit for the photo is the log-sum-exp over the segments that own a patch (`occupied`; None: all); a
-    sigmoid per noun makes the loss independent of the batch. `weights`, or a `bias` for each noun, balance frequent
-    and rare ones. Not in the paper: its multi-label loss asks the same of the pooled image, and then segments learn the
-    words of their neighbours.
+    A noun's logit is the log-sum-exp over the segments that own a patch (`occupied`; None: all). Nouns that are not
+    `known` of a photo count nothing. `weights`, or a `bias` for each noun, balance frequent and rare ones. Not in the
+    paper: its multi-label loss asks the same of the pooled image, and segments learn the words of their neighbours.
     """
     similarities = F.linear(scale * segments, nouns)
     if occupied is not None:
@@ -137,10 +125,8 @@ def teacher_loss(
     cells: Float[Tensor, "batch cells dim"],
     classes: Float[Tensor, "classes dim"],
     taught: Float[Tensor, "batch cells classes"],
-    scale: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """Cross-entropy between what a classifier says of each cell (`taught`, probabilities) and the softmax over texts.
-
-    Distillation (Hinton et al., 2015) cell by cell: a photo's captions tell what is in it, the classifier also where.
-    """
+    scale: Scalar,
+) -> Scalar:
+    """Cross-entropy between what a classifier says of each cell (`taught`, probabilities) and the softmax over texts:
+    distillation (Hinton et al., 2015) cell by cell. Captions tell what is in a photo, the classifier also where."""
     return -(taught * F.linear(scale * cells, classes).log_softmax(dim=-1)).sum(dim=-1).mean()

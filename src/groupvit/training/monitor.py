@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import torch
@@ -47,8 +46,7 @@ class Progress:
         self.file = _opened(file, step) if file else None
         self.board = _board(file.parent, step) if file and tensorboard else None
         self.steps, self.batch_size, self.alarm = steps, batch_size, alarm
-        self.unreadable = self.skips = 0
-        self.skips_on_end = 0
+        self.unreadable = self.skips = self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
             if "loss" in (earlier := json.loads(line)):
                 self.alarm.check(earlier["step"], earlier)
@@ -59,17 +57,12 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("training", total=steps, completed=step)
-
-    def __enter__(self) -> "Progress":
         self.bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.bar.stop()
         if self.file:
-            with suppress(OSError):  # only what `write` could not, and has said so
+            with suppress(OSError):  # what `_append` could not write, and has said so
                 self.file.close()
         if self.board:
             self.board.close()
@@ -114,11 +107,11 @@ class Progress:
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
         """Report a step that was taken; read the tensors back only where it is one to report."""
-        if not torch.isfinite(values["grad_norm"]):
+        if torch.isfinite(values["grad_norm"]):
+            self.skips_on_end = 0
+        else:
             self.skips, self.skips_on_end = self.skips + 1, self.skips_on_end + 1
             self._say(f"step {step - 1} skipped: its gradient is not finite")
-        else:
-            self.skips_on_end = 0
         if not self.file or (step % EVERY and step != self.steps):
             return
         now = time.perf_counter()
@@ -149,10 +142,9 @@ def _opened(file: Path, step: int) -> TextIO:
 
 def _board(folder: Path, step: int) -> Any:
     """Return a writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
-    try:
-        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder), purge_step=step + 1)
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _peak_memory() -> int:
@@ -180,10 +172,9 @@ def draw_curves(metrics: Path, picture: Path) -> Path | None:
         return None
     from matplotlib.figure import Figure
 
-    columns = 4
-    rows = -(-len(curves) // columns)
-    figure = Figure((4 * columns, 2.4 * rows), dpi=80, layout="constrained")
-    charts: Any = figure.subplots(rows, columns, squeeze=False)
+    rows = -(-len(curves) // 4)
+    figure = Figure((16, 2.4 * rows), dpi=80, layout="constrained")
+    charts: Any = figure.subplots(rows, 4, squeeze=False)
     for chart, (name, points) in zip(charts.flat, curves.items(), strict=False):
         chart.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 20 else "")
         chart.set_title(name, fontsize=9)

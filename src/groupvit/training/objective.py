@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
+from groupvit.models.layers import at_least_float32
+from groupvit.models.noise import Keys
 from groupvit.models.trunks import EfficientNetLite
 from groupvit.text.nouns import Style
 from groupvit.text.templates import SIMPLE_TEMPLATE
@@ -20,15 +23,19 @@ from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
 from groupvit.training.losses import Form
 
-Needs = frozenset[Literal["segments", "patches", "taught", "words", "distinct"]]
+Pixels = UInt8[Tensor, "_ 3 height width"]
+Joined = tuple[Int[Tensor, "batch _"], ...]
+Maps = Sequence[Float[Tensor, "batch _ _ _"]]
+Loss = Float[Tensor, ""]
+Needs = tuple[Literal["segments", "patches", "taught", "words", "distinct"], ...]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The nouns of the noun losses: their prompts, weights by rarity, and log odds that a photo's captions name them.
 
-    After the nouns' prompts `tokens` has those of further words for a trunk's classes; `classes` is the share that each
-    prompt has in a class, and has no rows where no trunk teaches.
+    `tokens` goes on with prompts of further words for a trunk's classes; `classes` is the share of each prompt in each
+    class, without rows where no trunk teaches.
     """
 
     nouns: tuple[str, ...]
@@ -41,13 +48,11 @@ class Vocabulary:
     def from_counts(
         cls, counts: Mapping[str, int | float], photos: int, tokenizer: Tokenizer, classes: Sequence[Sequence[str]] = ()
     ) -> "Vocabulary":
-        """`counts`: in how many of the `photos` each noun stands in a caption, or would, could all sources say it.
-
-        `classes` are the words of each class of the trunk that teaches.
-        """
+        """`counts`: in how many of the `photos` a caption says each noun, or would, could all sources say it;
+        `classes`: the words of each class of the trunk that teaches."""
         frequency = torch.tensor(list(counts.values()), dtype=torch.float32)
         weights = frequency.rsqrt()
-        texts = {text: i for i, text in enumerate(dict.fromkeys([*counts, *(word for of in classes for word in of)]))}
+        texts = {text: i for i, text in enumerate(dict.fromkeys(chain(counts, *classes)))}
         shares = torch.zeros(len(classes), len(texts))
         for row, of in zip(shares, classes, strict=True):
             row[[texts[word] for word in of]] = 1 / len(of)
@@ -62,18 +67,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Images:
-    """Image features that the terms need; the others are empty.
-
-    `patches` are patches as segments of their own, `occupied` says which segments own a patch, `taught` what a trunk's
-    classifier says of its cells, and `joined` is each stage's assignment.
-    """
+    """Image features that the terms need, the others are empty: `patches` as segments of their own, the segments that
+    own one (`occupied`), what a trunk's classifier says of its cells (`taught`), and each stage's assignment."""
 
     pooled: Float[Tensor, "batch dim"]
     segments: Float[Tensor, "batch segments dim"]
     patches: Float[Tensor, "batch patches dim"]
     occupied: Bool[Tensor, "batch _"]
     taught: Float[Tensor, "batch cells classes"]
-    joined: tuple[Int[Tensor, "batch _"], ...]
+    joined: Joined
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,13 @@ class Captions:
     weight: float = 1.0
     form: Form = "release"
     name: ClassVar[str] = "caption"
-    needs: ClassVar[Needs] = frozenset()
+    needs: ClassVar[Needs] = ()
 
-    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
-        human = of.batch.human
+    def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
+        human, scale = of.batch.human, temperature(model.logit_scale)
         if int(human.sum()) < 2:
             return _nothing(model, of)
-        return losses.contrastive_loss(
-            of.images.pooled[human], of.captions[human], temperature(model.logit_scale), self.form
-        )
+        return losses.contrastive_loss(of.images.pooled[human], of.captions[human], scale, self.form)
 
     def chance(self, batch_size: int) -> float:
         """Return the weighted loss of a model that tells no photo of a batch from another."""
@@ -118,9 +118,9 @@ class LocalAlignment:
 
     weight: float
     name: ClassVar[str] = "local"
-    needs: ClassVar[Needs] = frozenset({"segments", "words"})
+    needs: ClassVar[Needs] = ("segments", "words")
 
-    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
+    def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
         human = of.batch.human
         if int(human.sum()) < 2:
             return _nothing(model, of)
@@ -144,23 +144,21 @@ class MultiLabel:
 
     @property
     def needs(self) -> Needs:
-        return frozenset({"distinct"}) if self.distinct else frozenset()
+        return ("distinct",) if self.distinct else ()
 
-    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
-        scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
+    def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
+        scale, images = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale)), of.images.pooled
         if self.distinct:
-            counts = _distinct(of.batch)[1]
-            return losses.multi_positive_multi_label_loss(of.images.pooled, of.prompts, counts, scale, self.form)
-        return losses.multi_label_loss(of.images.pooled, of.prompts.unflatten(0, (-1, self.prompts)), scale, self.form)
+            return losses.multi_positive_multi_label_loss(images, of.prompts, _distinct(of.batch)[1], scale, self.form)
+        return losses.multi_label_loss(images, of.prompts.unflatten(0, (-1, self.prompts)), scale, self.form)
 
 
 @dataclass(frozen=True)
 class Nouns:
     """Some segment, or patch as a segment of its own, is each noun of the captions (`losses.segment_noun_loss`).
 
-    Rare nouns stand up to frequent ones by weights that fall with the root of the frequency. With a `prior`, that part
-    of each noun's log odds among the photos is added to its logit instead, so that a segment learns by how much it
-    makes the noun likelier (logit adjustment, Menon et al., 2021); words are compared without it.
+    Weights fall with the root of a noun's frequency. With a `prior` that part of its log odds among the photos is added
+    to its logit instead: a segment learns how much likelier it makes the noun (logit adjustment, Menon et al., 2021).
     """
 
     of: Literal["segment", "patch"]
@@ -173,13 +171,11 @@ class Nouns:
 
     @property
     def needs(self) -> Needs:
-        return frozenset({"segments"}) if self.of == "segment" else frozenset({"patches"})
+        return ("segments",) if self.of == "segment" else ("patches",)
 
-    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
-        words, batch = of.vocabulary, of.batch
-        segments, exist = (
-            (of.images.segments, of.images.occupied) if self.of == "segment" else (of.images.patches, None)
-        )
+    def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
+        words, batch, images = of.vocabulary, of.batch, of.images
+        segments, exist = (images.segments, images.occupied) if self.of == "segment" else (images.patches, None)
         scale, bias, weights = temperature(model.segment_logit_scale), model.segment_logit_bias, words.weights
         if self.prior is not None:
             count = bias.new_tensor(segments.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
@@ -195,12 +191,14 @@ class Teacher:
 
     weight: float = 1.0
     name: ClassVar[str] = "teacher"
-    needs: ClassVar[Needs] = frozenset({"patches", "taught"})
+    needs: ClassVar[Needs] = ("patches", "taught")
 
-    def __call__(self, model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
-        cells = F.normalize(_pooled(of.images.patches, of.images.taught.shape[1]), dim=-1)
-        classes = F.normalize(of.vocabulary.classes.to(of.texts.dtype) @ of.texts, dim=-1)
-        return losses.teacher_loss(cells, classes, of.images.taught.detach(), temperature(model.teacher_logit_scale))
+    def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
+        patches, taught, scale = of.images.patches, of.images.taught.detach(), temperature(model.teacher_logit_scale)
+        grid = rearrange(patches, "b (h w) d -> b d h w", h=math.isqrt(patches.shape[1]))
+        cells = F.adaptive_avg_pool2d(grid, math.isqrt(taught.shape[1])).flatten(2).mT
+        classes = of.vocabulary.classes.to(of.texts.dtype) @ of.texts
+        return losses.teacher_loss(F.normalize(cells, dim=-1), F.normalize(classes, dim=-1), taught, scale)
 
 
 Term = Captions | LocalAlignment | MultiLabel | Nouns | Teacher
@@ -213,18 +211,12 @@ def terms_of(objective: Objective, kind: type[_Kind]) -> list[_Kind]:
     return [term for term in objective if isinstance(term, kind)]
 
 
-def _needs(objective: Objective) -> frozenset[str]:
-    return frozenset[str]().union(*(term.needs for term in objective))
+def _needs(objective: Objective) -> set[str]:
+    return {need for term in objective for need in term.needs}
 
 
 def encode_images(
-    model: GroupViT,
-    images: UInt8[Tensor, "_ 3 height width"],
-    objective: Objective,
-    keys: Int[Tensor, " batch"],
-    *,
-    joined: Sequence[Int[Tensor, "batch _"]] = (),
-    early: Sequence[Float[Tensor, "batch _ _ _"]] = (),
+    model: GroupViT, images: Pixels, objective: Objective, keys: Keys, *, joined: Joined = (), early: Maps = ()
 ) -> Images:
     """Encode images for the terms; `joined` and `early` are those of `ImageEncoder.forward`."""
     encoder, needs = model.image_encoder, _needs(objective)
@@ -235,7 +227,7 @@ def encode_images(
         assert isinstance(encoder.trunk, EfficientNetLite)
         with torch.no_grad():
             logits = encoder.trunk.classify(features.trunk.last)
-            taught = _at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
+            taught = at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
     return Images(
         pooled=features.pooled,
         segments=features.segments if "segments" in needs else nothing,
@@ -249,7 +241,7 @@ def encode_images(
 def texts_of(batch: Batch, objective: Objective, vocabulary: Vocabulary) -> tuple[tuple[Int[Tensor, "_ _"], bool], ...]:
     """Return captions, noun prompts and vocabulary, and whether each is encoded word by word.
 
-    Sentences of one kind have about one length, so encoding the kinds apart spares padding.
+    Texts of one kind have about one length, so encoding the kinds apart spares padding.
     """
     needs, longest = _needs(objective), int(batch.captions.argmax(dim=1).max()) + 1
     prompts = _distinct(batch)[0] if "distinct" in needs else batch.prompts.flatten(0, 1)
@@ -271,12 +263,10 @@ def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: 
 
 def loss_terms(
     model: GroupViT, objective: Objective, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
-) -> dict[str, Float[Tensor, ""]]:
+) -> dict[str, Loss]:
     """Return every weighted term; `texts` are the encoded `texts_of` the batch."""
     of = _embedded(model, images, texts, batch, vocabulary)
-    with torch.autocast(
-        of.images.pooled.device.type, enabled=False
-    ):  # products of float32 embeddings must be float32, too
+    with torch.autocast(of.captions.device.type, enabled=False):  # products of float32 must be float32, too
         return {term.name: term.weight * term(model, of) for term in objective}
 
 
@@ -288,7 +278,7 @@ def _embedded(
     Without that, nouns that the images do not tell apart yet are drawn into one point, and stay there.
     """
     visual = [images.pooled[:, None], images.segments, images.patches]
-    embedded = _at_least_float32(model.embed_image_features(torch.cat(visual, dim=1)))
+    embedded = at_least_float32(model.embed_image_features(torch.cat(visual, dim=1)))
     pooled, segments, patches = embedded.split([part.shape[1] for part in visual], dim=1)
     images = replace(images, pooled=pooled[:, 0], segments=segments, patches=patches)
     captions, exist = texts[0], torch.zeros(len(texts[0]), 0, dtype=torch.bool, device=texts[0].device)
@@ -298,23 +288,13 @@ def _embedded(
         exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
         captions, between = captions[torch.arange(len(ends), device=ends.device), ends], captions[exist]
     kinds = [captions, *texts[1:], between]
-    embedded = _at_least_float32(model.embed_text_features(torch.cat(kinds)))
+    embedded = at_least_float32(model.embed_text_features(torch.cat(kinds)))
     captions, prompts, every, between = embedded.split([len(kind) for kind in kinds])
     words = between.new_zeros(*exist.shape, between.shape[-1])
     words[exist] = between
     return Embeddings(batch, vocabulary, images, captions, prompts, every, words, exist)
 
 
-def _nothing(model: GroupViT, of: Embeddings) -> Float[Tensor, ""]:
-    """Return 0, with a gradient of 0 for all that a caption loss has one for: all steps have the same graph."""
+def _nothing(model: GroupViT, of: Embeddings) -> Loss:
+    """Return 0 with the graph of a caption loss, for all steps must have the same."""
     return 0 * (of.images.pooled.sum() + of.captions.sum()) * temperature(model.logit_scale)
-
-
-def _at_least_float32(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _pooled(patches: Float[Tensor, "batch patches dim"], cells: int) -> Float[Tensor, "batch cells dim"]:
-    """Return the means of a square grid of patches over a coarser square grid."""
-    grid = rearrange(patches, "b (h w) d -> b d h w", h=math.isqrt(patches.shape[1]))
-    return F.adaptive_avg_pool2d(grid, math.isqrt(cells)).flatten(2).mT

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -125,14 +126,15 @@ class MuonAndAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype):
+        self._muon = [group.pop("muon", False) for group in groups]
         super().__init__(groups, fused=True)
         self._dtype = dtype
 
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         every = self.param_groups
-        for group in [group for group in every if group.get("muon")]:
+        for group in compress(every, self._muon):
             self._step_muon(group)
-        self.param_groups = [group for group in every if not group.get("muon")]
+        self.param_groups = [group for group, muon in zip(every, self._muon, strict=True) if not muon]
         super().step()
         self.param_groups = every
 

@@ -1,5 +1,6 @@
 """The state of a training: saved whole or not at all, checked before it is used, resumed to the bit."""
 
+import json
 import math
 import os
 import shutil
@@ -32,9 +33,7 @@ def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
     """Return the exponential moving average of the weights; buffers are copied. None for a decay of 0."""
     if not decay:
         return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.eval().requires_grad_(False)
-    return average
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -179,9 +178,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
         if missing := sorted(_ENTRIES - saved.keys()):
             raise KeyError(missing[0])
-        version, identity = saved["format_version"], saved["identity"]
-        if version == _FORMAT_VERSION:
-            identity["model"] = ModelConfig.from_dict(identity["model"]).to_dict()
+        version = saved["format_version"]
+        identity = _identity_of(saved, state.run) if version == _FORMAT_VERSION else {}
     except (InputError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
@@ -209,16 +207,25 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
     return state
 
 
+def _identity_of(saved: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Return the identity of a saved training as this version writes it."""
+    identity = _plain(saved["identity"])
+    identity["model"] = _plain(ModelConfig.from_dict(identity["model"]).to_dict())
+    for part in ("data", "schedule", "optimizer"):
+        fields = vars(getattr(run, part)).keys() - identity[part].keys() - _FREE  # those that came later
+        identity[part] |= {name: getattr(type(getattr(run, part)), name, None) for name in fields}
+    if saved["step"] == identity["schedule"]["steps"] < run.schedule.steps:
+        identity["schedule"]["steps"] = run.schedule.steps  # a finished training may go on for longer
+    return identity
+
+
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists, so that what was written equals what is read."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    """Turn tuples into lists: earlier versions wrote either."""
+    return json.loads(json.dumps(value))
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
     """Yield `schedule.lr was 0.001 and is 0.002` for every field that differs, at any depth."""
-    saved = _plain(saved)
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in saved | now:
             yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)

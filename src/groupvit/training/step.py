@@ -1,10 +1,9 @@
 """One step: the gradient of a batch, in one piece or in chunks, and what the optimiser makes of it.
 
-A contrastive loss compares all photos of a batch, so a batch cannot be cut into pieces that are learnt one by one. But
-the loss sees only a few features of each photo. In chunks (GradCache, Gao et al., 2021) the encoders make these without
-a graph, the loss and its gradient are taken of all features at once, and then the encoders run again, chunk by chunk,
-with a graph that takes the features' gradients back. Noise is keyed by sample and assignments are repeated, so both
-passes are the same function. The projectors and their BatchNorm belong to the loss and see everything.
+A contrastive loss compares all photos of a batch, but sees only a few features of each. In chunks (GradCache, Gao et
+al., 2021) the encoders make these without a graph. The loss and its gradient are taken of all features at once. Then
+the encoders run again, chunk by chunk, with a graph that takes the features' gradients back. Noise is keyed by sample
+and assignments are repeated, so both passes are the same function. Projectors and BatchNorm belong to the loss.
 """
 
 import copy
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
 from groupvit.models.layers import Block
+from groupvit.models.noise import Keys
 from groupvit.training.distributed import ALONE, World
 from groupvit.training.objective import Images, Objective, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
 
@@ -29,7 +29,7 @@ Terms = dict[str, Float[Tensor, ""]]
 Texts = Sequence[tuple[Int[Tensor, "_ _"], bool]]
 Features = Sequence[Tensor]
 Encode = Callable[[slice], Features]
-Gradient = Callable[[Batch, Int[Tensor, " batch"]], Terms]
+Gradient = Callable[[Batch, Keys], Terms]
 
 _CLIP = 5.0
 _VARIANTS = 64  # of one block, after which PyTorch stops compiling; its own limit of 8 is for code that is one function
@@ -53,7 +53,7 @@ class Learner(nn.Module):
         self.world = world
         self._autocast = partial(torch.autocast, vocabulary.tokens.device.type, torch.bfloat16, enabled=bfloat16)
 
-    def forward(self, batch: Batch, keys: Int[Tensor, " batch"]) -> Terms:
+    def forward(self, batch: Batch, keys: Keys) -> Terms:
         """Return the weighted terms of the loss; `batch` and `keys` are this process's share."""
         whole, texts = self.gathered(batch)
         encoders = self.encoders(batch, texts, keys)
@@ -65,7 +65,7 @@ class Learner(nn.Module):
         whole = replace(batch, early=(), **{name: self.world.gather(getattr(batch, name)) for name in names})
         return whole, texts_of(whole, self.objective, self.vocabulary)
 
-    def encoders(self, batch: Batch, texts: Texts, keys: Int[Tensor, " batch"]) -> list[tuple[Encode, int]]:
+    def encoders(self, batch: Batch, texts: Texts, keys: Keys) -> list[tuple[Encode, int]]:
         """Return what encodes rows of the images, captions, prompts and vocabulary, and the number of rows."""
         joined: dict[int, tuple[Tensor, ...]] = {}  # images that were encoded before keep to their groups
 
@@ -103,12 +103,12 @@ def gradient_of(learner: Learner, chunk: int = 0) -> Gradient:
         warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)  # of 1 x 1 kernels, channels last
         module = DistributedDataParallel(learner, static_graph=True)
 
-    def ordinary(batch: Batch, keys: Int[Tensor, " batch"]) -> Terms:
+    def ordinary(batch: Batch, keys: Keys) -> Terms:
         terms = module(batch, keys)
         _total(terms).backward()
         return terms
 
-    def chunked(batch: Batch, keys: Int[Tensor, " batch"]) -> Terms:
+    def chunked(batch: Batch, keys: Keys) -> Terms:
         whole, texts = learner.gathered(batch)
         encoders, counts = zip(*learner.encoders(batch, texts, keys), strict=True)
         chunks = [_chunks(count, chunk) for count in counts]
@@ -150,7 +150,7 @@ def _total(terms: Terms) -> Float[Tensor, ""]:
 
 
 def step(
-    model: GroupViT, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, keys: Int[Tensor, " batch"]
+    model: GroupViT, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, keys: Keys
 ) -> tuple[Terms, Float[Tensor, ""]]:
     """Take one step; return the loss's terms with their total, and the norm of the gradient before clipping.
 
