@@ -27,7 +27,7 @@ from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
-_VERSION = 3  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
+_VERSION = 4  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
 _LOOKUPS = 32
 _NAMED = 3
 _HEADER = b"groupvit"
