@@ -1,14 +1,16 @@
 """Find, scan, read and write tar shards as img2dataset writes them (the WebDataset layout).
 
-A sample is the members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json` (`captions`, a
-list, or `caption`) or in `KEY.txt`. Other members are passed over. Where the JSON says `"kind": "tags"`, the photo
-was labelled with `tags`, a list of words from a vocabulary, and its captions are made of them.
+A sample is the members with one stem: `KEY.jpg` (or png, webp, …), and its captions in `KEY.json` (`captions`, a list,
+or `caption`) or in `KEY.txt`. A key may have dots. Other members are passed over: those of a whole sample with a longer
+ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind": "tags"`, the photo was labelled with
+`tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
 import io
 import itertools
 import json
 import os
+import posixpath
 import re
 import tarfile
 import zlib
@@ -19,8 +21,9 @@ from typing import Any, NamedTuple
 
 from groupvit.data.storage import File, matching, open_file, read_range, stamp, told
 from groupvit.errors import InputError
+from groupvit.files import PHOTO_SUFFIXES
 
-IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
+IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 TEXT_ENDINGS = frozenset(("txt", "json"))
 BLOCK = 512  # bytes of a tar header, which stands right before its member's data
 
@@ -89,7 +92,7 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
 
 
 class Member(NamedTuple):
-    """An image or text in a tar; images are not read."""
+    """A file in a tar; only texts are read."""
 
     name: str
     offset: int
@@ -103,43 +106,65 @@ Members = dict[str, dict[str, Member]]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name, at the first dot of its base name, into its sample's key and its ending."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending.lower()
+    """Split a member's name, at the last dot of its base name, into its sample's key and its ending."""
+    stem, suffix = posixpath.splitext(name)
+    return stem, suffix[1:].lower()
 
 
 def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
-    """Yield every image and text of a tar; add what is left out, and damage, where it stops, to `faults`."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            name = member.name.encode(errors="surrogateescape").decode(errors="replace")
-            ending = split_name(name)[1]
-            if member.isdir():
-                continue
-            if not member.isreg() or member.issparse():
-                faults.append(Fault(name, "link"))
-            elif member.offset_data + member.size > size:
-                break
-            elif ending in IMAGE_ENDINGS | TEXT_ENDINGS:
-                file.seek(member.offset_data - BLOCK)
-                header = zlib.crc32(file.read(BLOCK))
-                text = file.read(member.size) if ending in TEXT_ENDINGS else b""
-                yield Member(name, member.offset_data, member.size, header, text)
+    """Yield every file of a tar; add what is left out, and damage, where it stops, to `faults`."""
+    start: int | None = 0
+    while start is not None:  # `cat` joins tars, each with its end
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while member := tar.next():
+                tar.members.clear()  # tarfile would keep all
+                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
+                if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
+                    continue
+                if not member.isreg() or member.issparse():
+                    faults.append(Fault(name, "link"))
+                elif not 0 <= member.size <= size - member.offset_data:
+                    break
+                else:
+                    yield _member(file, name, member)
+            end = tar.offset
+        file.seek(end)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
-        file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
-            faults.append(Fault("", "cut", f"byte {min(tar.offset, size):,}"))
+            faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
+            return
+        start = _after_zeros(file, end + BLOCK)
+
+
+def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
+    header, text, ending = 0, b"", split_name(name)[1]
+    if ending in IMAGE_ENDINGS:
+        file.seek(member.offset_data - BLOCK)
+        header = zlib.crc32(file.read(BLOCK))
+    elif ending in TEXT_ENDINGS:
+        file.seek(member.offset_data)
+        text = file.read(member.size)
+    return Member(name, member.offset_data, member.size, header, text)
+
+
+def _after_zeros(file: Any, start: int) -> int | None:
+    """Return the position of the first block that is not all zeros from `start` on, where the file is."""
+    while data := file.read(2**20):
+        if rest := data.lstrip(b"\0"):
+            return (start + len(data) - len(rest)) // BLOCK * BLOCK
+        start += len(data)
+    return None
 
 
 def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
     """Return the captions, and the tags if the sample is of that kind."""
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
-        captions = meta.get("captions") or meta.get("caption") or []
+        listed = meta.get("captions") or meta.get("caption") or []
+        captions = _stripped(listed if isinstance(listed, list) else [listed])
         if not captions and "txt" in files:
-            captions = files["txt"].text.decode()
-        captions = _stripped(captions if isinstance(captions, list) else [captions])
+            captions = _stripped([files["txt"].text.decode("utf-8-sig")])
         tags = _stripped(meta.get("tags")) if meta.get("kind") == "tags" else None
         "".join((*captions, *(tags or ()))).encode()  # JSON can spell halves of characters
     except UnicodeError as error:
@@ -198,9 +223,16 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
 
 def rows_of(samples: Members, faults: list[Fault]) -> tuple[list[Row], list[Fault]]:
     """Return the whole samples, and `faults` with those of the others."""
-    rows = [_row(key, files) for key, files in samples.items()]
-    broken = [row for row in rows if isinstance(row, Fault)]
-    return [row for row in rows if isinstance(row, Row)], [*faults, *broken]
+    found = {key: _row(key, files) for key, files in samples.items()}
+    broken = [row for key, row in found.items() if isinstance(row, Fault) and not _is_extra(key, samples[key], found)]
+    return [row for row in found.values() if isinstance(row, Row)], [*faults, *broken]
+
+
+def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault]) -> bool:
+    """Return True for a lone member that is neither image nor text, or is more of a whole sample, as `KEY.seg.png`."""
+    folder, slash, base = key.rpartition("/")
+    whole = found.get(folder + slash + base.partition(".")[0])
+    return len(files) == 1 and (isinstance(whole, Row) or files.keys().isdisjoint(IMAGE_ENDINGS | TEXT_ENDINGS))
 
 
 def read_vocabulary(shard: File) -> tuple[str, ...]:
