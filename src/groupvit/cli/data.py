@@ -88,7 +88,7 @@ def doctor(
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
         evaluation: Folder whose photos must not be among the shards'; may be given several times.
         batch_size: Photos a step, to count the distinct nouns of a batch.
-        json: Print JSON, with every finding.
+        json: Print JSON, with every finding (the first 10,000 of each kind, and how many there are).
         processes: Shards that are read at once.
     """
     if batch_size < 1:
@@ -96,7 +96,7 @@ def doctor(
     files = _find(shards, processes)
     from groupvit.data.doctor import examine
 
-    progress = tracked("examining", lambda done: getattr(done, "photos", 0) or len(done))
+    progress = tracked("examining", lambda done: len(done) if isinstance(done, list) else done.photos)
     report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=progress)
     _print(report.json() if json else str(report))
     return int(not report.ready)

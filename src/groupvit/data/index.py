@@ -198,7 +198,7 @@ def index_shards(
 def summary(indexes: Sequence[Index], shards: int, made: int) -> str:
     """Describe the indexes of all `shards`, of which `made` were made just now, and what they leave out."""
     photos = sum(index.samples for index in indexes)
-    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _columns(index)["captions"].chunks)
+    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _open_table(index.path)["captions"].chunks)
     lines = [
         f"{len(indexes):,} of {shards:,} shards indexed ({shards - made:,} were up to date):"
         f" {photos:,} photos, {captions:,} captions"

@@ -118,7 +118,7 @@ def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
-                tar.members.clear()  # tarfile would keep all
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
                 name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
                 if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
                     continue
