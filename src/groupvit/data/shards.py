@@ -6,12 +6,14 @@ ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind"
 `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
+import gzip
 import io
 import itertools
 import json
 import os
 import posixpath
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.storage import File, matching, open_file, read_range, stamp, told
+from groupvit.data.storage import File, is_url, matching, open_file, read_range, stamp, told
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
 
@@ -65,6 +67,8 @@ FAULTS = {
     "cut": "the tar ends too early or is damaged from here on",
     "link": "a link, or a sparse or special file, which is not followed",
     "twice": "two members have this name",
+    "unreadable": "a file cannot be read",
+    "undecodable": "the image is of no format that training reads",
     "no-image": "no image",
     "two-images": "more than one image",
     "empty-image": "the image has no bytes",
@@ -78,6 +82,7 @@ FAULTS = {
 def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
     """Return the shards of a folder (its *.tar, sorted), a pattern (`cc3m-{000..330}.tar`, `*-train-*.tar`) or a file.
 
+    For a .tar.gz it is the tar that was unpacked beside it, if that is newer.
     URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and their file system resolves patterns in them. With `below`,
     `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
     """
@@ -86,9 +91,54 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
     shards = matching(head, text)
     for name, files in shards.items():
+        folder = Path(name) if os.path.isdir(name) else Path(name).parent
+        if folder == Path(name):
+            files += [file for file in sorted(folder.iterdir()) if is_compressed(file)]
+        if not files and not is_url(name) and _holds_photos(folder):
+            raise InputError(f"{name}: no such shard, but photos; make shards of them: groupvit data pack {folder} OUT")
         if not files:
             raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
-    return [file for files in shards.values() for file in files]
+        if files == [Path(name)] and Path(name).suffix in (".parquet", ".csv", ".tsv"):
+            raise InputError(f"{name} is no shard; make some of it: groupvit data pack {name} OUT")
+    return list(dict.fromkeys(_unpacked(file) for files in shards.values() for file in files))
+
+
+def _holds_photos(folder: Path) -> bool:
+    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
+    return any(file.suffix == ".parquet" or split_name(file.name)[1] in IMAGE_ENDINGS for file in files)
+
+
+def is_compressed(shard: File) -> bool:
+    """Return True for a .tar.gz, which cannot be read at any place."""
+    return str(shard).lower().endswith((".tar.gz", ".tgz"))
+
+
+def _tar_of(shard: Path) -> Path:
+    return shard.with_name(re.sub(r"\.(tar\.gz|tgz)$", ".tar", shard.name, flags=re.IGNORECASE))
+
+
+def _unpacked(shard: File) -> File:
+    if isinstance(shard, str) or not is_compressed(shard):
+        return shard
+    tar = _tar_of(shard)
+    return tar if tar.is_file() and tar.stat().st_mtime >= shard.stat().st_mtime else shard
+
+
+def unpack(shard: File) -> Path:
+    """Unpack a .tar.gz beside itself, whole or not at all, and return the tar."""
+    if isinstance(shard, str):
+        raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
+    tar = _tar_of(shard)
+    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(shard) as source, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file, 2**20)
+        os.replace(temporary, tar)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{shard} cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return tar
 
 
 class Member(NamedTuple):
@@ -205,6 +255,8 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     """
     faults: list[Fault] = []
     samples: Members = {}
+    if is_compressed(shard):
+        raise InputError(f"{shard} is compressed; unpack it beside itself: groupvit data index {shard}")
     size, _ = stamp(shard)
     try:
         with open_file(shard) as file:
@@ -272,12 +324,12 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
     """Write `prefix-0000.tar`, … with `per_shard` samples each; the same samples make the same bytes."""
     samples, paths = iter(samples), []
     Path(folder).mkdir(parents=True, exist_ok=True)
-    while batch := list(itertools.islice(samples, per_shard)):
+    while first := list(itertools.islice(samples, 1)):
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
         temporary = path.with_suffix(".tar.tmp")
         try:
             with tarfile.open(temporary, "w") as shard:
-                for sample in batch:
+                for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
                     _add_sample(shard, sample)
             os.replace(temporary, path)
         finally:
@@ -292,8 +344,11 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     meta: dict[str, Any] = {"key": sample.key, "captions": sample.captions}
     if sample.tags is not None:
         meta |= {"kind": "tags", "tags": sample.tags}
+    ending = image_ending(sample.image)
+    if not ending:
+        raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
     contents = {
-        _image_ending(sample): sample.image,
+        ending: sample.image,
         "txt": sample.captions[0].encode(),
         "json": json.dumps(meta, ensure_ascii=False).encode(),
     }
@@ -303,8 +358,22 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
         shard.addfile(member, io.BytesIO(data))
 
 
-def _image_ending(sample: Sample) -> str:
-    for ending, start in (("jpg", rb"\xff\xd8\xff"), ("png", rb"\x89PNG"), ("webp", rb"RIFF.{4}WEBP")):
-        if re.match(start, sample.image, re.DOTALL):
+def image_ending(image: bytes) -> str | None:
+    """Return the ending for the format that the first bytes tell, or None if training does not read it."""
+    for ending, start in _STARTS.items():
+        if ending in IMAGE_ENDINGS and re.match(start, image, re.DOTALL):
             return ending
-    raise InputError(f"sample {sample.key}: the image is neither JPEG, PNG nor WebP; convert it first")
+    return None
+
+
+_STARTS = {
+    "jpg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG",
+    "webp": rb"RIFF.{4}WEBP",
+    "gif": rb"GIF8",
+    "bmp": rb"BM",
+    "tif": rb"II[*+]\0|MM\0[*+]",
+    "ppm": rb"P[1-6]\s",
+    "avif": rb".{4}ftypavi[fs]",
+    "heic": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+}
