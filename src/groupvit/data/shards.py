@@ -93,7 +93,7 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     for name, files in shards.items():
         folder = Path(name) if os.path.isdir(name) else Path(name).parent
         if folder == Path(name):
-            files += [file for file in sorted(folder.iterdir()) if is_compressed(file)]
+            files += [file for file in sorted(folder.glob("*")) if is_compressed(file)]
         if not files and not is_url(name) and _holds_photos(folder):
             raise InputError(f"{name}: no such shard, but photos; make shards of them: groupvit data pack {folder} OUT")
         if not files:
