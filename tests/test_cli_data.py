@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from groupvit.cli.data import doctor
 from groupvit.data import scenes
 from groupvit.data.index import CaptionedPhotos, Index, beside, find_index
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
@@ -114,6 +116,43 @@ def test_the_doctor_says_yes_to_sound_shards(run_cli: RunCli, shards: list[Path]
     assert "a batch of 256 has 21 distinct" in out or "a batch of 256 has 20 distinct" in out
     assert out.endswith("errors: 0; notes: 0; training can start\n")
     assert {path.name for path in shards[0].parent.iterdir()} == {shard.name for shard in shards}
+
+
+def tar_of(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "finding"),
+    [
+        (b"", "no-samples, 1 x"),
+        (bytes(10240), "no-samples, 1 x"),
+        (tar_of(("a", b""), ("b", b""), kind=tarfile.DIRTYPE), "no-samples, 1 x"),
+        (tar_of(("README.md", b"x")), "no-samples, 1 x"),
+        (tar_of(("a.jpg", b""), kind=tarfile.SYMTYPE), "link, 1 x"),
+        (tar_of(*((f"{i}.jpg", b"x") for i in range(20))), "no-caption, 20 x"),
+        (tar_of(*((f"{i}.txt", b"x") for i in range(20))), "no-image, 20 x"),
+        (tar_of(("a.jpg", b""), ("a.txt", b"a dog")), "empty-image, 1 x"),
+        (tar_of(("a.jpg", b"x"), ("a.txt", b"a dog")), "undecodable, 1 x"),
+        (tar_of(("a.jpg", b"x" * 999))[:700], "cut, 1 x"),
+        (b"x" * 99, "cut, 1 x"),
+        (b"\x1f\x8b" * 512, "unreadable, 1 x"),
+    ],
+)
+def test_the_doctor_reports_shards_without_a_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, finding: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    assert doctor((str(tmp_path),), processes=1) == 1
+    out = capsys.readouterr().out
+    assert f"error {finding}: " in out
+    assert f"{tmp_path / 'x.tar'}" in out
 
 
 def test_the_doctor_groups_what_it_finds_and_says_what_to_do(

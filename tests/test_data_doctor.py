@@ -1,8 +1,10 @@
 import io
 import json
+import pickle
 import struct
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit.data import scenes
+from groupvit.data import doctor, scenes
 from groupvit.data.doctor import Report, examine
-from groupvit.data.report import KINDS, MIN_NOUNS
+from groupvit.data.report import KINDS, MIN_NOUNS, MOST, Finding, Findings
 from groupvit.data.shards import FAULTS, Sample, read_shard, write_shards
 from groupvit.errors import InputError
 
@@ -277,6 +279,36 @@ def test_copies_are_found_across_shards_without_their_metadata(tmp_path: Path) -
     copied = [finding for finding in report.findings if finding.kind == "duplicate"]
     assert [(Path(f.shard).name, f.key) for f in copied] == [("x-0002.tar", "rewrapped")]
     assert copied[0].detail == f"as 000002 in {tmp_path / 'x-0001.tar'}"
+
+
+def test_more_findings_than_fit_into_memory_are_counted(tmp_path: Path) -> None:
+    findings = Findings()
+    findings.add(Finding("tiny", "x.tar", str(number)) for number in range(MOST + 5))
+    findings.add([Finding("duplicate")], 7)
+    assert (len(findings.kept), findings.counts) == (MOST + 1, {"tiny": MOST + 5, "duplicate": 7})
+    report = replace(
+        examine(write_shards(scene_samples(30), tmp_path, prefix="x")),
+        findings=tuple(findings.kept),
+        counts=dict(findings.counts),
+    )
+    assert not report.ready
+    assert f"error tiny, {MOST + 5:,} x: " in str(report)
+    assert f"  and {MOST + 2:,} more (--json names {MOST:,})" in str(report)
+    assert f"errors: {MOST + 5:,}; notes: 7; " in str(report)
+    assert json.loads(report.json())["counts"] == findings.counts
+
+
+def test_what_stays_of_a_shard_is_few_bytes_a_photo(tmp_path: Path) -> None:
+    photo = scene_samples(1)[0].image
+    nouns = ("dog", "cat", "ball", "grass", "tree", "car", "house", "bird", "boat", "chair", "table")
+    texts = [(f"a {nouns[i % 11]} and a {nouns[i % 10]} by a {nouns[i % 9]}",) for i in range(500)]
+    photos = [Sample(f"{i:09d}", photo, text) for i, text in enumerate(texts)]
+    (shard,) = write_shards(photos, tmp_path, prefix="x")
+    kept = doctor._examine_shard(shard)
+    kept.findings, kept.captions, kept.noun_counts = [], Counter(), Counter()  # of which the whole set has one
+    assert len(pickle.dumps(kept)) < 1000 + 20 * 500
+    copies, count = doctor._duplicates([kept, kept])
+    assert len(list(copies)) == count == 999
 
 
 def test_processes_find_the_same_in_the_same_order(tmp_path: Path) -> None:

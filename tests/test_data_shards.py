@@ -51,8 +51,8 @@ def test_the_same_samples_make_the_same_bytes(shards, tmp_path):
 
 
 def test_a_shard_that_fails_is_not_left_half_written(tmp_path):
-    with pytest.raises(InputError, match="sample bad: the image is neither"):
-        write_shards([*samples(3), Sample("bad", b"GIF89a", ("x",))], tmp_path, prefix="train")
+    with pytest.raises(InputError, match="sample bad: the image is of no format"):
+        write_shards([*samples(3), Sample("bad", b"%PDF-1", ("x",))], tmp_path, prefix="train")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +70,10 @@ def test_images_get_the_ending_of_their_format(tmp_path, file_format, ending):
         ({"a.json": b'{"caption": "a cat"}'}, ("a cat",)),
         ({"a.txt": b"a dog", "a.json": b'{"width": 3, "caption": null}'}, ("a dog",)),
         ({"a.txt": b"a dog", "a.json": b'{"captions": ["a cat", " ", "a cow"]}'}, ("a cat", "a cow")),
+        ({"a.txt": b"a dog", "a.json": b'{"captions": [" "]}'}, ("a dog",)),
         ({"a.cls": b"7", "a.txt": "ein Bär".encode()}, ("ein Bär",)),
+        ({"a.txt": "\ufeffa dog".encode()}, ("a dog",)),
+        ({"a.json": '\ufeff{"caption": ["a dog", "a cat"]}'.encode()}, ("a dog", "a cat")),
     ],
 )
 def test_captions_are_found_wherever_img2dataset_puts_them(tmp_path, contents, expected):
@@ -108,6 +111,78 @@ def test_a_vocabulary_is_named_as_its_shards(tmp_path, shard, file):
 def test_members_in_folders_keep_the_folder_in_their_key(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"v1.2/a.png": b"x", "v1.2/a.txt": b"dog", "b/a.png": b"y", "b/a.txt": b"cat"})
     assert [sample.key for sample in read_shard(path)] == ["v1.2/a", "b/a"]
+
+
+@pytest.mark.parametrize("key", ["img_2.1", "2024.01.31 12.30", "v1.0/a.b", "a.jpg", "a...b", "dog."])
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"])
+def test_a_key_may_have_dots_and_a_photo_any_ending_that_segment_reads(tmp_path, key, ending):
+    path = write_tar(
+        tmp_path / "a.tar", {f"{key}.{ending}": b"x", f"{key}.txt": b"dog", "z.jpg": b"y", "z.txt": b"cat"}
+    )
+    assert [(sample.key, sample.image) for sample in read_shard(path)] == [(key, b"x"), ("z", b"y")]
+
+
+def test_members_that_are_no_sample_are_passed_over(tmp_path):
+    others = {"a.seg.png": b"s", "a.cls": b"7", "a.depth.npy": b"d", "README.md": b"x", "LICENSE": b"x"}
+    hidden = {"._a.jpg": b"x", "._a.txt": b"\xff", "d/._b.txt": b"\0", ".DS_Store": b"x", ".gitignore": b"x"}
+    path = write_tar(tmp_path / "a.tar", others | {"./a.jpg": b"x", "a.txt": b"dog"} | hidden)
+    assert [(sample.key, sample.captions) for sample in read_shard(path)] == [("a", ("dog",))]
+
+
+@pytest.mark.parametrize(
+    ("contents", "faults"),
+    [
+        ({"a.heix": b"x", "a.cap": b"dog"}, {("a", "no-image")}),
+        ({"a.jpg": b"x", "a.cap": b"dog"}, {("a", "no-caption")}),
+        ({"a.left.jpg": b"x", "a.right.jpg": b"x", "a.txt": b"dog"},
+         {("a.left", "no-caption"), ("a.right", "no-caption"), ("a", "no-image")}),
+        ({"z.1.jpg": b"x", "z.1.txt": b""}, {("z.1", "no-caption")}),
+        ({"a.jpg": b"x", "A.txt": b"dog"}, {("a", "no-caption"), ("A", "no-image")}),
+    ],
+)  # fmt: skip
+def test_whatever_is_left_out_is_counted(tmp_path, contents, faults):
+    rows, found = scan_shard(write_tar(tmp_path / "a.tar", GOOD | contents))
+    assert [row.key for row in rows] == ["z"]
+    assert {(fault.key, fault.kind) for fault in found} == faults
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 20, 4097])
+def test_tars_that_were_joined_are_read_to_the_last(shards, tmp_path, zeros):
+    tars = [path.read_bytes().rstrip(b"\0") for path in shards[:3]]
+    tars = [data + bytes(-len(data) % 512) for data in tars]
+    (tmp_path / "joined.tar").write_bytes(b"".join(data + bytes(zeros * 512) for data in tars))
+    assert list(read_shard(tmp_path / "joined.tar")) == samples(53)[:30]
+
+
+@pytest.mark.parametrize("tail", [b"x" * 3, b"<html>" * 200, bytes(700) + b"\x1f\x8b", b"\xff" * 512])
+def test_what_follows_the_end_of_a_tar_and_is_none_is_told(shards, tmp_path, tail):
+    (tmp_path / "tail.tar").write_bytes(shards[0].read_bytes() + tail)
+    rows, faults = scan_shard(tmp_path / "tail.tar")
+    assert (len(rows), [fault.kind for fault in faults]) == (10, ["cut"])
+
+
+def test_a_header_that_was_zeroed_is_told(shards, tmp_path):
+    with tarfile.open(shards[0]) as shard:
+        at = shard.getmembers()[12].offset
+    data = shards[0].read_bytes()
+    (tmp_path / "hole.tar").write_bytes(data[:at] + bytes(512) + data[at + 512 :])
+    rows, faults = scan_shard(tmp_path / "hole.tar")
+    assert (len(rows), [fault.kind for fault in faults]) == (4, ["cut"])
+
+
+@pytest.mark.parametrize("file_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_folders_of_every_format_are_read(tmp_path, file_format):
+    keys = [f"{'long ' * 18}/{'name' * 20}", "1/a", "2/a"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=file_format) as shard:
+        folder = tarfile.TarInfo("1")
+        folder.type = tarfile.DIRTYPE
+        shard.addfile(folder)
+        for key in keys:
+            for ending in ("JPEG", "TXT"):
+                member = tarfile.TarInfo(f"./{key}.{ending}")
+                member.size = 3
+                shard.addfile(member, io.BytesIO(b"dog"))
+    assert [sample.key for sample in read_shard(tmp_path / "a.tar")] == keys
 
 
 GOOD = {"z.jpg": b"x", "z.txt": b"dog"}

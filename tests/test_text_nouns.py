@@ -39,6 +39,31 @@ def test_paper_nouns_are_distinct_singular_and_in_order(caption, expected):
     assert nouns(caption) == expected
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("salt &amp; pepper with a dog", ("salt", "pepper", "dog")),
+        ("salt &amp;amp; pepper with a dog", ("salt", "pepper", "dog")),
+        ("a dog&nbsp;on the grass&#33;", ("dog", "grass")),
+        ("a &quot;dog&quot; on the&#160;grass", ("dog", "grass")),
+        ("a man&#39;s dog", ("man", "dog")),
+        ("<b>a cow</b> near a house", ("cow", "house")),
+        ("&lt;B&gt;a cow&lt;/B&gt; near a house", ("cow", "house")),
+        ("a cow<br/>near a house<BR>by a tree<br />", ("cow", "house", "tree")),
+        ('<a href="http://x.org/cat.html" rel="nofollow">a cow</a><!-- a cat -->', ("cow",)),
+        ("<p>a cow</p><o:p></o:p><h1>a tree</h1>", ("cow", "tree")),
+        ("<PERSON> with a dog", ("person", "dog")),
+        ("a cow < a house > a tree", ("cow", "house", "tree")),
+        ("i <3 a dog", ("dog",)),
+        ("a farmer\u2019s dog, a cafÃ©", ("farmer", "dog", "café")),
+        ("&nbsp;<br>", ()),
+    ],
+)
+def test_html_is_taken_out_of_captions_before_their_nouns(caption, expected):
+    assert nouns(caption) == expected
+    assert set(expected) <= {word.lower() for word in nouns(caption, style="release")}
+
+
 def test_release_nouns_have_verbs_repetitions_and_the_surface_form():
     assert nouns("Two dogs run and a Dog is running", style="release") == ("dogs", "run", "Dog", "is", "running")
 

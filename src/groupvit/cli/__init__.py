@@ -27,8 +27,8 @@ def _command(function: Callable[..., int | None]) -> Any:
 
 
 _DATA = Annotated[
-    _command(data.index) | _command(data.doctor) | _command(data.scenes),
-    tyro.conf.subcommand("data", description="Index, examine and make training data."),
+    _command(data.index) | _command(data.doctor) | _command(data.pack) | _command(data.scenes),
+    tyro.conf.subcommand("data", description="Index, examine, pack and make training data."),
 ]
 _COMMANDS = (
     _command(segment.segment) | _command(train.train) | _command(evaluate.evaluate) | _command(convert.convert) | _DATA

@@ -45,7 +45,8 @@ def index(shards: _Shards, *, processes: int = _CORES) -> int:
     """Write an index beside each shard, so that training begins at once and reads any sample with one access.
 
     SHARD.arrow (Arrow IPC) lists the whole samples: key, place, captions and their nouns. A shard whose index is up to
-    date is passed over. Exit code 1: something had to be left out, or a shard could not be indexed.
+    date is passed over. SHARD.tar.gz is unpacked to SHARD.tar first. Exit code 1: something had to be left out, or a
+    shard could not be indexed.
 
     Args:
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
@@ -88,7 +89,7 @@ def doctor(
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
         evaluation: Folder whose photos must not be among the shards'; may be given several times.
         batch_size: Photos a step, to count the distinct nouns of a batch.
-        json: Print JSON, with every finding.
+        json: Print JSON, with every finding (the first 10,000 of each kind, and how many there are).
         processes: Shards that are read at once.
     """
     if batch_size < 1:
@@ -96,10 +97,51 @@ def doctor(
     files = _find(shards, processes)
     from groupvit.data.doctor import examine
 
-    progress = tracked("examining", lambda done: getattr(done, "photos", 0) or len(done))
+    progress = tracked("examining", lambda done: len(done) if isinstance(done, list) else done.photos)
     report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=progress)
     _print(report.json() if json else str(report))
     return int(not report.ready)
+
+
+def pack(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    *,
+    photos: Path | None = None,
+    image_column: str = "",
+    caption_column: str = "",
+) -> int:
+    """Pack photos and captions into shards of 1,000 photos: OUT/OUT-0000.tar, …
+
+    SOURCE is a folder of photos with captions in NAME.txt or NAME.json beside NAME.jpg (img2dataset's `files` output),
+    parquet with encoded photos or a folder of it (img2dataset's `parquet`), or a table (CSV, TSV) with a header and a
+    row for each caption. OUT is written whole or not at all. Exit code 1: something was left out. Afterwards let
+    `groupvit data doctor OUT` look at the photos.
+
+    Args:
+        source: Folder, table or parquet file.
+        out: A new folder.
+        photos: Folder in which the table's file names begin; by default the table's own.
+        image_column: Column of the photos, if it has none of the usual names.
+        caption_column: Column of the captions, if it has none of the usual names.
+    """
+    from groupvit.data.index import left_out
+    from groupvit.data.pack import pack as pack_samples
+
+    counts = [0, 0]
+
+    def progress(items: Iterable[Any], total: int | None) -> Iterator[Any]:
+        for item in tracked("packing")(items, total):
+            counts[0] += hasattr(item, "captions")
+            counts[1] += len(getattr(item, "captions", ()))
+            yield item
+
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    faults = pack_samples(source, out, photos=photos, **columns, progress=progress)
+    shards = len(list(out.glob("*.tar")))
+    _print(f"{out}: {shards:,} shards, {counts[0]:,} photos, {counts[1]:,} captions")
+    _print("".join(f"{line}\n" for line in left_out([("", fault) for fault in faults])), end="")
+    return int(bool(faults))
 
 
 def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
@@ -112,7 +154,7 @@ def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
     return find_shards(shards)
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     """Print names and captions of the web, of which control characters could rewrite the terminal."""
     shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
-    print(shown, file=file)
+    print(shown, file=file, end=end)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def progress(title: str, count: int, *, shown: bool = True) -> Iterator[Callable[..., None]]:
+def progress(title: str, count: int | None, *, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Show a bar on stderr, if that is a terminal, with photos a second and the time left.
 
     Gives the function to call with how many of the `count` are done since the last call, and the photos among them.
@@ -33,10 +33,12 @@ def progress(title: str, count: int, *, shown: bool = True) -> Iterator[Callable
         yield advance
 
 
-def tracked(title: str, photos: Callable[[Any], int] = lambda item: 1) -> Callable[[Iterable[Any], int], Iterator[Any]]:
+def tracked(
+    title: str, photos: Callable[[Any], int] = lambda item: 1
+) -> Callable[[Iterable[Any], int | None], Iterator[Any]]:
     """Return a function that passes items on under a bar; each item stands for `photos(item)` photos."""
 
-    def track(items: Iterable[Any], total: int) -> Iterator[Any]:
+    def track(items: Iterable[Any], total: int | None) -> Iterator[Any]:
         with progress(title, total) as advance:
             for item in items:
                 advance(1, photos(item))

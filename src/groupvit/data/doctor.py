@@ -8,18 +8,29 @@ import contextlib
 import hashlib
 import json
 import re
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from groupvit.data.order import Order
-from groupvit.data.report import MIN_NOUNS, MIN_SIDE, REPEATED, CaptionStatistics, Finding, NounStatistics, Report
+from groupvit.data.report import (
+    MIN_NOUNS,
+    MIN_SIDE,
+    MOST,
+    REPEATED,
+    CaptionStatistics,
+    Finding,
+    Findings,
+    NounStatistics,
+    Report,
+)
 from groupvit.data.shards import (
     TEXT_ENDINGS,
     Fault,
@@ -39,8 +50,6 @@ from groupvit.files import PHOTO_SUFFIXES
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 
-T = TypeVar("T")
-
 _LONGEST = 256  # tokens; longer captions count as this long
 _BATCHES = 32
 _PHOTOS_A_JOB = 64
@@ -49,23 +58,20 @@ _URL = re.compile(r"(\w+://|www\.)\S+|\S+\.(jpe?g|png|webp|gif)(\?\S*)?", re.IGN
 
 @dataclass
 class _Shard:
-    """The examination of one shard: findings, decoded photos, and what the statistics of all shards need."""
+    """The examination of one shard. What stays of it is few bytes a photo, for there may be millions of these."""
 
     name: str
     findings: list[Finding] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))  # eight bytes each: there may be millions
-    lengths: Counter[int] = field(default_factory=Counter)
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    keys: bytes = b""
+    drawn_nouns: bytes = b""
+    photos: int = 0
+    tagged: int = 0
+    without_noun: int = 0
     one_word: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
     captions: Counter[str] = field(default_factory=Counter)
     noun_counts: Counter[str] = field(default_factory=Counter)
-    drawn_nouns: list[tuple[str, ...]] = field(default_factory=list)
-    without_noun: int = 0
-    tagged: int = 0
-
-    @property
-    def photos(self) -> int:
-        return len(self.drawn_nouns)
 
     def add(self, kind: str, key: str = "", detail: str = "") -> None:
         self.findings.append(Finding(kind, self.name, key, detail))
@@ -84,19 +90,21 @@ class _Shard:
                     kind, key, "it is empty" if kind == "no-caption" and samples[key].keys() & TEXT_ENDINGS else detail
                 )
 
-    def add_image(self, row: Row, data: bytes) -> None:
+    def add_image(self, row: Row, data: bytes) -> bool:
+        """Return True if the image could be decoded."""
         try:
             image = load_rgb(data, row.key)
         except InputError as error:
             bomb = isinstance(error.__cause__, (Image.DecompressionBombError, Image.DecompressionBombWarning))
             self.add("bomb" if bomb else "undecodable", row.key, str(error).removeprefix(f"{row.key}: "))
-            return
+            return False
         if min(image.size) < MIN_SIDE:
             self.add("tiny", row.key, f"{image.width} x {image.height}")
-        self.keys.append(row.key)
         self.digests.append(_digest(image))
+        return True
 
-    def add_texts(self, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> None:
+    def add_texts(self, row: Row, generator: np.random.Generator, tokenizer: Tokenizer) -> tuple[str, ...]:
+        """Return the nouns of one of the captions, drawn by the generator."""
         if row.tags is None:
             ends = tokenizer(row.captions) == tokenizer.end_of_text
             self.lengths.update((ends.int().argmax(dim=1) + 1).tolist())
@@ -110,7 +118,8 @@ class _Shard:
             of_photo = with_person(drawn)
         self.noun_counts.update(of_photo)
         self.without_noun += not of_photo
-        self.drawn_nouns.append(drawn)
+        self.photos += 1
+        return drawn
 
     def add_url(self, row: Row, samples: Members) -> None:
         if caption := next(filter(_URL.fullmatch, row.captions), None):
@@ -136,18 +145,29 @@ def _digest(image: Image.Image) -> int:
     return int.from_bytes(content.digest())
 
 
+def _packed(words: Sequence[Any]) -> bytes:
+    return zlib.compress(json.dumps(words).encode(), 1)
+
+
+def _unpacked(words: bytes) -> Any:
+    return json.loads(zlib.decompress(words))
+
+
 def _examine_shard(shard: File) -> _Shard:
     """Examine one shard; nothing that is wrong with it is raised."""
     result = _Shard(str(shard))
     generator, tokenizer = np.random.default_rng(0), Tokenizer(_LONGEST)
+    keys: list[str] = []
+    drawn: list[tuple[str, ...]] = []
     try:
         expected = stamp(shard)
         samples, faults = read_members(shard) if expected[0] else ({}, [])
         rows, faults = rows_of(samples, faults)
         result.add_faults(faults, samples)
         for row in rows:
-            result.add_image(row, read_image(shard, row, expected))
-            result.add_texts(row, generator, tokenizer)
+            if result.add_image(row, read_image(shard, row, expected)):
+                keys.append(row.key)
+            drawn.append(result.add_texts(row, generator, tokenizer))
             result.add_url(row, samples)
         if result.tagged:
             result.add_unlisted(shard, rows)
@@ -155,8 +175,10 @@ def _examine_shard(shard: File) -> _Shard:
             result.add("no-samples", detail="" if expected[0] else "the file is empty")
     except InputError as error:
         result.add("unreadable", detail=str(error).removeprefix(f"{shard}: "))
+    result.keys, result.drawn_nouns = _packed(keys), _packed(drawn)
     # Captions that are frequent in the whole are frequent in its shards, and all of them would not fit into memory.
-    result.captions = Counter({caption: count for caption, count in result.captions.items() if count > 1})
+    least = max(1, REPEATED / 10 * result.photos)
+    result.captions = Counter({caption: count for caption, count in result.captions.items() if count > least})
     return result
 
 
@@ -197,61 +219,69 @@ def examine(
     images = [path for folder in evaluation for path in _images(folder)]
     chunks = [images[start : start + _PHOTOS_A_JOB] for start in range(0, len(images), _PHOTOS_A_JOB)]
     digests = [pair for chunk in progress(mapped(_digests_of, chunks, processes), len(chunks)) for pair in chunk]
-    examined: list[_Shard] = list(progress(mapped(_examine_shard, shards, processes), len(shards)))
+    findings = Findings()
+    examined: list[_Shard] = []
+    lengths, captions, noun_counts = Counter[int](), Counter[str](), Counter[str]()
+    for each in progress(mapped(_examine_shard, shards, processes), len(shards)):
+        findings.add(each.findings)
+        for total, part in ((lengths, each.lengths), (captions, each.captions), (noun_counts, each.noun_counts)):
+            total.update(part)
+            part.clear()
+        each.findings.clear()
+        examined.append(each)
     photos = sum(each.photos for each in examined)
-    noun_statistics = _noun_statistics(examined, batch_size)
-    findings = [finding for each in examined for finding in each.findings]
-    findings += _in_evaluation(
-        examined, {pixels: path for path, pixels in reversed(digests) if isinstance(pixels, int)}
+    noun_statistics = _noun_statistics(noun_counts, examined, batch_size)
+    findings.add(
+        _in_evaluation(examined, {pixels: path for path, pixels in reversed(digests) if isinstance(pixels, int)})
     )
-    findings += _duplicates(examined)
-    for caption, count in _sum(each.captions for each in examined).most_common():
+    findings.add(*_duplicates(examined))
+    for caption, count in captions.most_common():
         if count >= max(10, REPEATED * photos):
             detail = f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}'
-            findings.append(Finding("repeated-caption", detail=detail))
+            findings.add([Finding("repeated-caption", detail=detail)])
     if photos and noun_statistics.per_batch < MIN_NOUNS:
-        findings.append(Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}"))
-    findings += [Finding("unreadable-evaluation", str(p), "", text) for p, text in digests if isinstance(text, str)]
+        findings.add([Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}")])
+    findings.add(Finding("unreadable-evaluation", str(p), "", text) for p, text in digests if isinstance(text, str))
     return Report(
         shards=len(shards),
         photos=photos,
         tagged=sum(each.tagged for each in examined),
-        captions=_caption_statistics(examined),
+        captions=_caption_statistics(lengths, sum(each.one_word for each in examined)),
         nouns=noun_statistics,
-        findings=tuple(findings),
+        findings=tuple(findings.kept),
+        counts=dict(findings.counts),
     )
 
 
 def _in_evaluation(examined: Sequence[_Shard], evaluation: dict[int, Path]) -> Iterator[Finding]:
     for each in examined:
-        for key, pixels in zip(each.keys, each.digests, strict=True):
-            if pixels in evaluation:
-                yield Finding("in-evaluation", each.name, key, str(evaluation[pixels]))
+        if not evaluation.keys().isdisjoint(each.digests):
+            for key, pixels in zip(_unpacked(each.keys), each.digests, strict=True):
+                if pixels in evaluation:
+                    yield Finding("in-evaluation", each.name, key, str(evaluation[pixels]))
 
 
-def _duplicates(examined: Sequence[_Shard]) -> Iterator[Finding]:
-    digests = np.concatenate([np.array(each.digests, dtype=np.uint64) for each in examined])
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    ends = np.cumsum([len(each.keys) for each in examined])
+def _duplicates(examined: Sequence[_Shard]) -> tuple[Iterator[Finding], int]:
+    """Yield the copies of the first `MOST` photos that have some; return how many copies there are of all, too."""
+    digests = np.sort(np.concatenate([np.array(each.digests, dtype=np.uint64) for each in examined]))
+    copies = digests[1:][digests[1:] == digests[:-1]]
+    repeated = set(np.unique(copies)[:MOST].tolist())
 
-    def place(number: int) -> tuple[str, str]:
-        shard = int(np.searchsorted(ends, number, side="right"))
-        return examined[shard].name, examined[shard].keys[number - int(ends[shard])]  # counted from the end
+    def find() -> Iterator[Finding]:
+        first: dict[int, tuple[str, str]] = {}
+        for each in examined:
+            if not repeated.isdisjoint(each.digests):
+                for key, pixels in zip(_unpacked(each.keys), each.digests, strict=True):
+                    if pixels not in repeated:
+                        continue
+                    if pixels in first:
+                        yield Finding("duplicate", each.name, key, "as {1} in {0}".format(*first[pixels]))
+                    first.setdefault(pixels, (each.name, key))
 
-    for copy in np.flatnonzero(first[inverse] != np.arange(len(digests))).tolist():
-        shard, key = place(int(first[inverse[copy]]))
-        yield Finding("duplicate", *place(copy), f"as {key} in {shard}")
-
-
-def _sum(counters: Iterable[Counter[T]]) -> Counter[T]:
-    total: Counter[T] = Counter()
-    for counter in counters:
-        total.update(counter)
-    return total
+    return find(), len(copies)
 
 
-def _caption_statistics(examined: Sequence[_Shard]) -> CaptionStatistics:
-    counts = _sum(each.lengths for each in examined)
+def _caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistics:
     if not counts:
         return CaptionStatistics()
     lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))
@@ -261,17 +291,17 @@ def _caption_statistics(examined: Sequence[_Shard]) -> CaptionStatistics:
         median_length=median,
         length_95=long,
         cut=float((lengths > Tokenizer().context_length).mean()),
-        one_word=sum(each.one_word for each in examined) / len(lengths),
+        one_word=one_word / len(lengths),
     )
 
 
-def _noun_statistics(examined: Sequence[_Shard], batch_size: int) -> NounStatistics:
-    counts = _sum(each.noun_counts for each in examined)
+def _noun_statistics(counts: Counter[str], examined: Sequence[_Shard], batch_size: int) -> NounStatistics:
     photos = np.array([each.photos for each in examined], dtype=np.int64)
     batches = min(_BATCHES, -(-int(photos.sum()) // batch_size))
     order = Order(photos, seed=0)(np.arange(batches * batch_size)) if batches else np.empty((0, 3), dtype=np.int64)
+    drawn = {shard: _unpacked(examined[shard].drawn_nouns) for shard in np.unique(order[:, 1]).tolist()}
     distinct = [
-        len({noun for _, shard, row in batch for noun in examined[shard].drawn_nouns[row]})
+        len({noun for _, shard, row in batch for noun in drawn[shard][row]})
         for batch in order.reshape(batches, batch_size, 3).tolist()
     ]
     return NounStatistics(

@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +20,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import FAULTS, Fault, Row, Sample, read_image, read_vocabulary, scan_shard
+from groupvit.data.shards import (
+    FAULTS,
+    Fault,
+    Row,
+    Sample,
+    is_compressed,
+    read_image,
+    read_vocabulary,
+    scan_shard,
+    unpack,
+)
 from groupvit.data.storage import File, stamp
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
-_VERSION = 3  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
+_VERSION = 4  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
 _LOOKUPS = 32
 _NAMED = 3
 _HEADER = b"groupvit"
@@ -143,7 +153,13 @@ def _table_of(rows: list[Row]) -> Any:
 
 
 def build_index(shard: File, path: Path) -> Index:
-    """Scan a shard and write its index to `path`; links, and tags without a vocabulary, are an `InputError`."""
+    """Scan a shard and write its index to `path`; links, and tags without a vocabulary, are an `InputError`.
+
+    If its index goes beside it, a compressed shard is unpacked there first.
+    """
+    if is_compressed(shard) and path == beside(shard):
+        shard = unpack(shard)
+        path = beside(shard)
     pa, now = _arrow(), stamp(shard)
     rows, faults = scan_shard(shard)
     if links := [fault for fault in faults if fault.kind == "link"]:
@@ -198,16 +214,20 @@ def index_shards(
 def summary(indexes: Sequence[Index], shards: int, made: int) -> str:
     """Describe the indexes of all `shards`, of which `made` were made just now, and what they leave out."""
     photos = sum(index.samples for index in indexes)
-    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _columns(index)["captions"].chunks)
+    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _open_table(index.path)["captions"].chunks)
     lines = [
         f"{len(indexes):,} of {shards:,} shards indexed ({shards - made:,} were up to date):"
         f" {photos:,} photos, {captions:,} captions"
     ]
-    for kind, count in Counter(fault.kind for index in indexes for fault in index.faults).most_common():
-        faults = [(index.shard, fault) for index in indexes for fault in index.faults if fault.kind == kind]
-        lines.append(f"left out: {count:,} x {FAULTS[kind]}")
-        lines += [f"  {shard}: {fault}" for shard, fault in faults[:_NAMED]]
+    lines += left_out([(f"{index.shard}: ", fault) for index in indexes for fault in index.faults])
     return "\n".join(lines)
+
+
+def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
+    """Yield a line for each kind of fault, and for the first ones of it."""
+    for kind, count in Counter(fault.kind for _, fault in faults).most_common():
+        yield f"left out: {count:,} x {FAULTS[kind]}"
+        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:_NAMED]
 
 
 @functools.cache

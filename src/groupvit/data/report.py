@@ -1,8 +1,9 @@
 """Report of `groupvit data doctor`: each kind of finding, its remedy, and the statistics of captions and nouns."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 from groupvit.data.shards import FAULTS
@@ -14,6 +15,8 @@ MIN_NOUNS = 16
 captions tell apart. The synthetic scenes, where segments do emerge, have 21 in a batch of 256, and Flickr8k has 326."""
 REPEATED = 0.01
 """Share of the photos with one caption; at 1 % a batch of 256 has two or three, each a wrong pair of the others."""
+MOST = 10_000
+"""Findings of a kind that are kept; further ones are counted. Millions would fill the memory."""
 _NAMED = 3  # findings of a kind that the text names
 
 
@@ -83,6 +86,24 @@ class Finding:
         return KINDS[self.kind].severity
 
 
+@dataclass
+class Findings:
+    """The first `MOST` findings of each kind, and how many there are."""
+
+    kept: list[Finding] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, findings: Iterable[Finding], count: int | None = None) -> None:
+        """Add findings, of one kind if `count` says that there are more of them than are given."""
+        before = len(self.kept)
+        for finding in findings:
+            self.counts[finding.kind] += 1
+            if self.counts[finding.kind] <= MOST:
+                self.kept.append(finding)
+        if count and len(self.kept) > before:
+            self.counts[self.kept[-1].kind] = count
+
+
 @dataclass(frozen=True)
 class CaptionStatistics:
     """Lengths are in CLIP's tokens with start and end; `cut` and `one_word` are shares of the captions."""
@@ -107,7 +128,10 @@ class NounStatistics:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `examine`; `photos` are those that training would be given, `tagged` those of them with tags."""
+    """The result of `examine`; `photos` are those that training would be given, `tagged` those of them with tags.
+
+    `counts` is how many findings of each kind there are, `findings` the first `MOST` of these.
+    """
 
     shards: int
     photos: int
@@ -115,11 +139,16 @@ class Report:
     captions: CaptionStatistics
     nouns: NounStatistics
     findings: tuple[Finding, ...]
+    counts: dict[str, int]
+
+    @property
+    def errors(self) -> int:
+        return sum(count for kind, count in self.counts.items() if KINDS[kind].severity == "error")
 
     @property
     def ready(self) -> bool:
         """True if there are no errors, so that training may start."""
-        return all(finding.severity != "error" for finding in self.findings)
+        return not self.errors
 
     def json(self) -> str:
         findings = [{"severity": finding.severity, **asdict(finding)} for finding in self.findings]
@@ -128,9 +157,8 @@ class Report:
     def __str__(self) -> str:
         captions, nouns = self.captions, self.nouns
         tagged = f"; {self.tagged:,} photos have tags instead" if self.tagged else ""
-        errors = sum(finding.severity == "error" for finding in self.findings)
-        notes = len(self.findings) - errors
-        verdict = "training should wait until the errors have been looked at" if errors else "training can start"
+        notes = sum(self.counts.values()) - self.errors
+        verdict = "training can start" if self.ready else "training should wait until the errors have been looked at"
         return "\n".join(
             (
                 f"{self.shards:,} shards, {self.photos:,} photos, {captions.captions:,} captions{tagged}",
@@ -141,17 +169,17 @@ class Report:
                 f" a batch of {nouns.batch_size} has {nouns.per_batch:.0f} distinct",
                 *self._sections(),
                 "",
-                f"errors: {errors:,}; notes: {notes:,}; {verdict}",
+                f"errors: {self.errors:,}; notes: {notes:,}; {verdict}",
             )
         )
 
     def _sections(self) -> Iterator[str]:
-        kinds = dict.fromkeys(finding.kind for finding in self.findings)
-        for name in sorted(kinds, key=lambda kind: KINDS[kind].severity):
+        for name in sorted(self.counts, key=lambda kind: KINDS[kind].severity):
             kind, findings = KINDS[name], [finding for finding in self.findings if finding.kind == name]
-            yield from ("", f"{kind.severity} {name}, {len(findings):,} x: {kind.meaning}")
+            yield from ("", f"{kind.severity} {name}, {self.counts[name]:,} x: {kind.meaning}")
             for finding in findings[:_NAMED]:
                 yield "  " + ": ".join(filter(None, (finding.shard, finding.key, finding.detail)))
-            if len(findings) > _NAMED:
-                yield f"  and {len(findings) - _NAMED:,} more (--json names all)"
+            if self.counts[name] > _NAMED:
+                shown = "all" if self.counts[name] == len(findings) else f"{MOST:,}"
+                yield f"  and {self.counts[name] - _NAMED:,} more (--json names {shown})"
             yield f"  -> {kind.remedy}"

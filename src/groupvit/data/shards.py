@@ -1,15 +1,19 @@
 """Find, scan, read and write tar shards as img2dataset writes them (the WebDataset layout).
 
-A sample is the members with one stem: `KEY.jpg` (or jpeg, png, webp), and its captions in `KEY.json` (`captions`, a
-list, or `caption`) or in `KEY.txt`. Other members are passed over. Where the JSON says `"kind": "tags"`, the photo
-was labelled with `tags`, a list of words from a vocabulary, and its captions are made of them.
+A sample is the members with one stem: `KEY.jpg` (or png, webp, …), and its captions in `KEY.json` (`captions`, a list,
+or `caption`) or in `KEY.txt`. A key may have dots. Other members are passed over: those of a whole sample with a longer
+ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind": "tags"`, the photo was labelled with
+`tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
+import gzip
 import io
 import itertools
 import json
 import os
+import posixpath
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.storage import File, matching, open_file, read_range, stamp, told
+from groupvit.data.storage import File, is_url, matching, open_file, read_range, stamp, told
 from groupvit.errors import InputError
+from groupvit.files import PHOTO_SUFFIXES
 
-IMAGE_ENDINGS = frozenset(("jpg", "jpeg", "png", "webp"))
+IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 TEXT_ENDINGS = frozenset(("txt", "json"))
 BLOCK = 512  # bytes of a tar header, which stands right before its member's data
 
@@ -62,6 +67,8 @@ FAULTS = {
     "cut": "the tar ends too early or is damaged from here on",
     "link": "a link, or a sparse or special file, which is not followed",
     "twice": "two members have this name",
+    "unreadable": "a file cannot be read",
+    "undecodable": "the image is of no format that training reads",
     "no-image": "no image",
     "two-images": "more than one image",
     "empty-image": "the image has no bytes",
@@ -75,6 +82,7 @@ FAULTS = {
 def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
     """Return the shards of a folder (its *.tar, sorted), a pattern (`cc3m-{000..330}.tar`, `*-train-*.tar`) or a file.
 
+    For a .tar.gz it is the tar that was unpacked beside it, if that is newer.
     URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and their file system resolves patterns in them. With `below`,
     `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
     """
@@ -83,13 +91,58 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
     shards = matching(head, text)
     for name, files in shards.items():
+        folder = Path(name) if os.path.isdir(name) else Path(name).parent
+        if folder == Path(name):
+            files += [file for file in sorted(folder.glob("*")) if is_compressed(file)]
+        if not files and not is_url(name) and _holds_photos(folder):
+            raise InputError(f"{name}: no such shard, but photos; make shards of them: groupvit data pack {folder} OUT")
         if not files:
             raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
-    return [file for files in shards.values() for file in files]
+        if files == [Path(name)] and Path(name).suffix in (".parquet", ".csv", ".tsv"):
+            raise InputError(f"{name} is no shard; make some of it: groupvit data pack {name} OUT")
+    return list(dict.fromkeys(_unpacked(file) for files in shards.values() for file in files))
+
+
+def _holds_photos(folder: Path) -> bool:
+    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
+    return any(file.suffix == ".parquet" or split_name(file.name)[1] in IMAGE_ENDINGS for file in files)
+
+
+def is_compressed(shard: File) -> bool:
+    """Return True for a .tar.gz, which cannot be read at any place."""
+    return str(shard).lower().endswith((".tar.gz", ".tgz"))
+
+
+def _tar_of(shard: Path) -> Path:
+    return shard.with_name(re.sub(r"\.(tar\.gz|tgz)$", ".tar", shard.name, flags=re.IGNORECASE))
+
+
+def _unpacked(shard: File) -> File:
+    if isinstance(shard, str) or not is_compressed(shard):
+        return shard
+    tar = _tar_of(shard)
+    return tar if tar.is_file() and tar.stat().st_mtime >= shard.stat().st_mtime else shard
+
+
+def unpack(shard: File) -> Path:
+    """Unpack a .tar.gz beside itself, whole or not at all, and return the tar."""
+    if isinstance(shard, str):
+        raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
+    tar = _tar_of(shard)
+    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(shard) as source, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file, 2**20)
+        os.replace(temporary, tar)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{shard} cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return tar
 
 
 class Member(NamedTuple):
-    """An image or text in a tar; images are not read."""
+    """A file in a tar; only texts are read."""
 
     name: str
     offset: int
@@ -103,43 +156,65 @@ Members = dict[str, dict[str, Member]]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name, at the first dot of its base name, into its sample's key and its ending."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending.lower()
+    """Split a member's name, at the last dot of its base name, into its sample's key and its ending."""
+    stem, suffix = posixpath.splitext(name)
+    return stem, suffix[1:].lower()
 
 
 def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
-    """Yield every image and text of a tar; add what is left out, and damage, where it stops, to `faults`."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            name = member.name.encode(errors="surrogateescape").decode(errors="replace")
-            ending = split_name(name)[1]
-            if member.isdir():
-                continue
-            if not member.isreg() or member.issparse():
-                faults.append(Fault(name, "link"))
-            elif member.offset_data + member.size > size:
-                break
-            elif ending in IMAGE_ENDINGS | TEXT_ENDINGS:
-                file.seek(member.offset_data - BLOCK)
-                header = zlib.crc32(file.read(BLOCK))
-                text = file.read(member.size) if ending in TEXT_ENDINGS else b""
-                yield Member(name, member.offset_data, member.size, header, text)
+    """Yield every file of a tar; add what is left out, and damage, where it stops, to `faults`."""
+    start: int | None = 0
+    while start is not None:  # `cat` joins tars, each with its end
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while member := tar.next():
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
+                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
+                if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
+                    continue
+                if not member.isreg() or member.issparse():
+                    faults.append(Fault(name, "link"))
+                elif not 0 <= member.size <= size - member.offset_data:
+                    break
+                else:
+                    yield _member(file, name, member)
+            end = tar.offset
+        file.seek(end)
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
-        file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
-            faults.append(Fault("", "cut", f"byte {min(tar.offset, size):,}"))
+            faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
+            return
+        start = _after_zeros(file, end + BLOCK)
+
+
+def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
+    header, text, ending = 0, b"", split_name(name)[1]
+    if ending in IMAGE_ENDINGS:
+        file.seek(member.offset_data - BLOCK)
+        header = zlib.crc32(file.read(BLOCK))
+    elif ending in TEXT_ENDINGS:
+        file.seek(member.offset_data)
+        text = file.read(member.size)
+    return Member(name, member.offset_data, member.size, header, text)
+
+
+def _after_zeros(file: Any, start: int) -> int | None:
+    """Return the position of the first block that is not all zeros from `start` on, where the file is."""
+    while data := file.read(2**20):
+        if rest := data.lstrip(b"\0"):
+            return (start + len(data) - len(rest)) // BLOCK * BLOCK
+        start += len(data)
+    return None
 
 
 def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
     """Return the captions, and the tags if the sample is of that kind."""
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
-        captions = meta.get("captions") or meta.get("caption") or []
+        listed = meta.get("captions") or meta.get("caption") or []
+        captions = _stripped(listed if isinstance(listed, list) else [listed])
         if not captions and "txt" in files:
-            captions = files["txt"].text.decode()
-        captions = _stripped(captions if isinstance(captions, list) else [captions])
+            captions = _stripped([files["txt"].text.decode("utf-8-sig")])
         tags = _stripped(meta.get("tags")) if meta.get("kind") == "tags" else None
         "".join((*captions, *(tags or ()))).encode()  # JSON can spell halves of characters
     except UnicodeError as error:
@@ -180,6 +255,8 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     """
     faults: list[Fault] = []
     samples: Members = {}
+    if is_compressed(shard):
+        raise InputError(f"{shard} is compressed; unpack it beside itself: groupvit data index {shard}")
     size, _ = stamp(shard)
     try:
         with open_file(shard) as file:
@@ -198,9 +275,16 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
 
 def rows_of(samples: Members, faults: list[Fault]) -> tuple[list[Row], list[Fault]]:
     """Return the whole samples, and `faults` with those of the others."""
-    rows = [_row(key, files) for key, files in samples.items()]
-    broken = [row for row in rows if isinstance(row, Fault)]
-    return [row for row in rows if isinstance(row, Row)], [*faults, *broken]
+    found = {key: _row(key, files) for key, files in samples.items()}
+    broken = [row for key, row in found.items() if isinstance(row, Fault) and not _is_extra(key, samples[key], found)]
+    return [row for row in found.values() if isinstance(row, Row)], [*faults, *broken]
+
+
+def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault]) -> bool:
+    """Return True for a lone member that is neither image nor text, or is more of a whole sample, as `KEY.seg.png`."""
+    folder, slash, base = key.rpartition("/")
+    whole = found.get(folder + slash + base.partition(".")[0])
+    return len(files) == 1 and (isinstance(whole, Row) or files.keys().isdisjoint(IMAGE_ENDINGS | TEXT_ENDINGS))
 
 
 def read_vocabulary(shard: File) -> tuple[str, ...]:
@@ -240,12 +324,12 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
     """Write `prefix-0000.tar`, … with `per_shard` samples each; the same samples make the same bytes."""
     samples, paths = iter(samples), []
     Path(folder).mkdir(parents=True, exist_ok=True)
-    while batch := list(itertools.islice(samples, per_shard)):
+    while first := list(itertools.islice(samples, 1)):
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
         temporary = path.with_suffix(".tar.tmp")
         try:
             with tarfile.open(temporary, "w") as shard:
-                for sample in batch:
+                for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
                     _add_sample(shard, sample)
             os.replace(temporary, path)
         finally:
@@ -260,8 +344,11 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     meta: dict[str, Any] = {"key": sample.key, "captions": sample.captions}
     if sample.tags is not None:
         meta |= {"kind": "tags", "tags": sample.tags}
+    ending = image_ending(sample.image)
+    if not ending:
+        raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
     contents = {
-        _image_ending(sample): sample.image,
+        ending: sample.image,
         "txt": sample.captions[0].encode(),
         "json": json.dumps(meta, ensure_ascii=False).encode(),
     }
@@ -271,8 +358,22 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
         shard.addfile(member, io.BytesIO(data))
 
 
-def _image_ending(sample: Sample) -> str:
-    for ending, start in (("jpg", rb"\xff\xd8\xff"), ("png", rb"\x89PNG"), ("webp", rb"RIFF.{4}WEBP")):
-        if re.match(start, sample.image, re.DOTALL):
+def image_ending(image: bytes) -> str | None:
+    """Return the ending for the format that the first bytes tell, or None if training does not read it."""
+    for ending, start in _STARTS.items():
+        if ending in IMAGE_ENDINGS and re.match(start, image, re.DOTALL):
             return ending
-    raise InputError(f"sample {sample.key}: the image is neither JPEG, PNG nor WebP; convert it first")
+    return None
+
+
+_STARTS = {
+    "jpg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG",
+    "webp": rb"RIFF.{4}WEBP",
+    "gif": rb"GIF8",
+    "bmp": rb"BM",
+    "tif": rb"II[*+]\0|MM\0[*+]",
+    "ppm": rb"P[1-6]\s",
+    "avif": rb".{4}ftypavi[fs]",
+    "heic": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+}

@@ -6,6 +6,7 @@ hold nouns: raise their version (`data.index`) with any rule here.
 
 import functools
 import importlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 
 from groupvit.errors import InputError
 from groupvit.text.templates import IMAGENET_TEMPLATES_80
+from groupvit.text.tokenizer import repaired
 
 Style = Literal["paper", "release"]
 
@@ -59,6 +61,15 @@ PERSON_WORDS = _words(
     "male man mother motorcyclist musician officer onlooker parent passenger pedestrian performer person player "
     "policeman racer rider runner singer skateboarder skater skier snowboarder soldier spectator student surfer "
     "swimmer teen teenager toddler tourist woman worker wrestler"
+)
+
+# Tags that close, have attributes or a slash at their end, and HTML's usual bare ones: CC12M writes <PERSON> for names.
+_HTML = re.compile(
+    r"<!--.*?-->|</[a-z][^<>]*>|<[a-z][^<>]*(?:/|=[^<>]*)>"
+    r"|<(?:a|abbr|article|b|big|blockquote|body|br|caption|center|cite|code|dd|del|div|dl|dt|em|figcaption|figure|font"
+    r"|h[1-6r]|head|html|i|img|ins|li|mark|nobr|ol|p|pre|q|s|script|section|small|span|strike|strong|style|su[bp]"
+    r"|t[dhrt]|table|tbody|thead|u|ul|wbr)\s*>",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -116,8 +127,9 @@ def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     """Return the nouns of a caption.
 
     Style `paper`: distinct nouns in their order, lower case, in the singular. Style `release`, as the authors' code:
-    verbs too, every word as written, with repetitions.
+    verbs too, every word as written, with repetitions. HTML is taken out first.
     """
+    caption = re.sub(r"<(\w+)>", r" \1 ", _HTML.sub(" ", repaired(caption)))
     if style == "paper":
         return tuple(dict.fromkeys(_paper_nouns(caption)))
     return tuple(word for word, tag in _textblob().tag(caption) if tag in RELEASE_TAGS)

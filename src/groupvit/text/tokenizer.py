@@ -23,12 +23,17 @@ def _backend() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(gzip.decompress(file.read_bytes()).decode())
 
 
-def clean(text: str) -> str:
-    """Repair mojibake and HTML entities, collapse white space, and turn to lower case."""
+def repaired(text: str) -> str:
+    """Repair mojibake and HTML entities, and collapse white space."""
     # Printable ASCII without an ampersand, nearly every caption, needs no repair.
     if not (text.isascii() and text.isprintable()) or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
+
+
+def clean(text: str) -> str:
+    """Return the repaired text in lower case."""
+    return repaired(text).lower()
 
 
 class Tokenizer:

@@ -1,0 +1,210 @@
+"""Pack photos and captions that lie in files, in a table or in parquet into shards."""
+
+import csv
+import importlib
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from groupvit.data.shards import (
+    IMAGE_ENDINGS,
+    TEXT_ENDINGS,
+    Fault,
+    Member,
+    Members,
+    Row,
+    Sample,
+    image_ending,
+    rows_of,
+    split_name,
+    write_shards,
+)
+from groupvit.errors import InputError, input_error
+
+IMAGE_COLUMNS = (
+    "file",
+    "file_name",
+    "filename",
+    "filepath",
+    "image_path",
+    "path",
+    "jpg",
+    "png",
+    "webp",
+    "image",
+    "img",
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "comment", "description")
+_ROWS = 64  # of parquet that are read at once: each holds a photo
+
+
+def pack(
+    source: Path,
+    out: Path,
+    *,
+    photos: Path | None = None,
+    image_column: str = "",
+    caption_column: str = "",
+    progress: Callable[[Iterable[Any], int | None], Iterable[Any]] = lambda items, total: items,
+) -> list[Fault]:
+    """Write the samples of a folder, a table or parquet to `out/NAME-0000.tar`, …, or nothing; return what is left out.
+
+    `photos` is the folder in which a table's names begin (its own), the columns are found by their usual names.
+    """
+    faults: list[Fault] = []
+
+    def whole() -> Iterator[Sample]:
+        for found in progress(_open(source, photos or source.parent, image_column, caption_column), None):
+            if isinstance(found, Fault):
+                faults.append(found)
+            else:
+                yield found
+
+    if out.resolve() == Path.cwd() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{out} is there already; name a new folder for the shards")
+    unfinished = out.with_name(out.name + ".partial")
+    try:
+        with input_error(f"cannot write shards to {out}", OSError):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not write_shards(whole(), unfinished, prefix=out.name):
+                reason = f"; the first of {len(faults):,} left out: {faults[0]}" if faults else ""
+                raise InputError(f"{source}: no photo with a caption{reason}")
+            if out.exists():
+                out.rmdir()
+            os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return faults
+
+
+def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
+    if source.is_dir():
+        if any(split_name(name)[1] in IMAGE_ENDINGS for _, _, names in os.walk(source) for name in names):
+            return _folder(source)
+        files = sorted(source.rglob("*.parquet"))
+        if not files:
+            raise InputError(f"{source}: neither photos nor parquet in it")
+        return _parquet(files, image_column, caption_column)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if source.suffix == ".parquet":
+        return _parquet([source], image_column, caption_column)
+    return _table(source, photos, image_column, caption_column)
+
+
+def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tuple[str, ...] | None = None) -> Any:
+    """Return the sample, or what is wrong with it as a fault of `name`; `image` is bytes or a path."""
+    try:
+        data = image.read_bytes() if isinstance(image, Path) else image
+    except (OSError, ValueError) as error:  # a name may hold a zero
+        return Fault(name, "unreadable", getattr(error, "strerror", None) or str(error))
+    captions = tuple(text.strip() for text in captions if isinstance(text, str) and text.strip())
+    if not isinstance(data, bytes):
+        return Fault(name, "no-image")
+    if not data:
+        return Fault(name, "empty-image")
+    if not image_ending(data):
+        return Fault(name, "undecodable")
+    return Sample(key, data, captions, tags=tags) if captions else Fault(name, "no-caption")
+
+
+def _folder(folder: Path) -> Iterator[Sample | Fault]:
+    """Yield KEY.jpg with KEY.txt or KEY.json of a folder and those in it, img2dataset's `files` among them."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        found, faults = _members(Path(root), names)
+        if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
+            continue  # statistics, lists of classes
+        rows, faults = rows_of(found, faults)
+        place = os.path.relpath(root, folder).replace(os.sep, "/")
+        head = "" if place == "." else place + "/"
+        yield from (fault._replace(key=_shown(head + fault.key)) for fault in faults)
+        for row in rows:
+            yield _sample(
+                _shown(head + row.key), _shown(head + row.key), _image(root, found, row), row.captions, row.tags
+            )
+
+
+def _image(root: str, found: Members, row: Row) -> Path:
+    (name,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
+    return Path(root, name)
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _members(root: Path, names: Iterable[str]) -> tuple[Members, list[Fault]]:
+    members: Members = {}
+    faults: list[Fault] = []
+    for name in sorted(names):
+        key, ending = split_name(name)
+        if name.startswith(".") or ending not in IMAGE_ENDINGS | TEXT_ENDINGS:
+            continue
+        try:
+            text = (root / name).read_bytes() if ending in TEXT_ENDINGS else b""
+            member = Member(name, 0, (root / name).stat().st_size, 0, text)
+        except OSError as error:
+            faults.append(Fault(name, "unreadable", error.strerror or ""))
+            continue
+        if members.setdefault(key, {}).setdefault(ending, member) is not member:
+            faults.append(Fault(name, "twice"))
+    return members, faults
+
+
+def _column(source: Path, columns: Sequence[str], given: str, usual: Sequence[str], option: str) -> str:
+    known = {column.strip().lower(): column for column in reversed(columns)}
+    for name in [given] if given else usual:
+        if name.lower() in known:
+            return known[name.lower()]
+    raise InputError(f"{source}: none of its columns ({', '.join(columns)}) is {given or option}; name it: --{option}")
+
+
+def _table(table: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
+    """Yield the rows of a table with a header; neighbours with one photo are its captions."""
+    with (
+        input_error(f"{table} cannot be read as a table in UTF-8", UnicodeError, csv.Error, OSError),
+        table.open(encoding="utf-8-sig", newline="") as file,
+    ):
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(",\t;|", key=header.count)
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+        columns = rows.fieldnames or []
+        image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
+        caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
+        for number, (name, group) in enumerate(itertools.groupby(rows, lambda row: (row[image] or "").strip())):
+            captions = [row[caption] for row in group]
+            yield _sample(f"{number:09d}", name or f"row {number}", photos / name if name else None, captions)
+
+
+def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
+    """Yield the rows of parquet with encoded photos: of img2dataset, or of `datasets`, whose images are structs."""
+    with input_error("parquet needs the package pyarrow: pip install pyarrow", ImportError):
+        parquet = importlib.import_module("pyarrow.parquet")
+    numbers = itertools.count()
+    for path in files:
+        with input_error(f"{path}: not a parquet file that can be read", OSError, ValueError):
+            opened = parquet.ParquetFile(path)
+        names = opened.schema_arrow.names
+        image = _column(path, names, image_column, IMAGE_COLUMNS, "image-column")
+        caption = _column(path, names, caption_column, CAPTION_COLUMNS, "caption-column")
+        for row in _rows(path, opened, [image, caption]):
+            number = next(numbers)
+            data, texts = row[image], row[caption]
+            data = data.get("bytes") if isinstance(data, dict) else data
+            yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts if isinstance(texts, list) else [texts])
+
+
+def _rows(path: Path, opened: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    batches = opened.iter_batches(_ROWS, columns=columns)
+    while True:
+        with input_error(f"{path} cannot be read", OSError, ValueError):  # Arrow's own errors are these
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield from batch.to_pylist()

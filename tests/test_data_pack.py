@@ -1,0 +1,211 @@
+import gzip
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from groupvit.cli.data import index
+from groupvit.cli.data import pack as command
+from groupvit.data.doctor import examine
+from groupvit.data.index import CaptionedPhotos, beside, index_shards
+from groupvit.data.pack import pack
+from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
+from groupvit.errors import InputError
+
+
+def photo(value: int, file_format: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (value, 0, 0)).save(file, file_format)
+    return file.getvalue()
+
+
+def put(folder: Path, **files: bytes | str) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+def packed(out: Path) -> list[tuple[str, bytes, tuple[str, ...]]]:
+    return [(s.key, s.image, s.captions) for shard in find_shards(out) for s in read_shard(shard)]
+
+
+def kinds(faults: list[Any]) -> list[tuple[str, str]]:
+    return [(fault.key, fault.kind) for fault in faults]
+
+
+def test_a_folder_of_photos_with_captions_becomes_shards(tmp_path: Path) -> None:
+    meta = {"caption": "a cow", "key": "000000000", "status": "success", "url": "http://x.org/a.jpg"}
+    source = put(
+        tmp_path / "photos",
+        **{
+            "00000/000000000.jpg": photo(0),
+            "00000/000000000.txt": "a cow",
+            "00000/000000000.json": json.dumps(meta),
+            "00000_stats.json": "{}",
+            "00000.parquet": b"x",
+            "my trip/img_2.1.PNG": photo(1, "PNG"),
+            "my trip/img_2.1.TXT": "\ufeffa dog\r\n",
+            "my trip/._img_2.1.PNG": b"x",
+        },
+    )
+    assert pack(source, tmp_path / "mine") == []
+    assert [path.name for path in find_shards(tmp_path / "mine")] == ["mine-0000.tar"]
+    assert packed(tmp_path / "mine") == [
+        ("00000/000000000", photo(0), ("a cow",)),
+        ("my trip/img_2.1", photo(1, "PNG"), ("a dog",)),
+    ]
+    assert examine(find_shards(tmp_path / "mine")).counts.keys() == {"few-nouns"}
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
+    source = put(
+        tmp_path / "photos",
+        **{
+            "a.jpg": photo(0), "a.txt": "a dog", "b.jpg": photo(1), "c.txt": "a cat", "d.jpg": b"", "d.txt": "a cow",
+            "e.jpg": b"<html>", "e.txt": "a cow", "f.jpg": photo(2), "f.txt": b"\xff\xfe", "g.jpg": photo(2),
+            "g.png": photo(2, "PNG"), "g.txt": "a cow", "h.jpg": photo(2), "h.json": "{", "i.JPG": photo(2),
+            "i.jpg": photo(2), "i.txt": "a cow",
+        },
+    )  # fmt: skip
+    (source / "k.jpg").symlink_to("gone")
+    faults = pack(source, tmp_path / "out")
+    assert sorted(kinds(faults)) == [
+        ("b", "no-caption"), ("c", "no-image"), ("d", "empty-image"), ("e", "undecodable"), ("f", "not-utf8"),
+        ("g", "two-images"), ("h", "bad-json"), ("i.jpg", "twice"), ("k.jpg", "unreadable"),
+    ]  # fmt: skip
+    assert [key for key, _, _ in packed(tmp_path / "out")] == ["a", "i"]
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("a.csv", "file,caption\na.jpg,a dog\nb.png,\"a cat, a cow\"\nb.png,a cat\n"),
+        ("captions.txt", "image,caption\r\na.jpg,a dog\r\nb.png,\"a cat, a cow\"\r\nb.png,a cat\r\n"),
+        ("a.csv", "\ufefffilepath\ttitle\tx\na.jpg\ta dog\t1\nb.png\ta cat, a cow\t2\nb.png\ta cat\t3\n"),
+        ("a.tsv", "Caption\tFile\na dog\ta.jpg\na cat, a cow\tb.png\na cat\tb.png\n"),
+        ("a.csv", "file_name;text\na.jpg;a dog\nb.png;a cat, a cow\nb.png;a cat\n"),
+        ("results.csv", "image_name| number| comment\na.jpg| 0| a dog\nb.png| 0| a cat, a cow\nb.png|1|a cat\n"),
+    ],
+)  # fmt: skip
+def test_a_table_of_files_becomes_shards(tmp_path: Path, name: str, table: str) -> None:
+    source = put(tmp_path, **{name: table, "a.jpg": photo(0), "b.png": photo(1, "PNG")}) / name
+    assert pack(source, tmp_path / "out", image_column="image_name" * (name == "results.csv")) == []
+    assert packed(tmp_path / "out") == [
+        ("000000000", photo(0), ("a dog",)),
+        ("000000001", photo(1, "PNG"), ("a cat, a cow", "a cat")),
+    ]
+
+
+def test_photos_of_a_table_may_lie_elsewhere_and_missing_ones_are_counted(tmp_path: Path) -> None:
+    put(tmp_path / "Images", **{"a.jpg": photo(0), "b.jpg": photo(1)})
+    rows = f"where,what\na.jpg,a dog\ngone.jpg,a cat\n,a cow\n{tmp_path}/Images/b.jpg,\n\0,x\n../Images,x\n"
+    table = put(tmp_path / "lists", **{"a.csv": rows}) / "a.csv"
+    options = {"photos": tmp_path / "Images", "image_column": "where", "caption_column": "What"}
+    faults = pack(table, tmp_path / "out", **options)
+    assert [fault.kind for fault in faults] == ["unreadable", "no-image", "no-caption", "unreadable", "unreadable"]
+    assert faults[0].key == "gone.jpg"
+    assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog",)]
+
+
+IMG2DATASET = {
+    "url": ["http://x.org"] * 3, "caption": ["a dog", "a cat", None], "key": ["0", "1", "2"],
+    "status": ["success", "failed_to_download", "success"], "jpg": [photo(0), None, photo(2)],
+    "txt": ["a dog", None, ""],
+}  # fmt: skip
+DATASETS = {
+    "image": [{"bytes": photo(0), "path": "a"}, {"bytes": None, "path": "b"}, {"bytes": photo(2), "path": None}],
+    "text": [["a dog"], ["a cat"], []],
+}
+
+
+@pytest.mark.parametrize("columns", [IMG2DATASET, DATASETS], ids=["img2dataset", "datasets"])
+def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, Any]) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("00000.parquet", "00001.parquet"):
+        parquet.write_table(pa.table(columns), tmp_path / "in" / name)
+    faults = pack(tmp_path / "in", tmp_path / "out")
+    assert [fault.kind for fault in faults] == ["no-image", "no-caption"] * 2
+    assert packed(tmp_path / "out") == [(key, photo(0), ("a dog",)) for key in ("000000000", "000000003")]
+    assert len(pack(tmp_path / "in/00001.parquet", tmp_path / "one")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"", "none of its columns () is image-column; name it: --image-column"),
+        ("a.csv", b"url,caption\nhttp://x.org,a dog\n", "none of its columns (url, caption) is image-column"),
+        ("a.csv", b"file,words\na.jpg,a dog\n", "none of its columns (file, words) is caption-column"),
+        ("a.csv", b"file,caption\na.jpg,\xff\n", "cannot be read as a table in UTF-8"),
+        ("a.csv", b"file,caption\ngone.jpg,a dog\n", "no photo with a caption; the first of 1 left out: gone.jpg: a"),
+        ("a.parquet", b"x", "not a parquet file that can be read"),
+        ("a/x.jpg", b"\xff\xd8\xff", "no photo with a caption; the first of 1 left out: x: no caption"),
+        ("a/x.html", b"x", "neither photos nor parquet in it"),
+        ("b", b"x", "no such file or folder"),
+    ],
+)
+def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    put(tmp_path, **{name: data})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as error:
+        pack(tmp_path / (name.partition("/")[0] if name != "b" else "c"), tmp_path / "out")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_is_overwritten_and_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = put(tmp_path / "in", **{"a.jpg": photo(0), "a.txt": "a dog", "b.jpg": photo(1)})
+    assert command(source, tmp_path / "out") == 1
+    out = capsys.readouterr().out
+    assert out == f"{tmp_path / 'out'}: 1 shards, 1 photos, 1 captions\nleft out: 1 x no caption\n  b: no caption\n"
+    for existing in (tmp_path / "out", tmp_path / "in/a.txt", Path(".")):
+        with pytest.raises(InputError, match="is there already; name a new folder"):
+            pack(source, existing)
+
+
+@pytest.mark.parametrize("name", ["00000/0.jpg", "0.webp", "00000.parquet"])
+def test_photos_that_are_no_shards_yet_are_said_to_be_packed(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "d", **{name: b"x"})
+    for given in (tmp_path / "d", tmp_path / "d" / "*.tar"):
+        with pytest.raises(InputError, match=rf"no such shard, but photos; .*: groupvit data pack {tmp_path}/d OUT"):
+            find_shards(given)
+    if name.endswith("parquet"):
+        with pytest.raises(InputError, match="is no shard; make some of it: groupvit data pack"):
+            find_shards(tmp_path / "d" / name)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.TAR.GZ"])
+def test_a_compressed_shard_is_unpacked_once_by_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tar,) = write_shards([Sample("a", photo(0), ("a dog",))], tmp_path / "in", prefix="x")
+    shard = put(tmp_path / "d", **{name: gzip.compress(tar.read_bytes())}) / name
+    assert find_shards(tmp_path / "d") == find_shards(shard) == [shard]
+    with pytest.raises(InputError, match=rf"{name} is compressed; .*: groupvit data index "):
+        CaptionedPhotos.open([shard])
+    assert "groupvit data index" in examine([shard]).findings[0].detail
+    assert index((str(tmp_path / "d"),), processes=1) == 0
+    assert find_shards(tmp_path / "d") == find_shards(shard) == [tmp_path / "d/x.tar"]
+    assert CaptionedPhotos.open(find_shards(shard)).read(0, 0).captions == ("a dog",)
+    assert index((str(shard),), processes=1) == 0
+    assert "(1 were up to date): 1 photos" in capsys.readouterr().out
+    assert beside(tmp_path / "d/x.tar").is_file()
+    os.utime(shard, (2**32, 2**32))
+    assert find_shards(tmp_path / "d") == [tmp_path / "d/x.tar", shard]
+
+
+def test_a_compressed_shard_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
+    put(tmp_path, **{"x.tar.gz": gzip.compress(bytes(9999))[:-9], "y.tar.gz": b"no"})
+    errors = index_shards(find_shards(tmp_path), where=beside)
+    assert [" cannot be unpacked: " in str(error) for error in errors] == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.tar.gz", "y.tar.gz"]
