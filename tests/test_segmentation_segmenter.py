@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from groupvit.models import (
     TextEncoderConfig,
     build_model,
 )
+from groupvit.photos import load_rgb
 from groupvit.segmentation import Label, Segmentation, Segmenter, View, parse_labels
 from groupvit.segmentation import segmenter as module
 from groupvit.segmentation.windows import shared_scores
@@ -481,10 +483,25 @@ def test_segmenting_leaves_no_gradient_and_no_training_mode() -> None:
     assert all(parameter.grad is None for parameter in segmenter.model.parameters())
 
 
+def test_a_file_is_one_photo_however_it_is_given(tmp_path: Path) -> None:
+    exif, deep = Image.Exif(), Image.fromarray(np.asarray(Image.linear_gradient("L")).astype(np.uint16) * 257)
+    exif[0x0112] = 6
+    Image.fromarray(photo(20, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    deep.save(tmp_path / "deep.png")
+    for file in (tmp_path / "turned.jpg", tmp_path / "deep.png"):
+        with Image.open(file) as image:
+            results = tiny().segment([load_rgb(file, "x"), image, file, str(file)], LABELS)
+        assert all(np.array_equal(result.confidence, results[0].confidence) for result in results[1:])
+
+
+def test_labels_may_be_a_dictionary() -> None:
+    shares = tiny().segment(photo(20, 30), {"person": ["man", "woman"], "animal": "dog,cat"}).shares
+    assert shares == tiny().segment(photo(20, 30), ["person=man,woman", "animal=dog,cat"]).shares
+
+
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3)),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),

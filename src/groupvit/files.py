@@ -3,6 +3,7 @@
 import io
 import os
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from groupvit.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+_SUFFIXES = ".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif"
+PHOTO_SUFFIXES = frozenset([*_SUFFIXES.split(), *((".heic", ".heif") if find_spec("pillow_heif") else ())])
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -154,7 +154,7 @@ def _output_names(files: Sequence[Path]) -> list[str]:
 
 def _load(file: Path, *, alone: bool) -> "Image.Image | None":
     """Return the photo, or None after one line on stderr if it is not alone."""
-    from groupvit.data.transforms import load_rgb
+    from groupvit.photos import load_rgb
 
     try:
         return load_rgb(file, str(file))
