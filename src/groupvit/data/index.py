@@ -24,7 +24,7 @@ from groupvit.data.shards import FAULTS, Fault, Row, Sample, read_image, read_vo
 from groupvit.data.storage import File, stamp
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
-from groupvit.files import write_atomically
+from groupvit.files import cache_folder, write_atomically
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
 _VERSION = 3  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
@@ -66,9 +66,8 @@ def beside(shard: File) -> Path:
 
 def in_cache(shard: File) -> Path:
     """Return where a training puts an index that it has to make itself."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groupvit" / "index"
     name = shard if isinstance(shard, str) else str(shard.resolve())
-    return folder / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.arrow"
+    return cache_folder() / "index" / f"{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}.arrow"
 
 
 def _open_table(path: Path) -> Any:

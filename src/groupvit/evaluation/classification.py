@@ -53,7 +53,7 @@ class ClassFolder:
 
     def digest(self) -> str:
         """Return a hash of all files, names and targets."""
-        digest = hashlib.sha256(repr((self.names, self.targets)).encode())
+        digest = hashlib.sha256(repr((self.names, self.targets)).encode(errors="surrogatepass"))
         for file in self.files:
             digest.update(file.read_bytes())
         return digest.hexdigest()
