@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.photos import MAX_PIXELS, load_rgb, rgb_of
+from groupvit.files import MAX_PIXELS
+from groupvit.photos import load_rgb, rgb_of
 
 
 def gradient(width=60, height=40):

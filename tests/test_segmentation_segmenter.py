@@ -1,3 +1,4 @@
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -603,3 +604,21 @@ def test_a_threshold_and_a_worded_background_keep_the_rivals_out() -> None:
     for options in ({"background": 0.3}, {}):
         expected = tiny().segment(photo(64, 96), labels, **options)
         assert (segmenter.segment(photo(64, 96), labels, **options).label_map == expected.label_map).all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 97)])
+def test_a_reduced_result_shows_the_same(size: tuple[int, int]) -> None:
+    result = tiny().segment(photo(*size), LABELS)
+    small = result.reduced(math.ceil(size[0] * size[1] / 4))
+    assert result.reduced(10_000) is result
+    assert small.image.size == small.label_map.shape[::-1] == small.groups[0].shape[::-1]
+    assert (small.label_map == result.label_map[::2, ::2]).all()
+    assert (small.groups[0] == result.groups[0][::2, ::2]).mean() > 0.8
+
+
+def test_shares_and_scores_of_a_large_photo_are_counted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny().segment(photo(20, 30), LABELS)
+    monkeypatch.setattr(module, "_COUNTED", 70)
+    strips = tiny().segment(photo(20, 30), LABELS)
+    assert strips.shares == whole.shares
+    assert strips.scores == pytest.approx(whole.scores)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _SUFFIXES = ".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif"
 PHOTO_SUFFIXES = frozenset([*_SUFFIXES.split(), *((".heic", ".heif") if find_spec("pillow_heif") else ())])
 
+MAX_PIXELS = 300_000_000
+"""Photos of more are refused: a file of some kilobytes could fill the memory. Phones take up to 200 million."""
+
 
 def cache_folder() -> Path:
     """Return a folder for what can be made again: in the user's cache, or the temporary folder if that is unusable."""

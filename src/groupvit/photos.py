@@ -12,12 +12,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from groupvit.errors import InputError
+from groupvit.files import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 """Without EPS, which starts Ghostscript."""
-
-MAX_PIXELS = 300_000_000
-"""Of larger photos a file of some kilobytes could fill the memory."""
 
 Photo = str | Path | Image.Image | np.ndarray
 """What `rgb_of` takes."""

@@ -39,6 +39,7 @@ Precision = Literal["bf16", "fp32"]
 """Numbers of the image encoder; embeddings of words, scores and maps are float32 in either case."""
 
 _TEXTS_AT_ONCE = 256
+_COUNTED = 2**24
 _GATE = 5  # labels of a window that the published evaluation lets through
 
 
@@ -287,8 +288,11 @@ class Segmenter:
             names = (BACKGROUND, *names)
         if view.threshold is not None and view.scores == "softmax":
             index = np.where(best < view.threshold, 0, index + len(names) - len(labels))
-        counts = np.bincount(index.ravel(), minlength=len(names))
-        sums = np.bincount(index.ravel(), best.ravel(), minlength=len(names))
+        counts, sums = np.zeros(len(names), np.int64), np.zeros(len(names))
+        for rows in range(0, photo.height, strip := max(1, _COUNTED // photo.width)):  # bincount copies to 64 bits
+            part = index[rows : rows + strip].ravel()
+            counts += np.bincount(part, minlength=len(names))
+            sums += np.bincount(part, best[rows : rows + strip].ravel(), minlength=len(names))
         return Segmentation(
             image=photo,
             label_map=index.astype(np.min_scalar_type(len(names) - 1)),
