@@ -121,6 +121,15 @@ def test_closed_and_full_outputs_do_no_harm(redirected: str, code: int, said: st
     assert (done.returncode, done.stderr[: len(said or "x")]) == (code, said)
 
 
+@pytest.mark.parametrize("home", ["~", "relative"])
+def test_a_home_that_is_no_folder_is_replaced(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setenv("HOME", home)
+    fake_command(monkeypatch, 0)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert os.path.isabs(os.environ["HOME"])
+
+
 def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))

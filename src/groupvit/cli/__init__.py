@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command. Exit codes: 0 done, 1 done in part, 2 wrong usage or input (on stderr), 130 interrupted."""
     try:
         try:
-            _mend_streams()
+            _mend_environment()
             warnings.showwarning = _warn
             keep_freed_memory()
             sys.exit(_run(sys.argv[1:] if argv is None else argv))
@@ -49,8 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"error: {error}", 2)
 
 
-def _mend_streams() -> None:
-    """Open streams that the caller closed, and print what their encoding lacks as escapes."""
+def _mend_environment() -> None:
+    """Open streams that the caller closed, print what their encoding lacks as escapes, and find a home if none is set.
+
+    Without a home, imports of libraries fail.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = tempfile.gettempdir()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

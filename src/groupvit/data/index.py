@@ -72,7 +72,7 @@ def in_cache(shard: File) -> Path:
 
 def _open_table(path: Path) -> Any:
     pa = _arrow()
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
 
 
 def _read(shard: File, path: Path) -> Index | None:
