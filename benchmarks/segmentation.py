@@ -21,10 +21,10 @@ from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
-from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import CLASSES
 from groupvit.models import RELEASE, build_model
+from groupvit.photos import load_rgb
 from groupvit.segmentation import Segmenter, View
 from groupvit.segmentation.segmenter import Precision
 

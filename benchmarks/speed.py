@@ -22,8 +22,8 @@ from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
 from groupvit.data.shards import find_shards
-from groupvit.data.transforms import load_rgb
 from groupvit.machine import keep_freed_memory
+from groupvit.photos import load_rgb
 
 DATA = Path(os.environ.get("GROUPVIT_DATA", "data"))
 PHOTOS = 4

@@ -38,13 +38,14 @@ from groupvit.checkpoints import native
 from groupvit.checkpoints.trunks import PUBLISHED, load_efficientnet
 from groupvit.data.index import CaptionedPhotos, beside
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
-from groupvit.data.transforms import load_rgb, resize_short_side
+from groupvit.data.transforms import resize_short_side
 from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.models import GroupViT, build_model
 from groupvit.models.trunks import EfficientNetVariant
+from groupvit.photos import load_rgb
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
 from groupvit.training.run import Run, vary

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -132,6 +133,34 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert command.stdout is not None
     command.stdout.close()
     assert command.communicate()[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [(">&-", 0, ""), ("2>&-", 0, ""), (">&- 2>&-", 0, ""), (">/dev/full", 2, "groupvit: error: [Errno 28]")],
+)
+def test_closed_and_full_outputs_do_no_harm(redirected: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m groupvit --version {redirected}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr[: len(said or "x")]) == (code, said)
+
+
+@pytest.mark.parametrize("home", ["~", "relative"])
+def test_a_home_that_is_no_folder_is_replaced(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setenv("HOME", home)
+    fake_command(monkeypatch, 0)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert os.path.isabs(os.environ["HOME"])
+
+
+def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))
+    monkeypatch.setattr(cli, "_COMMANDS", lambda: print("犬 caf\udce9"))
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert data.getvalue() == b"\\u72ac caf\\udce9\n"
 
 
 def test_a_missing_photo_is_one_line(run_cli: RunCli) -> None:

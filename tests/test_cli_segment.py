@@ -116,7 +116,8 @@ def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_cli: RunCl
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         f"out/{name}.overlay.png" for name in ("a.jpg", "a.png", "b.jpg")
     ]
-    lines = err.splitlines()
+    said, *lines = err.splitlines()
+    assert said == "groupvit: photos: passed over 1 .txt"
     assert [line.startswith("groupvit: error: ") for line in lines] == [True, True]
     assert "cut.jpg" in lines[0]
     assert "text.png" in lines[1]
@@ -228,3 +229,85 @@ print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     code, kibibytes = map(int, done.stdout.splitlines()[-1].split())
     assert code == 0
     assert kibibytes < 2 * 2**20
+
+
+def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None:
+    photos = tmp_path / "photos"
+    save_photo(photos / "a.jpg")
+    for _ in range(2):
+        assert segment((str(photos),), labels=("dog", "a/b"), model=model, out=photos, masks=True) == 0
+    results = [*KINDS, "mask-dog.png", "mask-a-b.png"]
+    assert written(photos) == sorted(["a.jpg", *(f"a.jpg.{kind}" for kind in results)])
+    assert _find([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
+    assert _find([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
+
+
+def test_what_a_folder_has_besides_photos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "sub/b.jpg", ".hidden/c.jpg"):
+        save_photo(tmp_path / name)
+    for name in ("x.txt", "y.TXT", "z.pdf", "README", ".DS_Store", "._a.jpg", "q.json"):
+        (tmp_path / name).touch()
+    assert _find([str(tmp_path)]) == [tmp_path / "a.jpg"]
+    passed = "1 .json, 1 .pdf, 2 .txt, 1 subfolder (see --recursive), 1 without a suffix"
+    assert capsys.readouterr().err == f"groupvit: {tmp_path}: passed over {passed}\n"
+    assert _find([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg", tmp_path / "sub/b.jpg"]
+
+
+def test_heic_without_its_package_is_passed_over_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groupvit.cli.segment.PHOTO_SUFFIXES", {".jpg"})
+    (tmp_path / "a.HEIC").touch()
+    with pytest.raises(InputError, match=r"no images \(passed over 1 \.heic \(pip install pillow-heif\)\)"):
+        _find([str(tmp_path)])
+
+
+def test_a_long_name_and_a_large_photo_cost_only_themselves(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (f"{'n' * 246}.jpg", f"{'m' * 238}.jpg", "short.jpg"):
+        save_photo(tmp_path / "p" / name)
+    Image.new("RGB", (400, 300)).save(tmp_path / "p/large.png")
+    options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out"}
+    assert segment((str(tmp_path / "p"),), max_pixels=100_000, **options) == 1
+    said = capsys.readouterr()
+    assert "short.jpg" in said.out
+    assert "large.png: has more than 100,000 pixels: shrink it" in said.err
+    assert "shorten it by 8 bytes" in said.err
+    assert {name[0] for name in written(tmp_path / "out")} == {"m", "s"}
+    assert segment((str(tmp_path / "p/large.png"),), max_pixels=120_000, **options) == 0
+
+
+def test_masks_are_the_label_map_in_parts(tmp_path: Path, model: str) -> None:
+    photo, labels = str(save_photo(tmp_path / "a.jpg")), ("traffic light", "a/b", "A.b", "犬=dog", "!=cat")
+    assert segment((photo,), labels=labels, model=model, out=tmp_path / "out", masks=True, background="none") == 0
+    masks = [f"a.jpg.mask-{name}.png" for name in ("traffic-light", "a-b", "A-b-2", "犬", "--4")]
+    with Image.open(tmp_path / "out/a.jpg.labels.png") as label_map:
+        indices = np.asarray(label_map)
+    for i, name in enumerate(masks):
+        with Image.open(tmp_path / "out" / name) as mask:
+            assert np.array_equal(np.asarray(mask), np.where(indices == i, 255, 0))
+
+
+def test_labels_come_from_the_command_and_a_file(tmp_path: Path, model: str) -> None:
+    photo = str(save_photo(tmp_path / "a.jpg"))
+    (tmp_path / "labels.txt").write_text("# mine\nsky\n\nperson=man,woman\n")
+    options: dict = {"model": model, "out": tmp_path / "out", "background": "none"}
+    assert segment((photo,), labels=("dog",), labels_file=tmp_path / "labels.txt", **options) == 0
+    found = json.loads((tmp_path / "out/a.jpg.json").read_text())["labels"]
+    assert [(label["name"], label["words"]) for label in found][1:] == [("sky", ["sky"]), ("person", ["man", "woman"])]
+    with pytest.raises(InputError, match="--labels dog grass sky, or --labels-file"):
+        segment((photo,), **options)
+
+
+@pytest.mark.parametrize(
+    ("photos", "label"), [((), "a.jpg"), (("a.jpg",), "b.PNG"), ((), "*.jpg"), ((), "folder"), (("a.jpg",), "x.heicx")]
+)
+def test_a_photo_among_the_labels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: tuple[str, ...], label: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_photo(tmp_path / "a.jpg")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.heicx").touch()
+    with pytest.raises(InputError, match=r"was taken for a label: put photos before --labels") as error:
+        segment(photos, labels=("dog", label))
+    assert str(error.value).startswith(label)

@@ -55,6 +55,14 @@ def test_several_processes_make_the_same_indexes(shards):
     assert [one.path.read_bytes() for one in alone] == [one.path.read_bytes() for one in several]
 
 
+def test_names_need_not_be_utf_8(tmp_path):
+    shards = write_shards(samples(3), tmp_path / "caf\udce9", prefix="\udce9", per_shard=3)
+    for where in (in_cache, beside):
+        index_shards(shards, where=where)
+        assert find_index(shards[0], where).samples == 3
+    assert CaptionedPhotos.open(shards).read(0, 2) == samples(3)[2]
+
+
 def test_a_training_writes_nothing_beside_its_data(shards):
     before = sorted(shards[0].parent.iterdir())
     CaptionedPhotos.open(shards)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from groupvit.data.shards import Sample, find_shards, read_shard, read_vocabulary, scan_shard, write_shards
-from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError
+from groupvit.photos import load_rgb
 
 CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
 

@@ -57,6 +57,21 @@ def test_a_process_that_is_killed_is_one_line():
         list(mapped(die, [1, 2], 2))
 
 
+def without_room(number: int) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+def test_shared_memory_that_is_full_is_one_line():
+    with pytest.raises(InputError, match=r"no room in /dev/shm.* --workers 0 .*--shm-size"):
+        list(mapped(without_room, [1, 2], 2))
+
+
+def test_processes_that_cannot_start_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(InputError, match=r"cannot start the processes .*full.* --workers 0 "):
+        list(mapped(double, [1, 2], 2))
+
+
 def test_an_interruption_of_all_processes_is_silent(tmp_path: Path):
     (tmp_path / "program.py").write_text(INTERRUPTED)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)

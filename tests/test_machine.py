@@ -81,9 +81,10 @@ def test_where_bfloat16_is_far_slower_one_pass_is_enough(timed, monkeypatch):
 
 
 @pytest.mark.parametrize("broken", ["no folder", "nonsense"])
-def test_a_cache_that_is_of_no_use_is_no_error(timed, tmp_path, broken):
+def test_a_cache_that_is_of_no_use_is_no_error(timed, tmp_path, broken, monkeypatch):
     if broken == "no folder":
         (tmp_path / "groupvit").write_text("a file")
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "groupvit"))
     else:
         file = machine._answer_file("linear layer")
         file.parent.mkdir(parents=True)

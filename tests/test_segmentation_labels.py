@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from groupvit.errors import InputError
-from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
+from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels, read_labels
 
 
 def test_a_label_without_words_stands_for_itself() -> None:
@@ -22,6 +24,30 @@ def test_underscores_quotes_and_white_space_do_not_matter(text: str) -> None:
 def test_ready_made_labels_are_taken_as_they_are() -> None:
     label = Label("Door, wooden", ("door, wooden", "gate"))
     assert parse_labels([label, "sky"])[0] is label
+
+
+def test_a_dictionary_has_names_and_their_words() -> None:
+    listed = parse_labels(["Background=wall", "person=man,old woman", "dog=dog"])
+    assert parse_labels({"person": ["man", "old_woman"], "dog": "dog", "background": ("wall",)}) == listed
+
+
+def test_labels_come_from_a_file(tmp_path: Path) -> None:
+    text = "# animals\n\ndog\r\nperson=man,woman  # people\n  traffic_light\t\nC# sharp\n犬"
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    labels = read_labels(tmp_path / "labels.txt")
+    assert labels == ["dog", "person=man,woman", "traffic_light", "C# sharp", "犬"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
+     ("dog".encode("utf-16"), "labels.txt.*UTF-8")],
+)  # fmt: skip
+def test_a_file_without_labels_is_named(tmp_path: Path, data: bytes | None, said: str) -> None:
+    if data is not None:
+        (tmp_path / "labels.txt").write_bytes(data)
+    with pytest.raises(InputError, match=said):
+        read_labels(tmp_path / "labels.txt")
 
 
 def test_background_with_words_comes_first() -> None:
@@ -45,8 +71,31 @@ def test_background_with_words_comes_first() -> None:
         (["dog,cat"], "comma"),
         (["dog", "background"], "threshold"),
         ([Label("dog", ())], "blank word"),
+        (["black &amp; white", "black & white"], "'black & white' is given twice .* 'black &amp; white'"),
+        (["farmer’s dog", "farmer's dog"], "given twice"),
+        (["rock 'n' roll", "rock 'n'roll"], "given twice"),
+        (["café", "cafe\u0301"], "given twice"),
+        (["ｄｏｇ", "dog"], "given twice"),
+        (["dog", "dog\u200b"], "given twice"),
+        (["pet=it’s,cat", "toy=ball,it's"], "word \"it's\" of label 'toy' is in 'pet' already"),
+        (["toy=tom &amp; jerry,TOM & Jerry"], "in 'toy' already"),
+        ([f"{'very ' * 80}big", f"{'very ' * 80}small"], "given twice"),
+        (["dog", "&nbsp;"], "blank"),
+        (["dog=puppy,&nbsp;"], "blank word"),
+        (["<|endoftext|>"], "blank"),
+        (b"dog", "no labels"),
+        (None, "no labels"),
+        ({"dog", "cat"}, "no labels"),
+        ({}, "no labels"),
+        (["dog", 3], "3 is a int"),
+        ([["dog", "cat"]], "is a list"),
+        ({"dog": 3}, "'dog' has the words 3"),
+        ({"dog": ["puppy", 3]}, "a list of texts"),
+        ({"dog": []}, "blank word"),
+        ({3: ["dog"]}, "label 3"),
+        ({"pet": ["dog"], "hound": ["Dog"]}, "in 'pet' already"),
     ],
 )
-def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str | Label], said: str) -> None:
+def test_labels_that_cannot_be_told_apart_are_refused(labels: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         parse_labels(labels)

@@ -1,5 +1,7 @@
+import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from groupvit.models import (
     TextEncoderConfig,
     build_model,
 )
+from groupvit.photos import load_rgb
 from groupvit.segmentation import Label, Segmentation, Segmenter, View, parse_labels
 from groupvit.segmentation import segmenter as module
 from groupvit.segmentation.windows import shared_scores
@@ -481,10 +484,25 @@ def test_segmenting_leaves_no_gradient_and_no_training_mode() -> None:
     assert all(parameter.grad is None for parameter in segmenter.model.parameters())
 
 
+def test_a_file_is_one_photo_however_it_is_given(tmp_path: Path) -> None:
+    exif, deep = Image.Exif(), Image.fromarray(np.asarray(Image.linear_gradient("L")).astype(np.uint16) * 257)
+    exif[0x0112] = 6
+    Image.fromarray(photo(20, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    deep.save(tmp_path / "deep.png")
+    for file in (tmp_path / "turned.jpg", tmp_path / "deep.png"):
+        with Image.open(file) as image:
+            results = tiny().segment([load_rgb(file, "x"), image, file, str(file)], LABELS)
+        assert all(np.array_equal(result.confidence, results[0].confidence) for result in results[1:])
+
+
+def test_labels_may_be_a_dictionary() -> None:
+    shares = tiny().segment(photo(20, 30), {"person": ["man", "woman"], "animal": "dog,cat"}).shares
+    assert shares == tiny().segment(photo(20, 30), ["person=man,woman", "animal=dog,cat"]).shares
+
+
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3)),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),
@@ -586,3 +604,21 @@ def test_a_threshold_and_a_worded_background_keep_the_rivals_out() -> None:
     for options in ({"background": 0.3}, {}):
         expected = tiny().segment(photo(64, 96), labels, **options)
         assert (segmenter.segment(photo(64, 96), labels, **options).label_map == expected.label_map).all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 97)])
+def test_a_reduced_result_shows_the_same(size: tuple[int, int]) -> None:
+    result = tiny().segment(photo(*size), LABELS)
+    small = result.reduced(math.ceil(size[0] * size[1] / 4))
+    assert result.reduced(10_000) is result
+    assert small.image.size == small.label_map.shape[::-1] == small.groups[0].shape[::-1]
+    assert (small.label_map == result.label_map[::2, ::2]).all()
+    assert (small.groups[0] == result.groups[0][::2, ::2]).mean() > 0.8
+
+
+def test_shares_and_scores_of_a_large_photo_are_counted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny().segment(photo(20, 30), LABELS)
+    monkeypatch.setattr(module, "_COUNTED", 70)
+    strips = tiny().segment(photo(20, 30), LABELS)
+    assert strips.shares == whole.shares
+    assert strips.scores == pytest.approx(whole.scores)

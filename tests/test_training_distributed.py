@@ -180,6 +180,16 @@ def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+def test_an_empty_number_of_processes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    with connected() as (world, _):
+        assert (world.rank, world.size) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE is no number"), connected():
+        pass
+
+
 def test_processes_that_see_different_checkpoints_do_not_train(data: Path, tmp_path: Path) -> None:
     torchrun(TRAINING, tmp_path, data, tmp_path / "first", processes=1)
     said = torchrun(TRAINING, tmp_path, data, tmp_path / "second", "apart", code=1)

@@ -1,8 +1,11 @@
-"""Write files whole or not at all, and tell photos by their names."""
+"""Write files whole or not at all, find the cache, and tell photos by their names."""
 
 import io
 import os
+import tempfile
 import uuid
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,25 @@ from groupvit.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
+_SUFFIXES = ".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif"
+PHOTO_SUFFIXES = frozenset([*_SUFFIXES.split(), *((".heic", ".heif") if find_spec("pillow_heif") else ())])
+
+MAX_PIXELS = 300_000_000
+"""Photos of more are refused: a file of some kilobytes could fill the memory. Phones take up to 200 million."""
+
+
+def cache_folder() -> Path:
+    """Return a folder for what can be made again: in the user's cache, or the temporary folder if that is unusable."""
+    parents = [os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")]
+    with suppress(OSError):
+        parents.append(os.path.join(tempfile.gettempdir(), f"cache-{getattr(os, 'getuid', int)()}"))
+    folders = [Path(parent, "groupvit") for parent in parents if os.path.isabs(parent)]
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return next(iter(folders), Path("groupvit-cache"))  # whoever writes there is told what is wrong
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from groupvit.files import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +74,8 @@ def _answer_file(kind: str) -> Path:
     with suppress(OSError):
         named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         processor = named[1] if named else processor
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     key = hashlib.sha256(f"{processor} {torch.__version__} {kind}".encode()).hexdigest()[:16]
-    return cache / "groupvit" / "bfloat16-is-faster" / key
+    return cache_folder() / "bfloat16-is-faster" / key
 
 
 def _linear_layer() -> Callable[[], object]:

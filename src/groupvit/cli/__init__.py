@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -40,18 +41,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command. Exit codes: 0 done, 1 done in part, 2 wrong usage or input (on stderr), 130 interrupted."""
     try:
         try:
+            _mend_environment()
             warnings.showwarning = _warn
             keep_freed_memory()
             sys.exit(_run(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # now, while a reader that has gone can still be noticed
+            _flush()  # now, while a reader that has gone can still be noticed
     except InputError as error:
         _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(1)
+    except OSError as error:  # of the disk or the output
+        _fail(f"error: {error}", 2)
+
+
+def _mend_environment() -> None:
+    """Open streams that the caller closed, print what their encoding lacks as escapes, and find a home if none is set.
+
+    Without a home, imports of libraries fail.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = tempfile.gettempdir()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        raise
 
 
 def _run(argv: Sequence[str]) -> int | None:

@@ -2,8 +2,11 @@
 
 import glob
 import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,18 +14,24 @@ import tyro
 
 from groupvit.cli.progress import progress
 from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES, write_atomically, write_picture
+from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
+_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
+_PIXELS_DRAWN = 2**24
+_PIXELS_AT_ONCE = 2**27
+_LONGEST_NAME = 255  # bytes, of nearly all file systems
+
 
 def segment(
     photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO...", help_behavior_hint="")],
     *,
-    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")],
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...", help_behavior_hint="")] = (),
+    labels_file: Path | None = None,
     model: str = "photos-trunk",
     background: float | Literal["auto", "none"] = "auto",
     out: Path = Path("out"),
@@ -33,16 +42,21 @@ def segment(
     stride: int | None = None,
     precision: Literal["bf16", "fp32"] | None = None,
     batch_size: int = 8,
+    recursive: bool = False,
+    masks: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Name every pixel of photos with words.
 
     Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.png, NAME.groups-1.png and so on
-    for each grouping stage (unless a window slides), and NAME.json. The published checkpoints were evaluated with
-    --short-side 448 --window 448 --stride 224 (and gated scores, which `groupvit evaluate` has).
+    for each grouping stage (unless a window slides), and NAME.json. Of photos beyond 16 megapixels, overlay and groups
+    are drawn smaller. The published checkpoints were evaluated with --short-side 448 --window 448 --stride 224 (and
+    gated scores, which `groupvit evaluate` has).
 
     Args:
-        photos: Image files, folders (the images inside, without subfolders) or patterns such as 'photos/*.jpg'.
+        photos: Image files, folders (the images inside) or patterns such as 'photos/*.jpg'.
         labels: Words to look for. Several words for one label: person=man,woman,child.
+        labels_file: Text file with more labels, one a line, # before comments.
         model: A trained model: "photos-trunk" (in the package, docs/MODEL_CARD.md), "photos" (in the repository), a
             folder, a file, or a name on the hub.
         background: With auto, words that the model learnt compete with the labels, and what they win is background.
@@ -56,8 +70,13 @@ def segment(
         stride: Pixels from window to window; by default half a window.
         precision: Numbers of the image encoder, by default what is faster on this machine.
         batch_size: Photos or windows to encode at once.
+        recursive: Look into subfolders, too.
+        masks: Write a mask of 0 and 255 for each label, too: NAME.mask-LABEL.png.
+        max_pixels: Pass over larger photos.
     """
-    files = _find(photos)
+    _refuse_photos(labels, photos)
+    files = _find(photos, recursive)
+    labels = _all_labels(labels, labels_file)
     _prepare(out, labels, background, batch_size)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
@@ -69,7 +88,25 @@ def segment(
     view = View(templates=_prompts(templates), **asked)
     segmenter = api.load(model, precision=precision)
     record = {"model": model, "precision": segmenter.precision, "settings": settings}
-    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record)
+    options = {"masks": masks, "max_pixels": max_pixels}
+    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record, **options)
+
+
+def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
+    for label in labels:
+        suffix = os.path.splitext(label)[1].lower()
+        if suffix in PHOTO_SUFFIXES or (os.path.exists(label) and ((os.path.isfile(label) and suffix) or not photos)):
+            raise InputError(f"{label} was taken for a label: put photos before --labels")
+
+
+def _all_labels(labels: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    if file:
+        from groupvit.segmentation.labels import read_labels
+
+        return (*labels, *read_labels(file))
+    if not labels:
+        raise InputError("no labels: add --labels dog grass sky, or --labels-file FILE")
+    return tuple(labels)
 
 
 def _prepare(out: Path, labels: Sequence[str], background: float | str, batch_size: int) -> None:
@@ -102,41 +139,69 @@ def _segment(
     *,
     out: Path,
     record: dict[str, Any],
+    masks: bool,
+    max_pixels: int,
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
     names, lines = _output_names(files), []
+    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds([label.name for label in labels]))]
+    longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     with progress("segmenting", len(files), shown=len(files) > 1) as advance:
-        for start in range(0, len(files), batch_size):
-            chunk = range(start, min(start + batch_size, len(files)))
-            images = {i: image for i in chunk if (image := _load(files[i], alone=len(files) == 1))}
+        for chunk in _load(files, names, batch_size, longest=longest, max_pixels=max_pixels):
+            images = {i: image for i, image in chunk.items() if image}
             results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
             for i, result in zip(images, results, strict=True):
-                lines.append(_write(out / names[i], result, labels, {"photo": str(files[i]), **record}))
+                lines.append(_write(out / names[i], result, labels, {"photo": str(files[i]), **record}, masks=masks))
             advance(len(chunk), len(chunk))
     print("\n".join(lines))
     return int(len(lines) < len(files))
 
 
-def _find(photos: Sequence[str]) -> list[Path]:
-    """Return each file once, in the order given; folders and patterns sorted by name."""
+def _find(photos: Sequence[str], recursive: bool = False) -> list[Path]:
+    """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
     files: dict[Path, None] = {}
     for photo in photos:
-        path = Path(photo)
+        path, others = Path(photo), ""
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-            problem = "folder has no images"
+            matches, others = _inside(path, recursive)
+            problem = "folder has no images" + f" (passed over {others})" * bool(others)
         elif path.exists():
             matches, problem = [path], ""
         else:
-            matches = sorted(p for p in map(Path, glob.glob(photo, recursive=True)) if p.is_file())
+            found = map(Path, glob.glob(photo, recursive=True))
+            matches = sorted(p for p in found if p.is_file() and not _is_result(p))
             problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
         if not matches:
             raise InputError(f"{photo}: {problem}")
+        if others:
+            print(f"groupvit: {photo}: passed over {others}", file=sys.stderr)
         files.update(dict.fromkeys(matches))
     if not files:
         raise InputError("no photos: name image files, folders or patterns, before --labels")
     return list(files)
+
+
+def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
+    """Return a folder's photos, and in words what else it has besides hidden files and results of this command."""
+    photos, others = [], Counter[str]()
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        suffix = path.suffix.lower()
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or _is_result(path):
+            continue
+        if path.is_dir():
+            others["subfolder (see --recursive)"] += not recursive
+        elif suffix in PHOTO_SUFFIXES and path.is_file():
+            photos.append(path)
+        else:
+            heif = " (pip install pillow-heif)" * (suffix in (".heic", ".heif") and suffix not in PHOTO_SUFFIXES)
+            others[(suffix or "without a suffix") + heif] += 1
+    return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
+
+
+def _is_result(path: Path) -> bool:
+    found = _RESULT.fullmatch(path.name)
+    return bool(found) and all(_beside(path.with_name(found[1]), kind).is_file() for kind in ("json", "labels.png"))
 
 
 def _output_names(files: Sequence[Path]) -> list[str]:
@@ -152,26 +217,42 @@ def _output_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _load(file: Path, *, alone: bool) -> "Image.Image | None":
-    """Return the photo, or None after one line on stderr if it is not alone."""
-    from groupvit.data.transforms import load_rgb
+def _load(
+    files: Sequence[Path], names: Sequence[str], count: int, *, longest: int, max_pixels: int
+) -> "Iterator[dict[int, Image.Image | None]]":
+    """Yield photos to segment together, fewer of large ones; in place of a bad one None, after a line on stderr."""
+    from groupvit.photos import load_rgb
 
-    try:
-        return load_rgb(file, str(file))
-    except InputError as error:
-        if alone:
-            raise
-        print("groupvit: error:", *str(error).split(), file=sys.stderr)
-        return None
+    chunk: dict[int, Image.Image | None] = {}
+    for i, file in enumerate(files):
+        try:
+            if (excess := len(os.fsencode(names[i])) - longest) > 0:
+                raise InputError(f"{file}: its name is too long for names of results: shorten it by {excess} bytes")
+            chunk[i] = load_rgb(file, str(file), max_pixels)
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            print("groupvit: error:", *str(error).split(), file=sys.stderr)
+            chunk[i] = None
+        pixels = sum(image.width * image.height for image in chunk.values() if image)
+        if len(chunk) == count or pixels > _PIXELS_AT_ONCE or i == len(files) - 1:
+            yield chunk
+            chunk = {}
 
 
-def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any]) -> str:
+def _write(
+    stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any], *, masks: bool
+) -> str:
     """Save everything about one photo and return the line that reports it."""
     import groupvit
     from groupvit.segmentation import drawing
 
-    pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": result.overlay()}
-    pictures |= {f"groups-{i}": drawing.groups(result.image, g) for i, g in enumerate(result.groups, start=1)}
+    drawn = result.reduced(_PIXELS_DRAWN)
+    pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
+    pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
+    if masks:
+        each = enumerate(_mask_kinds(result.names))
+        pictures |= {kind: drawing.mask(result.label_map == i) for i, kind in each}
     for kind, picture in pictures.items():
         write_picture(_beside(stem, f"{kind}.png"), picture)
     values = result.to_dict()
@@ -183,6 +264,15 @@ def _write(stem: Path, result: "Segmentation", labels: Sequence["Label"], record
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
     return f"{_beside(stem, 'overlay.png')}: {named}"
+
+
+def _mask_kinds(names: Sequence[str]) -> list[str]:
+    """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
+    kinds: list[str] = []
+    for i, name in enumerate(names):
+        kind = "mask-" + re.sub(r"[^\w-]+", "-", name)[:40]
+        kinds.append(f"{kind}-{i}" if kind.lower() in map(str.lower, kinds) or kind == "mask--" else kind)
+    return kinds
 
 
 def _beside(stem: Path, suffix: str) -> Path:

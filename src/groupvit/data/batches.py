@@ -52,6 +52,10 @@ class Batch:
         """Called by the DataLoader, so that the copy to a GPU does not wait."""
         return self._each(Tensor.pin_memory)
 
+    def share(self) -> "Batch":
+        """Called in a worker: without room this is an error here, and no endless wait for the DataLoader's queue."""
+        return self._each(Tensor.share_memory_)
+
     def to(self, device: torch.device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 

@@ -43,10 +43,10 @@ from groupvit.data.shards import (
     split_name,
 )
 from groupvit.data.storage import File, stamp
-from groupvit.data.transforms import load_rgb
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
+from groupvit.photos import load_rgb
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 

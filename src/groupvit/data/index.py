@@ -34,7 +34,7 @@ from groupvit.data.shards import (
 from groupvit.data.storage import File, stamp
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
-from groupvit.files import write_atomically
+from groupvit.files import cache_folder, write_atomically
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
 _VERSION = 4  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
@@ -76,14 +76,13 @@ def beside(shard: File) -> Path:
 
 def in_cache(shard: File) -> Path:
     """Return where a training puts an index that it has to make itself."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groupvit" / "index"
     name = shard if isinstance(shard, str) else str(shard.resolve())
-    return folder / f"{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}.arrow"
+    return cache_folder() / "index" / f"{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}.arrow"
 
 
 def _open_table(path: Path) -> Any:
     pa = _arrow()
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
 
 
 def _read(shard: File, path: Path) -> Index | None:

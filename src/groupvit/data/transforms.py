@@ -1,10 +1,8 @@
-"""Turn image files into tensors: decode safely, resize and crop, and draw the random crops and colours of training."""
+"""Turn image files into tensors: resize and crop, and draw the random crops and colours of training."""
 
 import contextlib
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,13 +10,10 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from groupvit.errors import InputError
-
-# Without EPS, which starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+from groupvit.photos import naming, opened, orientation, to_rgb
 
 
 @dataclass(frozen=True)
@@ -36,95 +31,41 @@ class Crop:
         return float(self.left), float(self.top), float(self.right), float(self.bottom)
 
 
-def load_rgb(file: str | Path | BinaryIO | bytes, name: str) -> Image.Image:
-    """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.
-
-    A file that is absent, truncated, implausibly large or no image is an `InputError` about `name`.
-    """
-    with _naming(name), _open(file) as image:
-        return _upright_rgb(image)
-
-
 def load_crop(
     file: str | Path | BinaryIO | bytes, name: str, size: int, draw: Callable[[int, int], Crop]
 ) -> Image.Image:
     """Load the crop that `draw` chooses from the upright width and height, resized to a square (bilinear, antialiased).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, if the box keeps `size` pixels a side.
-    All else is as in `load_rgb`.
+    All else is as in `photos.load_rgb`.
     """
     with contextlib.ExitStack() as stack:
-        with _naming(name):
-            image = stack.enter_context(_open(file))
+        with naming(name):
+            image = stack.enter_context(opened(file))
             jpeg = image.format in ("JPEG", "MPO")
-            orientation = _orientation(image) if jpeg else 1
-            image = image if jpeg else _upright_rgb(image)
-        crop = draw(*(image.size[::-1] if orientation in (5, 6, 7, 8) else image.size))  # its errors are not the file's
-        with _naming(name):
-            image, box = _drafted(image, orientation, crop, size) if jpeg else (image, crop.box)
+            turned = orientation(image) if jpeg else 1
+            image = image if jpeg else to_rgb(image)
+        crop = draw(*(image.size[::-1] if turned in (5, 6, 7, 8) else image.size))  # its errors are not the file's
+        with naming(name):
+            image, box = _drafted(image, turned, crop, size) if jpeg else (image, crop.box)
             image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return ImageOps.mirror(image) if crop.mirrored else image
 
 
-def _open(file: str | Path | BinaryIO | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong in the block into an `InputError` about the file `name`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what matters
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{name}: not an image that can be read ({', '.join(FORMATS)})") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken data
-        raise InputError(f"{name}: cannot read the image: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    with contextlib.suppress(Exception):  # a broken EXIF block tells none
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    return 1
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    with contextlib.suppress(Exception):  # as above
-        ImageOps.exif_transpose(image, in_place=True)
-    return _to_rgb(image)
-
-
 def _drafted(
-    image: Image.Image, orientation: int, crop: Crop, size: int
+    image: Image.Image, turned: int, crop: Crop, size: int
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Decode a JPEG as small as the crop allows, and return it upright with the crop's box in it."""
-    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    width, height = image.size[::-1] if turned in (5, 6, 7, 8) else image.size
     side = min(crop.right - crop.left, crop.bottom - crop.top)
     factor = max(f for f in (1, 2, 4, 8) if f == 1 or side >= f * size)
     image.draft(None, (image.width // factor, image.height // factor))
-    image = _upright_rgb(image)
+    image = to_rgb(image)
     # The decoder rounds sides up to whole pixels, at the right and below; a turn can bring the excess left and above.
-    x = image.width - width / factor if orientation in (2, 3, 6, 7) else 0
-    y = image.height - height / factor if orientation in (3, 4, 7, 8) else 0
+    x = image.width - width / factor if turned in (2, 3, 6, 7) else 0
+    y = image.height - height / factor if turned in (3, 4, 7, 8) else 0
     left, top, right, bottom = (edge / factor for edge in crop.box)
     return image, (left + x, top + y, right + x, bottom + y)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from groupvit.errors import InputError
 
+_NO_ROOM = "read with --workers 0 (or --processes 1), or give it more (docker run --shm-size=8g)"
+
 
 def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
     """Yield what the workers of a loader make, and raise what goes wrong in one of them as an `InputError` of one line.
@@ -19,7 +21,10 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
     torch's own handler raises wherever this process happens to be when a worker dies. Without it the next batch
     notices, within seconds, and nothing is lost.
     """
-    batches = iter(loader)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise InputError(f"cannot start the processes that read data ({error}): {_NO_ROOM}") from error
     if loader.num_workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
@@ -30,6 +35,8 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
         except InputError as error:  # from a worker it comes wrapped in the worker's traceback
             raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
         except (RuntimeError, EOFError, OSError) as error:
+            if "shared memory" in str(error) or "Bus error" in str(error):
+                raise InputError(f"no room in /dev/shm, where processes pass batches on: {_NO_ROOM}") from error
             if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and "worker (pid" not in str(error)):
                 raise
             raise InputError(f"a process that reads data was killed, for want of memory perhaps; {advice}") from error

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
+from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
+from groupvit.photos import load_rgb
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
@@ -52,7 +53,7 @@ class ClassFolder:
 
     def digest(self) -> str:
         """Return a hash of all files, names and targets."""
-        digest = hashlib.sha256(repr((self.names, self.targets)).encode())
+        digest = hashlib.sha256(repr((self.names, self.targets)).encode(errors="surrogatepass"))
         for file in self.files:
             digest.update(file.read_bytes())
         return digest.hexdigest()

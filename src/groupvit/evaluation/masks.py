@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from groupvit.data.transforms import load_rgb
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
+from groupvit.photos import load_rgb
 
 Mask = UInt8[np.ndarray, "height width"]
 Table = Int[np.ndarray, "65536"]

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from groupvit.data.shards import find_shards, read_shard
-from groupvit.data.transforms import center_crop, load_rgb, resize_short_side, to_tensor
+from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.models import GroupViT, ModelConfig
+from groupvit.photos import load_rgb
 from groupvit.text.tokenizer import Tokenizer
 
 _CHUNK = 64

@@ -47,7 +47,9 @@ def settle(
         return () if fixed is None else (fixed,), tuple(photos)
     if len(photos) < 2:
         raise InputError(f"{dataset.root}: to calibrate a threshold on one half for the other takes two photos")
-    order = sorted(range(len(photos)), key=lambda i: hashlib.sha256(photos[i].name.encode()).digest())
+    order = sorted(
+        range(len(photos)), key=lambda i: hashlib.sha256(photos[i].name.encode(errors="surrogatepass")).digest()
+    )
     halves = order[::2], order[1::2]
     levels = [_best_level([photos[i] for i in halves[1 - half]], len(dataset.classes)) for half in (0, 1)]
     level_of = {i: level for half, level in zip(halves, levels, strict=True) for i in half}

@@ -60,6 +60,11 @@ def indexed(label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -
     return image
 
 
+def mask(inside: Bool[np.ndarray, "height width"]) -> Image.Image:
+    """Return a grey image with 255 inside and 0 outside."""
+    return Image.fromarray(inside.astype(np.uint8) * 255)
+
+
 def overlay(photo: Image.Image, label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -> Image.Image:
     """Return the photo under its labels' colours, with a legend of the labels that occur, the largest first."""
     colours = label_colours(names)

@@ -1,12 +1,16 @@
-"""Labels: the names a user asks for, and the words that stand for each of them."""
+"""Labels: what a segmentation looks for, and the words for each of them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
+from groupvit.text.tokenizer import Tokenizer
 
 BACKGROUND = "background"
-_TRIMMED = " \t\r\n_\"'“”‘’"
+_TRIMMED = " \t\r\n_\"'“”‘’\u200b\u2060\ufeff"
 
 
 @dataclass(frozen=True)
@@ -17,23 +21,52 @@ class Label:
     words: tuple[str, ...]
 
 
-def parse_labels(labels: Sequence[str | Label]) -> tuple[Label, ...]:
-    """Read `dog`, `traffic_light` and `person=man,woman,child`; ready-made labels are taken as they are.
+Labels = Sequence[str | Label] | Mapping[str, str | Sequence[str]]
+"""A list of what `parse_labels` reads, or names with their words."""
+
+
+def read_labels(file: Path) -> list[str]:
+    """Return the labels of a text file, one a line, without blank lines and comments (from a # on)."""
+    with input_error(f"cannot read the labels in {file} (a text in UTF-8)", OSError, UnicodeError):
+        lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
+    if not any(lines):
+        raise InputError(f"{file}: no labels: write one a line")
+    return [line for line in lines if line]
+
+
+def parse_labels(labels: object) -> tuple[Label, ...]:
+    """Read `dog`, `traffic_light` and `person=man,woman,child`; ready-made labels are taken as they are (`Labels`).
 
     Background comes first where it is named, and needs words of its own (`background=wall,floor`). To call background
     whatever no label fits, use a threshold (`View.background`).
     """
-    if isinstance(labels, str) or not labels:
+    if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence) or not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
-    parsed = [_parse(label) if isinstance(label, str) else label for label in labels]
-    names, words = set[str](), dict[str, str]()
+    given = [_entry(*item) for item in labels.items()] if isinstance(labels, Mapping) else labels
+    parsed = [_parse(label) if isinstance(label, str) else _ready_made(label) for label in given]
+    names, words = dict[tuple[int, ...], str](), dict[tuple[int, ...], str]()
     for label in parsed:
-        if label.name.lower() in names:
-            raise InputError(f"label {label.name!r} is given twice: drop one of them")
-        names.add(label.name.lower())
+        if (tokens := _tokens(label.name)) in names:
+            alike = "" if label.name.lower() == names[tokens].lower() else f" (the model reads {names[tokens]!r} alike)"
+            raise InputError(f"label {label.name!r} is given twice{alike}: drop one of them")
+        names[tokens] = label.name
         _check_words(label, words)
     background = [Label(BACKGROUND, label.words) for label in parsed if label.name.lower() == BACKGROUND]
     return (*background, *(label for label in parsed if label.name.lower() != BACKGROUND))
+
+
+def _entry(name: object, words: object) -> Label:
+    words = words.split(",") if isinstance(words, str) else words
+    if not isinstance(words, list | tuple) or not all(isinstance(text, str) for text in (name, *words)):
+        raise InputError(f"label {name!r} has the words {words!r}: give a text and a list of texts")
+    return Label(clean(str(name)), tuple(map(clean, words)))
+
+
+def _ready_made(label: object) -> Label:
+    if not isinstance(label, Label):
+        raise InputError(f"label {label!r} is a {type(label).__name__}: give text, and several words as NAME=WORD,WORD")
+    entry = _entry(label.name, label.words)
+    return label if isinstance(label.words, tuple) else entry
 
 
 def _parse(text: str) -> Label:
@@ -54,12 +87,19 @@ def clean(text: str) -> str:
     return " ".join(text.strip(_TRIMMED).replace("_", " ").split())
 
 
-def _check_words(label: Label, owners: dict[str, str]) -> None:
-    if not label.name.strip():
-        raise InputError("a label is blank: give each label a name")
-    if not label.words or not all(word.strip() for word in label.words):
+def _check_words(label: Label, owners: dict[tuple[int, ...], str]) -> None:
+    if not _tokens(label.name):
+        raise InputError(f"label {label.name!r} is blank: give each label a name")
+    if not label.words or not all(map(_tokens, label.words)):
         raise InputError(f"label {label.name!r} has a blank word: write it as NAME or NAME=WORD,WORD")
     for word in label.words:
-        if word.lower() in owners:
-            raise InputError(f"word {word!r} of label {label.name!r} is in {owners[word.lower()]!r} already: drop one")
-        owners[word.lower()] = label.name
+        if (tokens := _tokens(word)) in owners:
+            raise InputError(f"word {word!r} of label {label.name!r} is in {owners[tokens]!r} already: drop one")
+        owners[tokens] = label.name
+
+
+@lru_cache(maxsize=2**14)
+def _tokens(text: str) -> tuple[int, ...]:
+    """Return what a model reads of the text, up to its end token: HTML, case and odd quotes make no difference."""
+    row = Tokenizer()(text)[0]
+    return tuple(row[1 : int(row.argmax())].tolist())

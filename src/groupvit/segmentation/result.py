@@ -1,6 +1,7 @@
 """A segmented photo."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +52,15 @@ class Segmentation:
             resampled_argmax(group, size, patches)[1].astype(np.min_scalar_type(len(group) - 1))
             for group in window.groups
         )
+
+    def reduced(self, pixels: int) -> "Segmentation":
+        """Return the result for a smaller photo of about so many pixels, to draw it; scores and shares stay."""
+        if (factor := math.ceil(math.sqrt(self.label_map.size / pixels))) == 1:
+            return self
+        image = self.image.reduce(factor)
+        step = (self.step[0] * self.image.height / image.height, self.step[1] * self.image.width / image.width)
+        maps = {"label_map": self.label_map[::factor, ::factor], "confidence": self.confidence[::factor, ::factor]}
+        return replace(self, image=image, step=step, **maps)
 
     def overlay(self) -> Image.Image:
         """Return the photo under its labels' colours, with a legend."""

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -20,7 +19,8 @@ from torch import Tensor
 from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
-from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
+from groupvit.photos import Photo, rgb_of
+from groupvit.segmentation.labels import BACKGROUND, Label, Labels, parse_labels
 from groupvit.segmentation.result import Segmentation
 from groupvit.segmentation.rivals import choose_rivals
 from groupvit.segmentation.view import View
@@ -39,6 +39,7 @@ Precision = Literal["bf16", "fp32"]
 """Numbers of the image encoder; embeddings of words, scores and maps are float32 in either case."""
 
 _TEXTS_AT_ONCE = 256
+_COUNTED = 2**24
 _GATE = 5  # labels of a window that the published evaluation lets through
 
 
@@ -71,30 +72,30 @@ class Segmenter:
         return "bf16" if bfloat16_is_faster(self.device, repr(self.config.image), lambda: encoder(image)) else "fp32"
 
     @overload
-    def segment(
-        self, images: Image.Image | np.ndarray, labels: Sequence[str | Label], view: View | None = None, **options: Any
-    ) -> Segmentation: ...
+    def segment(self, images: Photo, labels: Labels, view: View | None = None, **options: Any) -> Segmentation: ...
 
     @overload
     def segment(
         self,
-        images: Sequence[Image.Image | np.ndarray],
-        labels: Sequence[str | Label],
+        images: Sequence[Photo],
+        labels: Labels,
         view: View | None = None,
         **options: Any,
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
-        images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
-        labels: Sequence[str | Label],
+        images: Photo | Sequence[Photo],
+        labels: Labels,
         view: View | None = None,
         *,
         batch_size: int = 8,
         keep_features: bool = False,
         **changes: Any,
     ) -> Segmentation | list[Segmentation]:
-        """Name every pixel of a photo, or of each photo of a list (uint8 RGB arrays or PIL images).
+        """Name every pixel of a photo, or of each photo of a list: paths, PIL images or arrays (`photos.rgb_of`).
+
+        A dictionary of labels has names and their words: `{"person": ["man", "woman"]}`.
 
         A segment's score for a label is the softmax over labels of scaled cosine similarities. Of a label's several
         words the best one counts: the mean of different senses is near none of them. Each pixel takes the scores of the
@@ -106,8 +107,8 @@ class Segmenter:
 
         Raises `InputError` for anything but photos, for labels that cannot be told apart and for impossible settings.
         """
-        single = isinstance(images, Image.Image | np.ndarray | str | Path)  # a path is refused as an image
-        photos = [_to_rgb(image) for image in ([images] if single else images)]
+        listed = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
+        photos = [rgb_of(image) for image in listed]
         if "templates" in changes:
             changes["templates"] = tuple(changes["templates"])
         view = replace(view or View(), **changes).of(self.config.image)
@@ -125,7 +126,7 @@ class Segmenter:
             for i, pairs in groupby(encoded, key=lambda pair: pair[0]):
                 windows = tuple(w if keep_features else replace(w, features=None) for _, w in pairs)
                 results[i] = self._name(photos[i], sizes[i], windows, parsed, view)
-        return results[0] if single else [results[i] for i in range(len(photos))]
+        return results[0] if listed is not images else [results[i] for i in range(len(photos))]
 
     @contextmanager
     def precise(self) -> Iterator[None]:
@@ -134,11 +135,11 @@ class Segmenter:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             yield
 
-    def labels_of(self, labels: Sequence[str | Label], view: View) -> tuple[Label, ...]:
+    def labels_of(self, labels: Labels, view: View) -> tuple[Label, ...]:
         """Return the labels that `segment` looks for under a view."""
         return self.with_rivals(labels) if view.background == "auto" else parse_labels(labels)
 
-    def with_rivals(self, labels: Sequence[str | Label]) -> tuple[Label, ...]:
+    def with_rivals(self, labels: Labels) -> tuple[Label, ...]:
         """Return the labels, and before them as background the nouns that compete with them (`choose_rivals`).
 
         Labels stay alone where one is called background, and with a model that has no nouns to choose from.
@@ -287,8 +288,11 @@ class Segmenter:
             names = (BACKGROUND, *names)
         if view.threshold is not None and view.scores == "softmax":
             index = np.where(best < view.threshold, 0, index + len(names) - len(labels))
-        counts = np.bincount(index.ravel(), minlength=len(names))
-        sums = np.bincount(index.ravel(), best.ravel(), minlength=len(names))
+        counts, sums = np.zeros(len(names), np.int64), np.zeros(len(names))
+        for rows in range(0, photo.height, strip := max(1, _COUNTED // photo.width)):  # bincount copies to 64 bits
+            part = index[rows : rows + strip].ravel()
+            counts += np.bincount(part, minlength=len(names))
+            sums += np.bincount(part, best[rows : rows + strip].ravel(), minlength=len(names))
         return Segmentation(
             image=photo,
             label_map=index.astype(np.min_scalar_type(len(names) - 1)),
@@ -300,16 +304,3 @@ class Segmenter:
             step=step,
             patch_size=patch,
         )
-
-
-def _to_rgb(image: object) -> Image.Image:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(f"an image is an array of {image.dtype} {image.shape}: give uint8 RGB, (height, width, 3)")
-        return Image.fromarray(image)
-    if not isinstance(image, Image.Image) or not all(image.size):
-        raise InputError(f"an image is {image!r}: give a PIL image or a uint8 RGB array that is not empty")
-    try:
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # the file behind a PIL image is read only now
-        raise InputError(f"the image {getattr(image, 'filename', '')!r} cannot be read ({error})") from error

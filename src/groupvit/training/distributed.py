@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 
 _PATIENCE = timedelta(hours=2)  # of the others with the first process, which evaluates and saves
@@ -113,7 +113,7 @@ def restarted(out: Path) -> bool:
     mark, name = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
     if not (name and mark.is_file()):
         return False
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0):
         mark.unlink(missing_ok=True)
         return False
     return mark.read_text() == name
@@ -123,15 +123,16 @@ def restarted(out: Path) -> bool:
 def connected() -> Iterator[tuple[World, torch.device]]:
     """Connect the processes that torchrun has started (NCCL for GPUs, gloo for CPUs); give this one's device, too."""
     cuda = torch.cuda.is_available()
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    with input_error("WORLD_SIZE is no number: start several processes with torchrun, one without it", ValueError):
+        size = int(os.environ.get("WORLD_SIZE") or 1)
     if size == 1:
         yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
-    if missing := sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if not os.environ.get(name)]:
         raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
     device = torch.device("cpu")
     if cuda:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     # torchrun keeps its store when it starts processes again: the addresses of dead ones must not be found.

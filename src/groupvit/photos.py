@@ -1,0 +1,112 @@
+"""Decode photos to upright 8-bit RGB, the same way for every command and for Python."""
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from groupvit.errors import InputError
+from groupvit.files import MAX_PIXELS
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+"""Without EPS, which starts Ghostscript."""
+
+Photo = str | Path | Image.Image | np.ndarray
+"""What `rgb_of` takes."""
+
+_EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
+
+
+def load_rgb(file: str | Path | BinaryIO | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.
+
+    A file that is absent, truncated, larger than `max_pixels` or no image is an `InputError` about `name`.
+    """
+    with naming(name, max_pixels), opened(file) as image:
+        return to_rgb(image)
+
+
+def rgb_of(image: object) -> Image.Image:
+    """Return a path's, a PIL image's or an array's photo as `load_rgb` would load it from a file.
+
+    Arrays are uint8, uint16 or bool: (height, width), or with 3 or 4 channels. Others are an `InputError`.
+    """
+    if isinstance(image, str | Path):
+        return load_rgb(image, str(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype not in (np.uint8, np.uint16, bool) or image.ndim not in (2, 3) or not image.size:
+            raise InputError(f"an image is an array of {image.dtype} {image.shape}: give uint8 RGB, (height, width, 3)")
+        with naming(f"an image that is an array of {image.dtype} {image.shape}"):
+            return to_rgb(Image.fromarray(image))
+    if not isinstance(image, Image.Image) or not all(image.size):
+        kind = f"an empty {type(image).__name__}" if isinstance(image, Image.Image) else f"a {type(image).__name__}"
+        raise InputError(f"an image is {kind}: give a file's path, a PIL image or a uint8 RGB array")
+    with naming(f"image {getattr(image, 'filename', '')!r}"):
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into an `InputError` about the file `name`."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what matters
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(
+            f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels"
+        ) from None
+    except Image.UnidentifiedImageError:
+        heic = Path(name).suffix.lower() in (".heic", ".heif") and "HEIF" not in _formats()
+        hint = "; for HEIC: pip install pillow-heif" if heic else ""
+        raise InputError(f"{name}: not an image that can be read ({', '.join(_formats())}{hint})") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken data
+        raise InputError(f"{name}: cannot read the image: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return those of the formats that are installed: HEIF by pillow-heif, AVIF from Pillow 11.3 on."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # a broken EXIF block tells none
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image, or the frame at which it stands, upright in 8 bits, with transparency on white."""
+    image.load()
+    with contextlib.suppress(Exception):  # as in `orientation`
+        image = ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+    if image.mode == "F":
+        raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
+        image = Image.fromarray(_EIGHT_BITS[np.asarray(image).clip(0, 65535)])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

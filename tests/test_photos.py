@@ -1,0 +1,214 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groupvit.errors import InputError
+from groupvit.files import MAX_PIXELS
+from groupvit.photos import load_rgb, rgb_of
+
+
+def gradient(width=60, height=40):
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def encoded(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def translucent():
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def difference(first, second):
+    return np.abs(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).mean()
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"),
+    [("RGB", "PNG"), ("RGB", "WEBP"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("P", "GIF"), ("LA", "PNG"),
+     ("RGBA", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("L", "JPEG"), ("RGB", "BMP"),
+     ("RGB", "PPM"), ("RGBA", "WEBP")],
+)  # fmt: skip
+def test_every_mode_becomes_the_same_rgb_picture(mode, file_format):
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    image = load_rgb(encoded(gradient().convert(mode), file_format, **options), "x")
+    assert (image.mode, image.size) == ("RGB", (60, 40))
+    expected = gradient().convert("L" if mode in ("L", "LA", "1") else "RGB").convert("RGB")
+    error = np.abs(np.asarray(image, dtype=float) - np.asarray(expected, dtype=float)).mean()
+    assert error < (130 if mode == "1" else 20)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(file_format):
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    image = load_rgb(encoded(Image.fromarray(values), file_format), "x")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(InputError, match=r"depth\.tiff"):
+        load_rgb(encoded(Image.new("F", (4, 4)), "TIFF"), "depth.tiff")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    loaded = load_rgb(encoded(image.convert(mode), "PNG"), "x")
+    assert np.asarray(loaded)[0, :, 0].tolist() == [255, 0]
+
+
+def test_a_transparent_colour_of_an_opaque_mode_lies_on_white():
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (1, 2, 3))
+    loaded = load_rgb(encoded(image, "PNG", transparency=(1, 2, 3)), "x")
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_the_camera_s_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise
+    image = load_rgb(encoded(gradient(), "PNG", exif=exif), "x")
+    assert np.array_equal(np.asarray(image), np.asarray(gradient().transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_a_broken_exif_block_does_not_matter():
+    assert load_rgb(encoded(gradient(), "JPEG", exif=b"Exif\0\0garbage"), "x").size == (60, 40)
+
+
+def test_the_first_frame_counts():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_rgb(data, "x").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_paths_and_open_files_are_read(tmp_path):
+    path = tmp_path / "a.png"
+    gradient().save(path)
+    with open(path, "rb") as file:
+        images = [load_rgb(path, "x"), load_rgb(str(path), "x"), load_rgb(file, "x"), load_rgb(path.read_bytes(), "x")]
+    assert all(image.tobytes() == gradient().tobytes() for image in images)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+        encoded(gradient(), "JPEG")[:400],
+        encoded(gradient(), "PNG")[:-300],
+        encoded(gradient(), "WEBP")[:-50],
+        encoded(gradient(), "TIFF")[:-50],
+    ],
+)
+def test_broken_or_foreign_files_are_refused_by_name(data):
+    with pytest.raises(InputError, match=r"photo\.jpg: "):
+        load_rgb(data, "photo.jpg")
+
+
+def test_an_absent_file_is_said_to_be_absent():
+    with pytest.raises(InputError, match=r"a\.jpg: no such file"):
+        load_rgb("/nowhere/a.jpg", "a.jpg")
+
+
+@pytest.mark.parametrize("limit", [1000, 2000])
+def test_an_image_of_too_many_pixels_is_refused(limit):
+    with pytest.raises(InputError, match=rf"bomb\.png: has more than {limit:,} pixels: shrink it"):
+        load_rgb(encoded(gradient(), "PNG"), "bomb.png", max_pixels=limit)
+    assert load_rgb(encoded(gradient(), "PNG"), "bomb.png", max_pixels=2400).size == (60, 40)
+
+
+def test_photos_of_phones_are_below_the_limit():
+    assert MAX_PIXELS > 16320 * 12240
+
+
+def test_avif_is_read():
+    assert difference(load_rgb(encoded(gradient(), "AVIF"), "x"), gradient()) < 3
+
+
+def test_heic_is_read_with_pillow_heif_upright():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = load_rgb(encoded(gradient(), "HEIF", exif=exif.tobytes(), quality=95), "x")
+    assert difference(image, gradient().transpose(Image.Transpose.ROTATE_270)) < 5
+
+
+def test_heic_without_pillow_heif_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("groupvit.photos._formats", lambda: ("JPEG", "PNG"))
+    with pytest.raises(InputError, match=r"a\.HEIC: not an image .*pip install pillow-heif"):
+        load_rgb(b"\0\0\0\x18ftypheic" + bytes(99), "a.HEIC")
+
+
+ODD = {  # how cameras, scanners and editors save photos
+    "palette.png": (lambda: gradient().quantize(16), {"transparency": 3}),
+    "palette-alpha.png": (lambda: translucent().quantize(16), {}),
+    "alpha.png": (translucent, {}),
+    "grey-alpha.png": (lambda: translucent().convert("LA"), {}),
+    "alpha.webp": (translucent, {"lossless": True}),
+    "one-bit.png": (lambda: gradient().convert("1"), {}),
+    "deep.png": (lambda: Image.fromarray(np.asarray(gradient().convert("L")).astype(np.uint16) * 257), {}),
+    "deep.tiff": (lambda: Image.fromarray(np.asarray(gradient().convert("L")).astype(">u2") * 257), {}),
+    "colour-key.png": (lambda: gradient().convert("L"), {"transparency": 84}),
+    "print.jpg": (lambda: gradient().convert("CMYK"), {}),
+    "ycbcr.tiff": (lambda: gradient().convert("YCbCr"), {}),
+    "moving.gif": (lambda: gradient(), {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]}),
+    "mirrored.jpg": (gradient, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\1\x12\0\3\0\0\0\1\0\7\0\0\0\0\0\0"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_opened_image_and_its_path_are_what_the_file_holds(name, tmp_path):
+    make, options = ODD[name]
+    make().save(tmp_path / name, **options)
+    expected = load_rgb(tmp_path / name, name)
+    assert len(np.unique(np.asarray(expected))) > 1
+    with Image.open(tmp_path / name) as image:
+        before = image.getexif().get(0x0112)
+        again = [rgb_of(image), rgb_of(str(tmp_path / name)), rgb_of(tmp_path / name), rgb_of(expected)]
+        assert image.getexif().get(0x0112) == before  # the caller's own stays as it was
+    assert all(other.tobytes() == expected.tobytes() and other.size == expected.size for other in again)
+    assert (expected.size == (40, 60)) == (name == "mirrored.jpg")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.asarray(gradient()), np.asarray(gradient().convert("L")), np.asarray(translucent()),
+     np.asarray(gradient().convert("L")) > 100, np.asarray(gradient().convert("L")).astype(np.uint16) * 257],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)  # fmt: skip
+def test_arrays_are_photos_as_their_files_are(array):
+    assert rgb_of(array).tobytes() == load_rgb(encoded(Image.fromarray(array), "PNG"), "x").tobytes()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.int64), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((3, 40, 60), np.uint8),
+     np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), np.float32), np.zeros(4, np.uint8),
+     Image.new("F", (4, 4)), Image.new("RGB", (0, 4)), torch.zeros(3, 4, 4), None, 3, b"x", "missing.jpg", Path("/")],
+    ids=lambda image: f"{type(image).__name__} {getattr(image, 'dtype', '')}",
+)  # fmt: skip
+def test_what_is_no_photo_is_refused_in_one_line(image):
+    with pytest.raises(InputError) as error:
+        rgb_of(image)
+    assert len(str(error.value)) < 160
+
+
+def test_a_truncated_image_is_refused_when_it_is_used(tmp_path):
+    (tmp_path / "cut.tif").write_bytes(encoded(gradient(), "TIFF")[:7000])
+    with (
+        Image.open(tmp_path / "cut.tif") as image,
+        pytest.raises(InputError, match=r"cut\.tif.* cannot read the image"),
+    ):
+        rgb_of(image)
