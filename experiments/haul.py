@@ -8,6 +8,7 @@ with another number of data workers, and must end with the weights of an undistu
 """
 
 import io
+import json
 import os
 import random
 import resource
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from experiments.kills import PHOTOS, finish, step_of, training, weights
+from experiments.kills import PHOTOS, RUN, finish, step_of, training, weights
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
 
@@ -65,31 +66,39 @@ def _disturb(folder: Path, child: subprocess.Popen[bytes], steps: int, fault: st
 
 
 def _steps_in(folder: Path, seconds: float) -> int:
-    """Return how many steps a training takes in that time."""
-    began = [time.monotonic()]
-    for steps in (7, 28):
-        finish(training(folder / "data", folder / f"trial{steps}", steps, 1))
-        began.append(time.monotonic())
-    return int(seconds * 21 / max(1, began[2] - 2 * began[1] + began[0]))
+    """Return how many steps a training takes in that time, its start included, but enough for a checkpoint."""
+    began, trial = time.monotonic(), folder / "trial"
+    finish(training(folder / "data", trial, 30, 1))
+    took = time.monotonic() - began
+    last = json.loads((trial / "metrics.jsonl").read_text().splitlines()[-1])
+    rate = last["photos_per_second"] / RUN.data.batch_size
+    return max(20, int(30 + rate * (seconds - took)))
+
+
+def _wait(child: subprocess.Popen[bytes], out: Path, chance: random.Random, steps: float) -> None:
+    """Wait for so many steps on average, and a moment; every fourth time a few seconds, while the training starts."""
+    starting = chance.random() < 0.25
+    goal = 0 if starting else step_of(out) + 2 * chance.random() * steps
+    while child.poll() is None and step_of(out) < goal:
+        time.sleep(0.02)
+    time.sleep(chance.uniform(0, 10 if starting else 1))
 
 
 def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]:
     """Disturb a training, as often as asked, while it takes about so many minutes."""
     scenes.write(folder / "data", train=PHOTOS, evaluation=1)
-    steps = _steps_in(folder, 30 * minutes)  # the other half goes into starts
-    chance, happened, lasts = random.Random(seed), Counter[str](), 60 * minutes / faults
+    steps = faults * _steps_in(folder, 60 * minutes / faults)
+    chance, happened = random.Random(seed), Counter[str]()
     began, out = time.monotonic(), folder / "hauled"
-    while (number := happened.total()) < faults:
+    while (number := happened.total()) < faults and step_of(out) < steps:
         child, fault = training(folder / "data", out, steps, number % 3), chance.choice(FAULTS)
-        try:
-            child.wait(chance.uniform(0, 2 * lasts))
-        except subprocess.TimeoutExpired:
-            _disturb(folder, child, steps, fault)
-            happened[fault] += 1
-            print(f"{number + 1}: {fault}, goes on from step {step_of(out)} of {steps}", file=sys.stderr)
-        else:
-            finish(child)
-            break  # it has ended before the last fault
+        _wait(child, out, chance, (steps - 10 - step_of(out)) / (faults - number))
+        if child.poll() is not None:
+            finish(child)  # it has ended before the last fault
+            continue
+        _disturb(folder, child, steps, fault)
+        happened[fault] += 1
+        print(f"{number + 1}: {fault}, goes on from step {step_of(out)} of {steps}", file=sys.stderr)
     finish(training(folder / "data", out, steps, 1))
     took = time.monotonic() - began
     finish(training(folder / "data", folder / "peace", steps, 1))
