@@ -21,13 +21,14 @@ from experiments.record import DOCS, commit, record_results, write_table
 from safetensors.torch import load_file
 
 from groupvit.checkpoints import latest
+from groupvit.cli import main as groupvit
 from groupvit.data import scenes
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
+from groupvit.training import runs
 from groupvit.training.data import Data
-from groupvit.training.loop import train
 from groupvit.training.objective import Captions, MultiLabel, Nouns
 from groupvit.training.optim import Optimizer, Schedule
-from groupvit.training.run import Run, vary
+from groupvit.training.run import Run
 
 RUN = Run(
     model=ModelConfig(
@@ -45,12 +46,16 @@ RUN = Run(
 PHOTOS = 100  # an epoch is 6.25 steps: batches straddle epochs, and checkpoints fall into the middle of them
 
 
-def _training(data: Path, out: Path, steps: int, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "experiments.kills", "train", str(data), str(out), str(steps), str(workers)]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+def training(data: Path, out: Path, steps: int, workers: int) -> subprocess.Popen[bytes]:
+    """Start or resume the training."""
+    options = f"--held-out= --steps {steps} --workers {workers}".split() + ["--resume"] * bool(step_of(out))
+    command = [sys.executable, "-m", "experiments.kills", "train", "kills", "--data", str(data), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def _finish(child: subprocess.Popen[bytes]) -> None:
+def finish(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a training that must end well."""
     if child.wait():
         _, message = child.communicate()
         raise RuntimeError(message.decode())
@@ -63,7 +68,8 @@ def step_of(out: Path) -> int:
     return int(folder.name.removeprefix("step-")) if folder else 0
 
 
-def _weights(out: Path) -> dict[str, bytes]:
+def weights(out: Path) -> dict[str, bytes]:
+    """Return the weights of the newest checkpoint."""
     folder = latest(out)
     assert folder
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
@@ -71,7 +77,7 @@ def _weights(out: Path) -> dict[str, bytes]:
 
 def _kill_once(data: Path, out: Path, steps: int, number: int, chance: random.Random) -> dict[str, Any]:
     workers, saving, before = number % 3, number % 2 == 1, step_of(out)
-    child = _training(data, out, steps, workers)
+    child = training(data, out, steps, workers)
     # Every fourth is killed while it starts, the others some time after their first new checkpoint.
     deadline = time.monotonic() + (chance.uniform(0, 5) if number % 4 == 0 else 600)
     while child.poll() is None and step_of(out) == before and time.monotonic() < deadline:
@@ -81,7 +87,7 @@ def _kill_once(data: Path, out: Path, steps: int, number: int, chance: random.Ra
     while saving and child.poll() is None and not list(out.glob("*.partial")):
         pass
     if child.poll() is not None:
-        _finish(child)
+        finish(child)
         raise RuntimeError(f"the training ended before kill {number + 1}: more steps are needed")
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
@@ -92,13 +98,13 @@ def compare(folder: Path, kills: int) -> dict[str, Any]:
     """Compare both trainings in `folder`: count the tensors of their last checkpoints that differ in any bit."""
     scenes.write(folder / "data", train=PHOTOS, evaluation=1)
     steps = 40 + 30 * kills
-    _finish(_training(folder / "data", folder / "peace", steps, workers=2))
+    finish(training(folder / "data", folder / "peace", steps, workers=2))
     chance, moments = random.Random(0), []
     for number in range(kills):
         moments.append(_kill_once(folder / "data", folder / "killed", steps, number, chance))
         print(f"kill {number + 1}: {moments[-1]}", file=sys.stderr)
-    _finish(_training(folder / "data", folder / "killed", steps, workers=1))
-    peace, killed = _weights(folder / "peace"), _weights(folder / "killed")
+    finish(training(folder / "data", folder / "killed", steps, workers=1))
+    peace, killed = weights(folder / "peace"), weights(folder / "killed")
     return {
         "kills": kills,
         "of them while a checkpoint was written": sum(moment["saving"] for moment in moments),
@@ -127,8 +133,7 @@ def main(kills: int = 20, record: bool = False) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
-        data, out, steps, workers = sys.argv[2:]
-        run = vary(RUN, steps=int(steps))
-        train(run, data, Path(out), workers=int(workers), resume=latest(Path(out)) is not None)
+        runs.RUNS["kills"] = RUN
+        groupvit(sys.argv[1:])
     else:
         tyro.cli(main)

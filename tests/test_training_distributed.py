@@ -2,18 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
-from groupvit.training.distributed import World, connected, mark_started, restarted
+from groupvit.training.distributed import ALONE, World, _store_of_this_start, connected, mark_started, restarted
 from test_training_step import CASES, gradients
 
 GRADIENTS = """
@@ -49,7 +52,6 @@ from groupvit.training.distributed import World, connected, restarted
 from groupvit.training.run import vary
 
 data, out, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["killed"]
-again = restarted(out)
 decide, passed = World.largest, 0
 
 def die(self, number, device):
@@ -60,9 +62,10 @@ def die(self, number, device):
     return decide(self, number, device)
 
 loop.bfloat16_is_faster = lambda device: False
-if killed and not again:
-    World.largest = die
 with connected() as (world, device):
+    again = restarted(out, world)
+    if killed and not again:
+        World.largest = die
     run = vary(RUN, save_every=2, ema=0.9)
     if sys.argv[3:] == ["apart"] and not world.rank:  # one of them sees a folder that holds a training
         out = out.with_name("first")
@@ -161,21 +164,50 @@ def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(data: 
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_first_start_forgets_the_mark_of_an_earlier_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what torchrun calls a run without a name
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    mark_started(tmp_path)
-    assert not restarted(tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not restarted(tmp_path)
-    mark_started(tmp_path)
-    assert restarted(tmp_path)
+@pytest.mark.parametrize("others", [[], ["/tmp/came/back"]])
+def test_only_the_torchrun_that_started_a_training_restarts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[str]
+) -> None:
+    def started_by(folder: str, others: list[str]) -> bool:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"{folder}/attempt_0/0/error.json")
+        heard = [str(launcher == "/tmp/first") for launcher in others]
+        monkeypatch.setattr(World, "texts", lambda self, text: [text, *heard])
+        return restarted(tmp_path, ALONE)
+
+    assert not started_by("/tmp/first", others)
+    mark_started(tmp_path, ALONE)
+    assert started_by("/tmp/first", others)
+    assert not started_by("/tmp/second", others)
+    assert started_by("/tmp/second", [*others, "/tmp/first"])
 
 
-def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_start_of_all_processes_has_a_store_of_its_own() -> None:
+    shared = dist.HashStore()  # as torchrun's, it keeps what the earlier starts wrote
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            stores = list(pool.map(lambda rank: _store_of_this_start(shared, rank, 3, 20.0), range(3)))
+            assert not any(store.check(["address"]) for store in stores)
+            stores[0].set("address", "new")
+            assert all(store.check(["address"]) for store in stores)
+
+
+def test_a_process_without_the_others_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    settings = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="another process is lost or silent"), connected(patience=1.0):
+        pass
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MASTER_ADDR", address)
     with pytest.raises(InputError, match="WORLD_SIZE is set and MASTER_ADDR is not"), connected():
         pass
 

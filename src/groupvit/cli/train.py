@@ -35,6 +35,7 @@ class Options:
         trunk: Folder of a pre-trained ViT (config.json and model.safetensors of transformers), on which the run then
             stands, as it is.
         cache: Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
+        patience: Minutes that each of several processes waits for the others, which may be evaluating or saving.
     """
 
     run: tyro.conf.Positional[str]
@@ -54,6 +55,7 @@ class Options:
     compile: bool = False
     trunk: Path | None = None
     cache: Path | None = None
+    patience: float = 120
 
 
 def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
@@ -73,9 +75,9 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     run = _run(options)
     _check(options, run)
     out = options.out or Path("runs") / options.run
-    with connected() as (world, device):
+    with connected(60 * options.patience) as (world, device):
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
-        again = restarted(out) and latest(out) is not None
+        again = restarted(out, world) and latest(out) is not None
         measured = bool(run.data.held_out) and not world.rank
         state = train_run(
             run,

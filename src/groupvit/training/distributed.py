@@ -1,6 +1,9 @@
 """Several processes that train one model, started by torchrun; alone, everything here does nothing."""
 
 import os
+import re
+import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +20,10 @@ from torch.distributed.rendezvous import rendezvous
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 
-_PATIENCE = timedelta(hours=2)  # of the others with the first process, which evaluates and saves
+_LOST = (
+    "another process is lost or silent, and says why if it can; torchrun --max-restarts N starts all again N times, "
+    "and --resume goes on from the last checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,16 @@ class World:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def agree(self, text: str) -> bool:
-        """True if all processes give the same text."""
-        texts: list[str | None] = [text] * self.size
+    def texts(self, text: str) -> list[str]:
+        """Return the texts that the processes give."""
+        texts = [text] * self.size
         if self.size > 1:
             dist.all_gather_object(texts, text)
-        return len(set(texts)) == 1
+        return texts
+
+    def agree(self, text: str) -> bool:
+        """True if all processes give the same text."""
+        return len(set(self.texts(text))) == 1
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -99,29 +109,35 @@ class _Gather(torch.autograd.Function):
         return ctx.world.size * gradients[0][start : start + ctx.count], None
 
 
-def mark_started(out: Path) -> None:
-    """Note in a training's folder which run of torchrun started it, if one did."""
-    if run := os.environ.get("TORCHELASTIC_RUN_ID"):
-        write_atomically(out / "torchrun", run.encode())
+def mark_started(out: Path, world: World) -> None:
+    """Note in a training's folder which torchruns, one a host, have started its processes, if any did."""
+    launchers = "\n".join(world.texts(_launcher()))
+    if launchers.strip() and not world.rank:
+        write_atomically(out / "torchrun", launchers.encode())
 
 
-def restarted(out: Path) -> bool:
-    """True if torchrun has started this process again, and the training in `out` is its own, not an earlier one.
+def restarted(out: Path, world: World) -> bool:
+    """True if torchrun has started the training in `out` again, and it is its own, not an earlier one.
 
-    At its first start the mark of an earlier one is removed: without a name given, torchrun calls all its runs "none".
+    One of the torchruns is enough: a host that was lost comes back with another.
     """
-    mark, name = out / "torchrun", os.environ.get("TORCHELASTIC_RUN_ID")
-    if not (name and mark.is_file()):
-        return False
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0):
-        mark.unlink(missing_ok=True)
-        return False
-    return mark.read_text() == name
+    mark = out / "torchrun"
+    own = mark.is_file() and _launcher() in mark.read_text().splitlines()
+    return str(True) in world.texts(str(own))
+
+
+def _launcher() -> str:
+    """Return the folder that torchrun has made for this run of itself alone, "" without torchrun."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_0/RANK/error.json
+    return str(Path(file).parents[2]) if file else ""
 
 
 @contextmanager
-def connected() -> Iterator[tuple[World, torch.device]]:
-    """Connect the processes that torchrun has started (NCCL for GPUs, gloo for CPUs); give this one's device, too."""
+def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
+    """Connect the processes that torchrun has started (NCCL for GPUs, gloo for CPUs); give this one's device, too.
+
+    Raises `InputError` when another process is lost, or silent for as many seconds as `patience` says.
+    """
     cuda = torch.cuda.is_available()
     with input_error("WORLD_SIZE is no number: start several processes with torchrun, one without it", ValueError):
         size = int(os.environ.get("WORLD_SIZE") or 1)
@@ -134,11 +150,34 @@ def connected() -> Iterator[tuple[World, torch.device]]:
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-    # torchrun keeps its store when it starts processes again: the addresses of dead ones must not be found.
-    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    wait = timedelta(seconds=patience)
     try:
+        store, rank, size = next(rendezvous("env://", timeout=wait))
+        store = _store_of_this_start(store, rank, size, patience)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=wait)
         yield World(rank, size), device
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = re.sub(r"^\[\S+\] |\. This is .*", "", str(error).splitlines()[0])
+        raise InputError(f"{_LOST} ({reason})") from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _store_of_this_start(store: dist.Store, rank: int, size: int, patience: float) -> dist.Store:
+    """Return a part of the store for this start of all processes: torchrun's keeps the addresses of dead ones.
+
+    Each host's torchrun counts its own starts, so these counts differ. Instead, each process draws a number, and all
+    wait until they have read the same numbers.
+    """
+    others, deadline = range(size), time.monotonic() + patience
+    store.set(f"number {rank}", secrets.token_hex(4))
+    while time.monotonic() < deadline:
+        numbers = b"".join(store.multi_get([f"number {other}" for other in others])).decode()
+        store.set(f"numbers {rank}", numbers)
+        if set(store.multi_get([f"numbers {other}" for other in others])) == {numbers.encode()}:
+            return dist.PrefixStore(numbers, store)
+        time.sleep(0.1)
+    raise InputError(_LOST)

@@ -90,9 +90,9 @@ def train(
         gradient = gradient_of(Learner(state.model, run.objective, words, bfloat16, world), run.data.chunk)
         with closing(_progress(state, out, tensorboard, world)) as progress:
             state = _loop(state, gradient, batches, progress, out, keep, evaluate if first else None, device, world)
+        world.wait()  # until the first one has saved
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")
-        world.wait()  # until the first one has saved
         return state
 
 
@@ -179,8 +179,7 @@ def initialise(model: GroupViT, source: Path) -> None:
 def _begin(state: TrainingState, out: Path, world: World) -> None:
     if not world.agree(f"{state.step} {state.identity()}"):
         raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
-    if not world.rank:
-        mark_started(out)
+    mark_started(out, world)
 
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:
