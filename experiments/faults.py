@@ -34,7 +34,9 @@ from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 PHOTOS, PER_SHARD, STEPS = 40, 10, 15
 
 
-def _make(data: Path) -> None:
+def make(data: Path) -> None:
+    """Write 40 captioned scenes in four shards."""
+
     def sample(number: int) -> Sample:
         scene, file = scenes.draw(0, number), io.BytesIO()
         Image.fromarray(scene.image).save(file, "JPEG", quality=95)
@@ -146,7 +148,7 @@ def _row(fault: str, code: int, text: str, folder: Path, lost: str) -> dict[str,
 
 def planted(fault: str, folder: Path) -> dict[str, Any]:
     """Make a fault, then start a training."""
-    _make(folder / "data")
+    make(folder / "data")
     PLANTED[fault](folder / "data")
     done = _train(folder)
     if done.returncode:
@@ -159,7 +161,7 @@ def planted(fault: str, folder: Path) -> dict[str, Any]:
 
 def _while_training(fault: str, folder: Path, change: Callable[[Path], None]) -> dict[str, Any]:
     """Make a fault while the training runs, repair it, and resume the training."""
-    _make(folder / "data")
+    make(folder / "data")
     process = subprocess.Popen(
         _command(folder, 200), env=_environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -195,7 +197,7 @@ def _overwrite(train: Path) -> None:
 
 def full_disk(folder: Path) -> dict[str, Any]:
     """Limit files to 20 MB, which is less than a checkpoint, and lift the limit later."""
-    _make(folder / "data")
+    make(folder / "data")
     limit = (20_000_000, 20_000_000)
     done = _train(folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     row = _row("disk full while a checkpoint is written", done.returncode, done.stderr, folder, "")
@@ -214,7 +216,7 @@ def _without_override() -> None:
 
 def forbidden(folder: Path, what: str) -> dict[str, Any]:
     """Make a folder that the user may not enter, or may not write to."""
-    _make(folder / "data")
+    make(folder / "data")
     (folder / "out").mkdir()
     target, mode = {"read": (folder / "data" / "train", 0o000), "write": (folder / "out", 0o555)}[what]
     target.chmod(mode)

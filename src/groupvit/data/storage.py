@@ -3,22 +3,36 @@
 import functools
 import glob
 import os
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
+from fsspec.spec import AbstractBufferedFile
 
 from groupvit.errors import InputError
+
+T = TypeVar("T")
 
 File = Path | str
 """A path on this machine, or a URL as a string."""
 
 _OPEN_FILES = 64
-# What file systems tell of a file's version; a web server that tells nothing leaves its size.
-_VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "md5", "md5Hash", "created")
+# What file systems tell of a file's version, the surest first; a web server that tells nothing leaves its size.
+_VERSIONS = (
+    *("ETag", "etag", "md5", "md5Hash", "Content-MD5", "LastModified", "last_modified", "Last-Modified"),
+    *("mtime", "updated", "created"),
+)
+_PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a server is asked again
+_PATIENCE = 60  # seconds after which it is not
+_SILENCE = 20  # seconds without a byte after which a web server is asked again
+_SIGNED = 1800  # seconds for which the address of an object is used; it stays valid for twice as long
+_AHEAD: Any = 2**23  # bytes that are read at once where a file is read from start to end
 
 
 def is_url(name: File) -> bool:
@@ -38,13 +52,52 @@ def told(file: File) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not is_url(file):  # servers' libraries have errors of their own
             raise
-        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{file} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(status := getattr(error, "status", None), int):  # signed addresses in a message would be keys
+        return f"its server answered {status} {getattr(error, 'message', '')}".strip()
+    said = "its server is silent" if isinstance(error, TimeoutError) else type(error).__name__
+    return (getattr(error, "strerror", None) or str(error) or said).splitlines()[0]
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask a server, and again after growing pauses where that may help, for a minute or so."""
+    end = time.monotonic() + _PATIENCE
+    for pause in (*_PAUSES, 0):
+        try:
+            return ask()
+        except Exception as error:
+            refusal = _refusal(error)
+            if not pause or time.monotonic() > end or _lasting(refusal):
+                raise refusal from None
+        time.sleep(pause * random.uniform(0.5, 1))  # readers that failed together do not come back together
+    raise AssertionError
+
+
+def _refusal(error: Exception) -> BaseException:
+    """Return what a web server answered, which fsspec calls a missing file, whatever it is."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    of_web = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    return cause if cause and of_web and getattr(cause, "status", 0) != 404 else error
+
+
+def _lasting(error: BaseException) -> bool:
+    """Return True if asking again does not help: the file is missing or forbidden, or the request is wrong."""
+    if isinstance(status := getattr(error, "status", None), int):
+        return 400 <= status < 500 and status not in (408, 425, 429)
+    kinds = (FileNotFoundError, PermissionError, ImportError, ValueError, TypeError)
+    return isinstance(error, kinds) or re.search("Credential|Certificate", type(error).__name__) is not None
 
 
 def _remote(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path on it."""
     with told(url):
-        return fsspec.url_to_fs(url)
+        filesystem, path = fsspec.url_to_fs(url)
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = 1  # s3fs would ask five times whenever it is asked once
+    return filesystem, path
 
 
 def matching(head: str, pattern: str) -> dict[str, list[File]]:
@@ -65,7 +118,7 @@ def _remote_tars(url: str) -> list[File]:
     with told(url):
         filesystem, path = _remote(url)
         pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
-        return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(pattern))]
+        return [filesystem.unstrip_protocol(name) for name in sorted(_patiently(lambda: filesystem.glob(pattern)))]
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -87,19 +140,34 @@ def stamp(file: File) -> tuple[int, str]:
             status = file.stat()
             return status.st_size, str(status.st_mtime_ns)
         filesystem, path = _remote(file)
-        facts = filesystem.info(path)
+        facts = _patiently(lambda: filesystem.info(path))
         if not isinstance(facts.get("size"), int):
             raise InputError(f"{file}: its server does not tell its size, so it cannot be read by ranges")
-        return facts["size"], " ".join(str(facts[name]) for name in _VERSIONS if name in facts)
+        return facts["size"], next((str(facts[name]) for name in _VERSIONS if name in facts), "")
 
 
 def open_file(file: File) -> Any:
     """Open a file to read it from start to end."""
+    if isinstance(file, str):
+        return _Remote(file)
     with told(file):
-        if not isinstance(file, str):
-            return file.open("rb")
-        filesystem, path = _remote(file)
-        return filesystem.open(path, "rb")
+        return file.open("rb")
+
+
+class _Remote(AbstractBufferedFile):
+    """A file behind a URL, read ahead by ranges of one version of it."""
+
+    def __init__(self, url: str):
+        self.stamp = stamp(url)
+        super().__init__(None, url, block_size=_AHEAD, size=self.stamp[0])
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(str(self.path), start, end - start, self.stamp)
+
+
+def changed(file: File) -> InputError:
+    """Return the error of a file that is not as it was when it was indexed."""
+    return InputError(f"{file} has changed since it was indexed; run: groupvit data index {file}")
 
 
 class _Opened:
@@ -107,7 +175,7 @@ class _Opened:
 
     def __init__(self, path: Path, expected: tuple[int, str]):
         if stamp(path) != expected:
-            raise InputError(f"{path} has changed since it was indexed; run: groupvit data index {path}")
+            raise changed(path)
         with told(path):
             self.descriptor = os.open(path, os.O_RDONLY)
 
@@ -120,9 +188,67 @@ _opened = functools.lru_cache(maxsize=_OPEN_FILES)(_Opened)
 
 
 def read_range(file: File, start: int, size: int, expected: tuple[int, str]) -> bytes:
-    """Read `size` bytes from position `start`; a local file must have the `expected` stamp when it is opened."""
+    """Read `size` bytes from position `start`; a file that had another stamp than `expected` is an `InputError`.
+
+    Of a local file that is seen when it is opened, of a URL with each read, if its server tells an ETag.
+    """
     with told(file):
         if not isinstance(file, str):
             return os.pread(_opened(file, expected).descriptor, size, start)
-        filesystem, path = _remote(file)
-        return filesystem.cat_file(path, start=start, end=start + size)
+        return _patiently(lambda: _read_remote(file, start, size, expected[1]))
+
+
+def _read_remote(url: str, start: int, size: int, version: str) -> bytes:
+    filesystem, path = _remote(url)
+    kind = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    data: Any = None
+    if kind in ("http", "https"):
+        data = sync(filesystem.loop, _get, filesystem, filesystem.encode_url(path), url, start, size, version)
+    elif kind == "s3":
+        data = _read_signed(url, start, size, version)
+    if data is None:
+        data = filesystem.cat_file(path, start=start, end=start + size)
+    if len(data) != size:
+        raise OSError(f"its server sent {len(data):,} bytes where {size:,} were asked for")
+    return data
+
+
+def _read_signed(url: str, start: int, size: int, version: str) -> Any:
+    """Return a range of an S3 object by a signed address, in a third of s3fs's time; None if that is refused."""
+    web = fsspec.filesystem("https")
+    try:
+        address = _sign(url, os.getpid(), int(time.monotonic() / _SIGNED))
+        return sync(web.loop, _get, web, address, url, start, size, version)
+    except Exception as error:
+        if isinstance(error, InputError) or not _lasting(error):
+            raise
+        return None  # s3fs knows other regions, certificates and customs, and what to say
+
+
+@functools.lru_cache(maxsize=4 * _OPEN_FILES)
+def _sign(url: str, process: int, slot: int) -> Any:
+    from yarl import URL
+
+    filesystem, path = _remote(url)
+    return URL(filesystem.sign(path, expiration=2 * _SIGNED), encoded=True)
+
+
+async def _get(filesystem: Any, address: Any, url: str, start: int, size: int, version: str) -> bytes:
+    """Return a range of what is at a web address, once it is sure that the answer is that range of that version."""
+    from aiohttp import ClientTimeout
+
+    session, kwargs = await filesystem.set_session(), dict(filesystem.kwargs)
+    span = f"bytes={start}-{start + size - 1}"
+    kwargs["headers"] = {**kwargs.get("headers", {}), "Range": span, "Accept-Encoding": "identity"}
+    kwargs["timeout"] = ClientTimeout(sock_connect=_SILENCE, sock_read=_SILENCE)
+    async with session.get(address, **kwargs) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        tag = answer.headers.get("ETag", version) if version.startswith(('"', "W/")) else version
+        if answer.status == 416 or (answer.ok and tag != version):
+            raise changed(url)
+        answer.raise_for_status()
+        given = answer.headers.get("Content-Range", "the whole file")
+        if answer.status != 206 or not given.replace(" ", "=", 1).startswith(f"{span}/"):
+            raise OSError(f"its server sent {given} where {span} were asked for")
+        return await answer.read()
