@@ -57,7 +57,7 @@ def step(size: int, chunk: int, world: World) -> None:
     share = size // world.size
     torch.manual_seed(0)
     model = build_model(run.model).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer.weight_decay), fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
