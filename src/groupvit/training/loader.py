@@ -48,7 +48,7 @@ def batches_from(
         batches,
         sampler=BatchSampler(order, data.batch_size, start=state.position, **place),
         batch_size=None,
-        collate_fn=Batch.share if workers else None,
+        collate_fn=Batch.share if workers else None,  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         prefetch_factor=(1 if large else 2) if workers else None,
         pin_memory=device.type == "cuda",
