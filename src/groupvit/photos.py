@@ -62,10 +62,10 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
             yield
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(
             f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels"
-        ) from None
+        ) from error
     except Image.UnidentifiedImageError:
         heic = Path(name).suffix.lower() in (".heic", ".heif") and "HEIF" not in _formats()
         hint = "; for HEIC: pip install pillow-heif" if heic else ""

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -49,7 +48,7 @@ def batches_from(
         batches,
         sampler=BatchSampler(order, data.batch_size, start=state.position, **place),
         batch_size=None,
-        collate_fn=_shared if workers else None,
+        collate_fn=Batch.share if workers else None,  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         prefetch_factor=(1 if large else 2) if workers else None,
         pin_memory=device.type == "cuda",
@@ -74,10 +73,6 @@ def _on(device: torch.device, batch: Batch, cache: TrunkCache | None) -> Batch:
     if cache:
         return replace(batch, early=tuple(each.to(device) for each in cache.read(batch.rows, batch.mirrored)))
     return replace(batch, images=jitter_color(batch.images, batch.color)) if len(batch.color) else batch
-
-
-def _shared(batch: Any) -> Batch:
-    return batch.share()
 
 
 def _leave_process_group(worker: int) -> None:
