@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from groupvit.data.shards import (
+    BLOCK,
     FAULTS,
     Fault,
     Row,
@@ -33,7 +35,7 @@ from groupvit.data.shards import (
 )
 from groupvit.data.storage import File, stamp
 from groupvit.data.workers import mapped
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
@@ -88,19 +90,23 @@ def _open_table(path: Path) -> Any:
 def _read(shard: File, path: Path) -> Index | None:
     """Return the index at `path`, or None if it cannot be read."""
     try:
-        values = json.loads(_open_table(path).schema.metadata[_HEADER])
+        table = _open_table(path)
+        values = json.loads(table.schema.metadata[_HEADER])
         size, changed = values["stamp"]
+        faults = tuple(Fault(*fault) for fault in values["faults"])
+        if values["samples"] != len(table) or any(fault.kind not in FAULTS for fault in faults):
+            return None
         return Index(
             shard=shard,
             path=path,
             stamp=(size, changed),
             version=int(values["rules"].partition("-")[0]),  # older indexes have a hash behind it
-            samples=values["samples"],
-            faults=tuple(Fault(*fault) for fault in values["faults"]),
-            content=values["content"],
-            vocabulary=values["vocabulary"],
+            samples=len(table),
+            faults=faults,
+            content=str(values["content"]),
+            vocabulary=str(values["vocabulary"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Arrow's own errors are ValueErrors
+    except Exception:  # Arrow raises nearly anything on broken data
         return None
 
 
@@ -122,9 +128,15 @@ def _hash(listed: object) -> str:
     return hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()
 
 
-def _table_of(rows: list[Row]) -> Any:
+def _schema() -> Any:
     pa = _arrow()
     strings = pa.list_(pa.string())
+    types = (pa.string(), pa.int64(), pa.int64(), pa.uint32(), strings, strings)
+    more = [("nouns_paper", pa.list_(strings)), ("nouns_release", pa.list_(strings)), ("nouns_of_photo", strings)]
+    return pa.schema([*zip(Row._fields, types, strict=True), *more])
+
+
+def _table_of(rows: list[Row]) -> Any:
     tagged = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
 
     def of_captions(style: Style) -> list[list[tuple[str, ...]]]:
@@ -137,18 +149,9 @@ def _table_of(rows: list[Row]) -> Any:
         nouns_of_photo(row.captions) if tags is None else with_person(tags)
         for row, tags in zip(rows, tagged, strict=True)
     ]
-    types = (pa.string(), pa.int64(), pa.int64(), pa.uint32(), strings, strings)
-    schema = pa.schema(
-        [
-            *zip(Row._fields, types, strict=True),
-            ("nouns_paper", pa.list_(strings)),
-            ("nouns_release", pa.list_(strings)),
-            ("nouns_of_photo", strings),
-        ]
-    )
     columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
     columns |= {"nouns_paper": of_captions("paper"), "nouns_release": of_captions("release")}
-    return pa.table(columns | {"nouns_of_photo": list(map(sorted, of_photo))}, schema=schema)
+    return _arrow().table(columns | {"nouns_of_photo": list(map(sorted, of_photo))}, schema=_schema())
 
 
 def build_index(shard: File, path: Path) -> Index:
@@ -229,14 +232,42 @@ def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
         yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:_NAMED]
 
 
+def _damaged(index: Index) -> AbstractContextManager[None]:
+    kinds = (OSError, ValueError, KeyError, TypeError, OverflowError, NotImplementedError, MemoryError)
+    return input_error(f"{index.path} is damaged, delete it, and it will be made anew", *kinds)
+
+
 @functools.cache
 def _columns(index: Index) -> Any:
-    return _open_table(index.path)
+    """Return the table of an index. Arrow would read wherever a damaged one points, so it is checked first."""
+    with _damaged(index):
+        table = _open_table(index.path)
+        table.validate(full=True)
+        if not table.schema.equals(_schema()) or not _fits(table, index.stamp[0]):
+            raise ValueError("its columns do not fit")
+    return table
+
+
+def _fits(table: Any, size: int) -> bool:
+    """Return True if all is there, each photo lies in a shard of `size` bytes, and each caption has its nouns."""
+    compute = importlib.import_module("pyarrow.compute")
+
+    def nulls(column: Any) -> int:
+        inside = nulls(compute.list_flatten(column)) if _arrow().types.is_list(column.type) else 0
+        return column.null_count + inside
+
+    lengths = [compute.list_value_length(table[name]) for name in ("captions", "nouns_paper", "nouns_release")]
+    if any(nulls(table[name].drop_null() if name == "tags" else table[name]) for name in table.column_names):
+        return False
+    starts, sizes = (table[name].to_numpy() for name in ("offset", "size"))
+    inside = (starts >= BLOCK) & (sizes > 0) & (starts <= size) & (sizes <= size - starts)
+    return bool(inside.all() and all(each.equals(lengths[0]) for each in lengths) and 0 not in lengths[0].to_numpy())
 
 
 @functools.cache
 def _sayable(index: Index) -> frozenset[str]:
-    return frozenset(json.loads(_columns(index).schema.metadata[_SAYABLE]))
+    with _damaged(index):
+        return frozenset(json.loads(_columns(index).schema.metadata[_SAYABLE]))
 
 
 class CaptionedPhotos:
