@@ -62,7 +62,7 @@ def test_version_is_the_package_s(run_cli: RunCli) -> None:
         (("nonsense",), "Unrecognized options: nonsense; Available subcommands: "),
         (("data",), "Expected one of {index, doctor"),
         (("convert",), "Missing from groupvit convert: "),
-        (("segment", "a.jpg", "--labls", "dog"), "Unrecognized options: --labls dog; Missing from groupvit segment: "),
+        (("segment", "a.jpg", "--labls", "dog"), "options: --labls, dog; Perhaps you meant: --labels LABEL"),
         (
             ("segment", "--labels", "a", "--modle", "x"),
             "options: --modle, x; Perhaps you meant: --model STR; see ",
@@ -157,7 +157,7 @@ def test_a_home_that_is_no_folder_is_replaced(monkeypatch: pytest.MonkeyPatch, h
 def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))
-    monkeypatch.setattr(cli, "_COMMANDS", lambda: print("犬 caf\udce9"))
+    monkeypatch.setattr(cli, "_COMMANDS", lambda: lambda: print("犬 caf\udce9"))
     with pytest.raises(SystemExit):
         cli.main([])
     assert data.getvalue() == b"\\u72ac caf\\udce9\n"
