@@ -94,7 +94,8 @@ def test_photos_travel_small_and_are_trained_on(shards: Path, tmp_path: Path):
     )
     *steps, scores = map(json.loads, (out / "photos-trunk-gpu" / "metrics.jsonl").read_text().splitlines())
     assert set(scores) > {"step", "text_to_image_r10", "camvid5"}
-    assert steps[-1]["step"] == scores["step"] > 9
+    assert scores["step"] > 9
+    assert scores["step"] - 10 < steps[-1]["step"] <= scores["step"], "the clock may end it between two reports"
     assert 0 < steps[-1]["lr"] < 0.1 * SMALL.schedule.lr, "the schedule ends with the steps"
     joined = tmp_path / "joined"
     joined.mkdir()
