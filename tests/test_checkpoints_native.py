@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -326,3 +327,23 @@ def test_other_layouts_refuse_a_model_with_a_trunk(layout: str, stages: tuple[St
         LAYOUTS[layout].save(tmp_path / "a", build_model(config), config)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("text", "layers", value) for value in (10**9, 10**30)),
+        *(("text", "width", value) for value in (10**30, -8)),
+        *((None, "projector_dim", value) for value in (10**30, 10**12, -1)),
+        ("image", "stages", [{"depth": 10**9, "group_tokens": 2, "output_groups": 2}]),
+    ],
+)
+def test_a_configuration_of_impossible_size_is_refused_at_once_in_one_line(tmp_path, part, name, value):
+    native.save(tmp_path, build_model(SMALL), SMALL)
+    state, metadata = native.read_safetensors(tmp_path / native.WEIGHTS)
+    document = json.loads(metadata["groupvit"])
+    (document["model"][part] if part else document["model"])[name] = value
+    native.write_safetensors(tmp_path / native.WEIGHTS, state, {"groupvit": json.dumps(document)})
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / native.WEIGHTS))) as refusal:
+        native.load(tmp_path)
+    assert "\n" not in str(refusal.value)

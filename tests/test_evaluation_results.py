@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from groupvit.errors import InputError
 from groupvit.evaluation import results
 from groupvit.evaluation.metrics import area_iou, confusion_matrix, mean_iou, resampled_means
-from groupvit.evaluation.results import Result, compare, dense, sparse
+from groupvit.evaluation.results import PhotoScores, Result, compare, dense, sparse
 from groupvit.evaluation.scoring import score_prediction
 from test_evaluation_scoring import made, masked
 
@@ -269,3 +269,33 @@ def test_errors_are_told_apart_where_there_is_a_background():
     assert min(numbers["errors"].values()) > 0
     assert sum(numbers["errors"].values()) == pytest.approx(100)
     assert result(0.4, classes=("bird", "cat", "dog", "cow")).metrics()["errors"] == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("classes", [f"{number}" for number in range(300)]),
+        ("classes", ["cat", {}]),
+        ("matrix", [[0, 99, 1]]),
+        ("matrix", [[-1, 0, 1]]),
+        ("matrix", [[0, 0, 10**30]]),
+        ("boundary", [[99, 1, 1, 1]]),
+        ("pixels", 0),
+        ("pixels", float("inf")),
+        ("naming", [[1, 2], [3]]),
+        ("naming", [5]),
+        ("stages", [{"ari": "high", "oracle": [], "groups": 1}]),
+        ("photos", []),
+        ("photos", {}),
+    ],
+)
+def test_a_result_whose_values_cannot_be_is_one_line(tmp_path, part, value):
+    path = tmp_path / "result.json"
+    scores = PhotoScores("a", "d", 12, np.array([[0, 0, 9]]), np.array([[0, 1, 2, 3]]))
+    Result("folder", ("cat", "dog"), {}, {}, photos=(scores,)).save(path)
+    Result.load(path).metrics()
+    document = json.loads(path.read_text())
+    (document if part in document else document["photos"][0])[part] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="is no result of an evaluation"):
+        Result.load(path)

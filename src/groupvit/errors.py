@@ -14,4 +14,5 @@ def input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise InputError(f"{message}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{message}: {reason.splitlines()[0]}") from error  # torch adds a stack trace

@@ -102,6 +102,9 @@ def assemble(
 
     `encode` and `decode` turn our names into those of the file and back, so that errors use the file's names.
     """
+    vit = [config.image.vit.depth] if config.image.vit else []
+    if sum(max(depth, 1) for depth in [*vit, config.text.layers, *(s.depth for s in config.image.stages)]) > len(state):
+        raise InputError(f"{source}: its configuration has more blocks than the file has tensors")
     model = _skeleton(config, source)
     check(state, encode(model.state_dict()), source)
     model.load_state_dict(decode(state, source), assign=True)
@@ -123,7 +126,11 @@ class _Undrawn(TorchFunctionMode):
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     impossible = f"{source}: no model can be built from its configuration"
-    with input_error(impossible, RuntimeError, ValueError, ArithmeticError), torch.device("meta"), _Undrawn():
+    with (
+        input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError),
+        torch.device("meta"),
+        _Undrawn(),
+    ):
         return build_model(config)
 
 

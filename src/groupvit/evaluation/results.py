@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from groupvit.errors import InputError
 from groupvit.evaluation import metrics
-from groupvit.evaluation.metrics import Matrix, resampled_means
+from groupvit.evaluation.metrics import IGNORE, Matrix, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
@@ -73,8 +73,11 @@ class PhotoScores:
             pixels=int(values["pixels"]),
             matrix=_rows(values["matrix"], 3),
             boundary=_rows(values["boundary"], 4),
-            stages=tuple(StageScores(s["ari"], _rows(s["oracle"], 3), int(s["groups"])) for s in values["stages"]),
-            naming=np.array(values["naming"] or np.zeros((0, 2)), np.int64),
+            stages=tuple(
+                StageScores(s["ari"] and float(s["ari"]), _rows(s["oracle"], 3), int(s["groups"]))
+                for s in values["stages"]
+            ),
+            naming=_rows(values["naming"], len((values["naming"] or [(0, 0)])[0])),
             pending=values.get("pending"),
         )
 
@@ -219,6 +222,20 @@ class Result:
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
         write_atomically(path, text.encode())
 
+    def _check(self) -> None:
+        """Raise a ValueError if photos have classes that are not listed, if stages differ, or if there are none."""
+        count = len(self.classes)
+        if not 0 < count <= IGNORE or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"its classes are not up to {IGNORE} names")
+        if not self.photos:
+            raise ValueError("it has no photos")
+        for photo in self.photos:
+            entries = [photo.matrix[:, :2], photo.boundary[:, :1], *(stage.oracle[:, :2] for stage in photo.stages)]
+            if any(each.size and not 0 <= each.min() <= each.max() < count for each in entries) or photo.pixels < 1:
+                raise ValueError(f"photo {photo.name} has pixels of no class")
+            if len(photo.stages) != len(self.photos[0].stages):
+                raise ValueError(f"photo {photo.name} has {len(photo.stages)} stages")
+
     @classmethod
     def load(cls, path: Path) -> "Result":
         """Read what `save` wrote."""
@@ -228,10 +245,12 @@ class Result:
                 raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
             fields = {name: values[name] for name in _HEAD}
             fields |= {name: tuple(values[name]) for name in ("classes", "thresholds")}
-            return cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
+            result = cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
+            result._check()
+            return result
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} is no result of an evaluation ({type(error).__name__}: {error})") from error
 
 
