@@ -7,6 +7,7 @@ has a process of its own. With the package atheris installed, inputs that reach 
 """
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -25,7 +26,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ with atheris.instrument_imports(include=["groupvit"]) if atheris else contextlib
     from PIL import Image
 
     from groupvit.checkpoints import native, release, transformers
-    from groupvit.data import index, scenes, shards
+    from groupvit.data import index, pack, scenes, shards
     from groupvit.errors import InputError
     from groupvit.evaluation.datasets import open_benchmark
     from groupvit.evaluation.masks import lookup, read_masked
@@ -106,6 +107,28 @@ def _caption(path: Path) -> None:
         index._table_of(rows)
 
 
+def _compressed(path: Path) -> None:
+    shard = path.with_name("a.tar.gz")
+    shutil.copyfile(path, shard)
+    shards.scan_shard(shards.unpack(shard))
+
+
+def _packed(path: Path, ending: str) -> None:
+    table = path.with_name(f"table.{ending}")
+    shutil.copyfile(path, table)
+    (path.parent / "a.jpg").write_bytes(photo())
+    list(pack._open(table, path.parent, "", ""))
+
+
+def _parquet_seed(folder: Path) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {"jpg": [photo()] * 3, "caption": ["a dog", None, "grass"], "url": ["x", "y", None]}
+    parquet.write_table(pa.table(columns), folder / "seed.parquet")
+    return (folder / "seed.parquet").read_bytes()
+
+
 def _vocabulary(path: Path) -> None:
     shutil.copyfile(path, path.with_name("vocabulary.txt"))
     shards.read_vocabulary(path.with_name("00000.tar"))
@@ -140,6 +163,18 @@ def _classes(path: Path) -> None:
     data = open_benchmark("folder", root)
     assert len(data) == len(list(data)) == 1
     parse_labels(data.labels[data.has_background :])
+
+
+def _palette(path: Path) -> None:
+    root = path.parent / "palette"
+    if not (root / "masks/a.png").exists():
+        for part in ("images", "masks"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        (root / "images/a.jpg").write_bytes(photo())
+        with Image.open(io.BytesIO(photo())) as image:
+            Image.new("RGB", image.size).save(root / "masks/a.png")
+    shutil.copyfile(path, root / "labelmap.txt")
+    list(open_benchmark("folder", root))
 
 
 def _coco(path: Path) -> None:
@@ -257,12 +292,20 @@ READERS = {
     "tar shards": Reader(
         _shard, lambda _: _tar(a_jpg=b"\xff\xd8\xff", a_json=_json(SAMPLE), a_txt=b"a dog", b_png=b"x"), "tar"
     ),
+    "compressed shards": Reader(_compressed, lambda _: gzip.compress(_tar(a_jpg=photo(), a_txt=b"a dog"))),
+    "CSV tables": Reader(
+        partial(_packed, ending="csv"), lambda _: b'file,caption\na.jpg,"a dog"\na.jpg,"two, ""cats"""\n'
+    ),
+    "parquet": Reader(partial(_packed, ending="parquet"), _parquet_seed),
     "captions": Reader(_caption, lambda _: _json(SAMPLE), "json"),
     "vocabularies of tags": Reader(_vocabulary, lambda _: b"dog\ntraffic light\n"),
     "indexes": Reader(_index, _index_seed),
     "photos": Reader(_photo, lambda _: photo()),
     "masks": Reader(_mask, _png),
     "classes.txt": Reader(_classes, lambda _: b"background\ncat\ndog=dog,puppy\ntraffic_light\n"),
+    "labelmap.txt": Reader(
+        _palette, lambda _: b"# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n"
+    ),
     "COCO JSON": Reader(_coco, lambda _: _coco_seed(), "json"),
     "results": Reader(_result, _result_seed, "json"),
     "parts of results": Reader(_partial, _partial_seed, "lines"),

@@ -142,6 +142,7 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
     [
         ("a.csv", b"", "none of its columns () is image-column; name it: --image-column"),
         ("a.csv", b"url,caption\nhttp://x.org,a dog\n", "none of its columns (url, caption) is image-column"),
+        ("a.csv", b'url,"two\nlines"\n', "none of its columns (url, two lines) is image-column"),
         ("a.csv", b"file,words\na.jpg,a dog\n", "none of its columns (file, words) is caption-column"),
         ("a.csv", b"file,caption\na.jpg,\xff\n", "cannot be read as a table in UTF-8"),
         ("a.csv", b"file,caption\ngone.jpg,a dog\n", "no photo with a caption; the first of 1 left out: gone.jpg: a"),

@@ -352,3 +352,17 @@ def test_real_shards_hold_what_their_readme_says():
     sample = next(read_shard(CAPTIONS / "flickr8k-train-0000.tar"))
     assert load_rgb(sample.image, sample.key).size == (176, 176)
     assert json.dumps(sample.captions[0]).startswith('"A dog')
+
+
+@pytest.mark.parametrize("size", [b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"\x80\0\0\0\x7f" + b"\xff" * 7])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+def test_a_header_that_names_a_place_no_file_has_is_damage(tmp_path, size, kind):
+    (whole,) = write_shards([Sample("a", b"\xff\xd8\xff", ("a dog",))], tmp_path, prefix="a")
+    data = bytearray(whole.read_bytes())
+    start = 512 * 2  # of the second member
+    data[start + 124 : start + 136], data[start + 156 : start + 157] = size, kind
+    total = sum(data[start : start + 148]) + 256 + sum(data[start + 156 : start + 512])
+    data[start + 148 : start + 156] = b"%06o\0 " % total
+    whole.write_bytes(data)
+    _, faults = scan_shard(whole)
+    assert "cut" in [fault.kind for fault in faults]

@@ -160,7 +160,8 @@ def _column(source: Path, columns: Sequence[str], given: str, usual: Sequence[st
     for name in [given] if given else usual:
         if name.lower() in known:
             return known[name.lower()]
-    raise InputError(f"{source}: none of its columns ({', '.join(columns)}) is {given or option}; name it: --{option}")
+    named = " ".join(", ".join(columns).split())
+    raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}")
 
 
 def _table(table: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:

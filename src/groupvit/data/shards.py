@@ -179,7 +179,7 @@ def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
                 else:
                     yield _member(file, name, member)
             end = tar.offset
-        file.seek(end)
+        file.seek(min(end, size))
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
         if file.read(BLOCK) != bytes(BLOCK):
             faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
@@ -264,9 +264,11 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
                 key, ending = split_name(member.name)
                 if samples.setdefault(key, {}).setdefault(ending, member) is not member:
                     faults.append(Fault(member.name, "twice"))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # a header can name places that no file has
         if size >= BLOCK and not samples:
             raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
         faults.append(Fault("", "cut", str(error)))
