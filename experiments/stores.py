@@ -90,10 +90,11 @@ SPOILT: dict[str, Callable[[Answer, bytes], Answer]] = {
     "403": _refused(403),
     "404": _refused(404),
     "429": _refused(429),
+    "500": _refused(500),
     "503": _refused(503),
 }
 """What becomes of the answer to a GET of a range, given the whole file."""
-FINALLY = "no step: it ends with its last checkpoint"
+FINALLY = "no step: it ends"
 
 
 @dataclass
@@ -316,10 +317,13 @@ def faults(folder: Path) -> list[dict[str, Any]]:
     for name, store in STORES.items():
         with store(folder) as (address, server):
             for fault in SPOILT:
-                for count in (3, 10**9):
-                    rows.append({"store": name, "fault": fault} | spoilt(address, server, fault, count, expected))
-                    print(rows[-1], file=sys.stderr)
-            rows.append({"store": name, "fault": "replaced while it trains"} | replaced(address, folder))
+                few, every = (spoilt(address, server, fault, count, expected) for count in (3, 10**9))
+                row = {"store": name, "fault": fault, "lost by three such answers": few["lost"], "if all are such": ""}
+                rows.append(row | {"if all are such": f"after {every['seconds']} s: {every['it says']}"})
+                print(rows[-1], file=sys.stderr)
+            row = {"store": name, "fault": "another shard in its place, while it is read"}
+            said = replaced(address, folder)["it says"]
+            rows.append(row | {"lost by three such answers": FINALLY, "if all are such": said})
     return rows
 
 
