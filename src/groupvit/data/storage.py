@@ -30,7 +30,7 @@ _VERSIONS = (
 )
 _PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a server is asked again
 _PATIENCE = 60  # seconds after which it is not
-_SILENCE = 20  # seconds without a byte after which a web server is asked again
+_SILENCE = 10  # seconds without a byte after which a web server is asked again
 _SIGNED = 1800  # seconds for which the address of an object is used; it stays valid for twice as long
 _AHEAD: Any = 2**23  # bytes that are read at once where a file is read from start to end
 
