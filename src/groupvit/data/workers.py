@@ -1,4 +1,4 @@
-"""Processes that read data beside this one."""
+"""Processes beside this one: those that read data, and those that torchrun has started."""
 
 import os
 import signal
@@ -10,9 +10,27 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 
 _NO_ROOM = "read with --workers 0 (or --processes 1), or give it more (docker run --shm-size=8g)"
+
+
+def launched() -> tuple[int, int, int]:
+    """Return what torchrun told this process: its rank, how many there are, and its rank on this machine.
+
+    An empty variable counts as none, and without `WORLD_SIZE` a process is alone; half a torchrun is an `InputError`.
+    """
+    with input_error("WORLD_SIZE is no number: it is set, but not as torchrun does", ValueError):
+        count = int(os.environ.get("WORLD_SIZE") or 1)
+    if count == 1:
+        return 0, 1, 0
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
+    with input_error("WORLD_SIZE, RANK and LOCAL_RANK are set, but not as torchrun does", ValueError):
+        rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
+        if not 0 <= rank < count:
+            raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}")
+    return rank, count, local
 
 
 def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:

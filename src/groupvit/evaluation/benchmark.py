@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -12,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from groupvit.errors import InputError, input_error
+from groupvit.data.workers import launched
+from groupvit.errors import InputError
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
@@ -123,14 +123,7 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
 
 def processes() -> tuple[int, int]:
     """Return this process's rank and how many torchrun started, each with a GPU of its own where there are some."""
-    if not (told := os.environ.get("WORLD_SIZE")) or told == "1":
-        return 0, 1
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
-    with input_error("WORLD_SIZE, RANK and LOCAL_RANK are set, but not as torchrun does", ValueError):
-        rank, count, local = int(os.environ["RANK"]), int(told), int(os.environ.get("LOCAL_RANK") or 0)
-        if not 0 <= rank < count:
-            raise ValueError(f"RANK is {rank}, WORLD_SIZE {count}")
+    rank, count, local = launched()
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     return rank, count

@@ -17,7 +17,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from groupvit.errors import InputError, input_error
+from groupvit.data.workers import launched
+from groupvit.errors import InputError
 from groupvit.files import write_atomically
 
 _LOST = (
@@ -139,20 +140,17 @@ def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
     Raises `InputError` when another process is lost, or silent for as many seconds as `patience` says.
     """
     cuda = torch.cuda.is_available()
-    with input_error("WORLD_SIZE is no number: start several processes with torchrun, one without it", ValueError):
-        size = int(os.environ.get("WORLD_SIZE") or 1)
+    rank, size, local = launched()
     if size == 1:
         yield ALONE, torch.device("cuda" if cuda else "cpu")
         return
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if not os.environ.get(name)]:
-        raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")
     device = torch.device("cpu")
     if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
+        device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     wait = timedelta(seconds=patience)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=wait))
+        store, _, _ = next(rendezvous("env://", timeout=wait))
         store = _store_of_this_start(store, rank, size, patience)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=wait)
         yield World(rank, size), device
