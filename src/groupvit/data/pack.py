@@ -123,9 +123,8 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         head = "" if place == "." else place + "/"
         yield from (fault._replace(key=_shown(head + fault.key)) for fault in faults)
         for row in rows:
-            yield _sample(
-                _shown(head + row.key), _shown(head + row.key), _image(root, found, row), row.captions, row.tags
-            )
+            name = _shown(head + row.key)
+            yield _sample(name, name, _image(root, found, row), row.captions, row.tags)
 
 
 def _image(root: str, found: Members, row: Row) -> Path:
