@@ -1,4 +1,3 @@
-import io
 from functools import partial
 
 import numpy as np
@@ -19,17 +18,7 @@ from groupvit.data.transforms import (
 )
 from groupvit.errors import InputError
 from groupvit.photos import load_rgb
-
-
-def gradient(width=60, height=40):
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
-
-
-def encoded(image, file_format, **options):
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
+from small_pictures import difference, encoded, gradient
 
 
 def photo(width=640, height=480):
@@ -40,10 +29,6 @@ def photo(width=640, height=480):
     ]
     pixels = np.mean([np.asarray(layer, dtype=float) for layer in blobs], axis=0)
     return Image.fromarray((pixels + generator.normal(0, 5, pixels.shape)).clip(0, 255).astype(np.uint8))
-
-
-def difference(first, second):
-    return np.abs(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).mean()
 
 
 def cut(image, crop, size):

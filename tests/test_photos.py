@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +8,13 @@ from PIL import Image
 from groupvit.errors import InputError
 from groupvit.files import MAX_PIXELS
 from groupvit.photos import load_rgb, rgb_of
-
-
-def gradient(width=60, height=40):
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
-
-
-def encoded(image, file_format, **options):
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
+from small_pictures import difference, encoded, gradient
 
 
 def translucent():
     image = gradient().convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image
-
-
-def difference(first, second):
-    return np.abs(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).mean()
 
 
 @pytest.mark.parametrize(

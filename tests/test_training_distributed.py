@@ -164,21 +164,21 @@ def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(data: 
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("others", [[], ["/tmp/came/back"]])
+@pytest.mark.parametrize("others", [[], ["elastic/came/back"]])
 def test_only_the_torchrun_that_started_a_training_restarts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[str]
 ) -> None:
     def started_by(folder: str, others: list[str]) -> bool:
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"{folder}/attempt_0/0/error.json")
-        heard = [str(launcher == "/tmp/first") for launcher in others]
+        heard = [str(launcher == "elastic/first") for launcher in others]
         monkeypatch.setattr(World, "texts", lambda self, text: [text, *heard])
         return restarted(tmp_path, ALONE)
 
-    assert not started_by("/tmp/first", others)
+    assert not started_by("elastic/first", others)
     mark_started(tmp_path, ALONE)
-    assert started_by("/tmp/first", others)
-    assert not started_by("/tmp/second", others)
-    assert started_by("/tmp/second", [*others, "/tmp/first"])
+    assert started_by("elastic/first", others)
+    assert not started_by("elastic/second", others)
+    assert started_by("elastic/second", [*others, "elastic/first"])
 
 
 def test_each_start_of_all_processes_has_a_store_of_its_own() -> None:
