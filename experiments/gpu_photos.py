@@ -31,7 +31,7 @@ from typing import Annotated, cast
 import torch
 import tyro
 from experiments.command import errors_in_one_line
-from experiments.photos import BENCHMARKS, learnt, open_from, retrieved
+from experiments.photos import BENCHMARKS, open_from, retrieved, save_small
 from PIL import Image
 
 from groupvit.checkpoints import native
@@ -203,11 +203,8 @@ class Job:
             out.mkdir(parents=True)
             lines = (trained / "metrics.jsonl").read_text() + json.dumps({"step": state.step, **scores}) + "\n"
             (out / "metrics.jsonl").write_text(lines)
-            seen, nouns = learnt(self.data, run)
-            native.forget_unseen(state.weights, seen)
             metadata = {"run": self.name, "step": str(state.step)}
-            config = replace(run.model, rivals=nouns)
-            native.save(trained, state.weights, config, metadata=metadata, compact=True)
+            save_small(trained, state.weights, run, self.data, metadata)
             write_parts(trained / native.WEIGHTS, out)
 
 

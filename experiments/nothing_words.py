@@ -77,6 +77,11 @@ class Words:
         words = SYNONYMS.get(name, (name,))
         return next((word for word in words if word in self.vocabulary), words[0])
 
+    def chosen(self, word: str) -> Sequence[str]:
+        """Return what `segment` lets compete with a word."""
+        alike = self.cosines[self.index[word]]
+        return choose_rivals([word], self.vocabulary, alike[[self.index[noun] for noun in self.vocabulary]])
+
     def unlike(self, word: str, limit: float) -> list[str]:
         """Return the vocabulary without a word's kin and without words that are as similar to it as the limit."""
         cosines, own = self.cosines[self.index[word]], kin([word])
@@ -86,7 +91,7 @@ class Words:
 def choices(words: Words) -> dict[str, Choice]:
     """Return the choices of rivals that are compared."""
     surroundings = {word: STUFF - kin([word]) for word in words.every}
-    unlike, chosen = cache(words.unlike), cache(lambda word: choose_rivals([word], words.vocabulary))
+    unlike, chosen = cache(words.unlike), cache(words.chosen)
 
     def stuff(word: str) -> list[str]:
         return [noun for noun in words.vocabulary if noun in surroundings[word]]
@@ -95,9 +100,9 @@ def choices(words: Words) -> dict[str, Choice]:
         "none": lambda word, benchmark, photo: [],
         "declared contrast": lambda word, benchmark, photo: [w for w in CONTRAST[benchmark] if w != word],
         "stuff": lambda word, benchmark, photo: stuff(word),
-        "stuff, siblings, people": lambda word, benchmark, photo: chosen(word),
+        "as segment chooses": lambda word, benchmark, photo: chosen(word),
     }
-    for limit in (0.2, 0.4, 0.6):
+    for limit in (0.15, 0.2, 0.25, 0.4, 0.6):
         named[f"unlike, below {limit}"] = lambda word, benchmark, photo, limit=limit: unlike(word, limit)
         named[f"stuff, and unlike below {limit}"] = lambda word, benchmark, photo, limit=limit: (
             stuff(word) + unlike(word, limit)

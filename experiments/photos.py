@@ -45,7 +45,9 @@ from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.retrieval import Retrieval
 from groupvit.files import write_atomically
+from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter, drawing
+from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary
 from groupvit.training.run import Run
@@ -78,6 +80,16 @@ def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:
     return torch.cat([tokenizer(texts), words.tokens]).unique(), words.nouns
 
 
+def save_small(folder: Path, model: GroupViT, run: Run, captions: Path, metadata: dict[str, str]) -> None:
+    """Write a model that a run trained on these shards: half precision, of the vocabulary the rows that training saw,
+    and the nouns that compete with labels, with their embeddings."""
+    seen, nouns = learnt(captions, run)
+    native.forget_unseen(model, seen)
+    config = replace(run.model, rivals=nouns)
+    model.rivals = Segmenter(model, config, device=model.logit_scale.device).embed_words(nouns, (SIMPLE_TEMPLATE,))
+    native.save(folder, model, config, metadata=metadata, compact=True)
+
+
 def bundle(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     captions: Path,
@@ -93,11 +105,9 @@ def bundle(
         name: What `groupvit.load` will know it by.
     """
     model, config = api.load_model(checkpoint)
-    seen, nouns = learnt(captions, get_run(run))
-    native.forget_unseen(model, seen)
     folder = Path(api.__file__).parent / "bundled" / name
     metadata = {"run": run, "step": (latest(checkpoint) or checkpoint).name}
-    native.save(folder, model, replace(config, rivals=nouns), metadata=metadata, compact=True)
+    save_small(folder, model, replace(get_run(run), model=config), captions, metadata)
     size = (folder / native.WEIGHTS).stat().st_size
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > _LARGEST:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from experiments import demo
 from experiments.photos import open_from
 from PIL import Image
@@ -16,6 +17,7 @@ from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.evaluation.retrieval import Retrieval
 from groupvit.segmentation import Segmenter
+from groupvit.text.templates import SIMPLE_TEMPLATE
 
 RESULTS = json.loads((Path(__file__).parents[1] / "docs/results.json").read_text())
 CLOSE = 0.2
@@ -57,6 +59,15 @@ def test_captions_find_their_photos_as_the_card_says(photos: Segmenter, data_dir
     row = RESULTS["photos_trunk_retrieval"]["rows"][0]
     assert row["from"] == "text to image"
     assert found["text_to_image_r10"] == pytest.approx(float(row["R@10"]), abs=CLOSE)
+
+
+def test_it_brings_the_embeddings_that_it_gives_its_nouns(photos: Segmenter) -> None:
+    nouns = photos.config.rivals
+    asked = photos.embed_words(nouns[::40], (SIMPLE_TEMPLATE,))
+    given = photos._encode_words(nouns[::40], (SIMPLE_TEMPLATE,))
+    assert photos.model.rivals is not None
+    assert torch.equal(asked, photos.model.rivals[::40])
+    torch.testing.assert_close(asked, given, atol=2e-3, rtol=0)
 
 
 def test_words_that_it_never_saw_are_named(photos: Segmenter) -> None:

@@ -243,6 +243,20 @@ def test_rows_that_fit_no_vocabulary_are_refused(rows: list[int], tmp_path: Path
         native.load(tmp_path)
 
 
+def test_the_embeddings_of_rivals_come_along_where_there_are_any(tmp_path: Path) -> None:
+    model, config = build_model(SMALL), replace(SMALL, rivals=("grass", "sky", "wall"))
+    native.save(tmp_path / "none", model, config, compact=True)
+    assert native.load(tmp_path / "none")[0].rivals is None
+    model.rivals = torch.randn(3, config.embed_dim)
+    native.save(tmp_path / "some", model, config, compact=True)
+    loaded, _ = native.load(tmp_path / "some")
+    assert loaded.rivals is not None
+    assert torch.equal(loaded.rivals, model.rivals.half().float())
+    rewrite(tmp_path / "some", {"rivals": torch.zeros(2, config.embed_dim)})
+    with pytest.raises(InputError, match=r"tensor rivals has shape \(2, "):
+        native.load(tmp_path / "some")
+
+
 def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = build_model(SMALL)
     model.image_projector.norm.running_var[0] = 1e5

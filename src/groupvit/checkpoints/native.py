@@ -24,6 +24,7 @@ IMAGE_NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 _FORMAT_VERSION = 2  # what this reads; 1 is written where every tensor is there whole
 _EMBEDDING, _ROWS = "text_encoder.token_embedding.weight", "text_encoder.token_embedding.rows"
+_RIVALS = "rivals"
 _HEADER = "groupvit"  # the key of our document in the metadata of the safetensors file
 _FIELDS = {"format_version", "groupvit_version", "model", "image", "metadata"}
 
@@ -145,12 +146,13 @@ def save(
     """Write `model` into `folder`, over the checkpoint that may be there.
 
     `compact` halves it: numbers are float16, and rows of the vocabulary that are zero (see `forget_unseen`) are left
-    out. The configuration is in the weights file: after a crash or on a full disk the folder holds the old checkpoint
-    or the new one. `config.json` is a copy for readers.
+    out; the embeddings of the rivals come along, if the model has them. The configuration is in the weights file: after
+    a crash or on a full disk the folder holds the old checkpoint or the new one. `config.json` is a copy for readers.
     """
     state = model.state_dict()
     check(state, _skeleton(config, folder).state_dict(), folder)
-    state = _compacted(state) if compact else state
+    if compact:
+        state = _compacted(state if model.rivals is None else state | {_RIVALS: model.rivals})
     document = {
         "format_version": _FORMAT_VERSION if compact else 1,
         "groupvit_version": _version(),
@@ -185,7 +187,13 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     if _HEADER not in metadata:
         raise InputError(f"{source} carries no groupvit configuration: it was written by another program")
     config = _parse(metadata[_HEADER], source)
-    return assemble(_whole(state, config.text.vocab_size, source), config, source), config
+    state = _whole(state, config.text.vocab_size, source)
+    rivals = state.pop(_RIVALS, None)
+    if rivals is not None:
+        check({_RIVALS: rivals}, {_RIVALS: torch.empty(len(config.rivals), config.embed_dim)}, source)
+    model = assemble(state, config, source)
+    model.rivals = rivals
+    return model, config
 
 
 def forget_unseen(model: GroupViT, seen: Int[Tensor, " tokens"]) -> None:

@@ -35,8 +35,11 @@ class GroupViT(nn.Module):
 
     `multi_label_logit_scale` is the multi-label loss's own temperature; `segment_logit_scale` and `segment_logit_bias`
     belong to the noun losses, `teacher_logit_scale` to the loss by a trunk's classifier. All scales are logarithms,
-    used through `temperature`.
+    used through `temperature`. `rivals` are the embeddings of `ModelConfig.rivals`, if a checkpoint brings them: they
+    follow from the weights, and no training reads them.
     """
+
+    rivals: Float[Tensor, "rivals embed"] | None = None
 
     def __init__(
         self,

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import PERSON_WORDS
 
@@ -13,6 +16,9 @@ _STUFF = (
 STUFF = frozenset(_STUFF.split())
 """Surroundings of things: stuff, in the words of Caesar et al., CVPR 2018."""
 
+UNLIKE = 0.2
+"""Cosine similarity of two words below which neither is a part or a neighbour of the other's thing."""
+
 
 def kin(words: Sequence[str]) -> frozenset[str]:
     """Return the words, and others for the same thing: of an ImageNet class (tabby, cat, animal), or of a person."""
@@ -22,24 +28,17 @@ def kin(words: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*families)
 
 
-def siblings(words: Sequence[str]) -> frozenset[str]:
-    """Return other things of the same sort, by ImageNet's classes: of a dog the other animals.
-
-    They never are a part of the thing. Furniture has none, since a table's photo shows its chairs too.
-    """
-    parts = _parts(words)
-    above = frozenset().union(*(line for line in imagenet_texts() if parts.intersection(line))) - parts - {"furniture"}
-    return frozenset().union(*(line for line in imagenet_texts() if above.intersection(line))) - kin(words)
-
-
-def choose_rivals(words: Sequence[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
+def choose_rivals(
+    words: Sequence[str], vocabulary: Sequence[str], likeness: Float[np.ndarray, " vocabulary"]
+) -> tuple[str, ...]:
     """Return the nouns of a model's vocabulary that compete with the labels' `words` for pixels.
 
-    They are stuff, siblings and people. All nouns unlike a label would be too many: parts and neighbours of a thing
-    (wing, collar) would take its pixels (`experiments/nothing_words.py`).
+    They are stuff, and the nouns whose `likeness`, the largest cosine similarity to a label, is small: parts and
+    neighbours of a thing (wing, collar) would take its pixels (`experiments/nothing_words.py`).
     """
-    rivals = (STUFF | siblings(words) | {"person"}) - kin(words)
-    return tuple(noun for noun in vocabulary if noun in rivals)
+    own = kin(words)
+    named = zip(vocabulary, likeness, strict=True)
+    return tuple(noun for noun, like in named if noun not in own and (noun in STUFF or like < UNLIKE))
 
 
 def _parts(words: Sequence[str]) -> frozenset[str]:

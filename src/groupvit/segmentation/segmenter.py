@@ -33,6 +33,7 @@ from groupvit.segmentation.windows import (
     resized,
     shared_scores,
 )
+from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 
 Precision = Literal["bf16", "fp32"]
@@ -65,6 +66,10 @@ class Segmenter:
         self.precision: Precision = precision or self._faster_precision()
         self._tokenizer = Tokenizer(config.text.context_length)
         self._embed = lru_cache(maxsize=8)(self._embed_uncached)
+        self._known: dict[tuple[str, ...], dict[str, Tensor]] = {}  # by templates
+        if self.model.rivals is not None:
+            rivals = self.model.rivals.to(self.device)
+            self._known[SIMPLE_TEMPLATE,] = dict(zip(config.rivals, rivals, strict=True))
 
     def _faster_precision(self) -> Precision:
         encoder, side = self.model.image_encoder, self.config.image.image_size
@@ -144,9 +149,12 @@ class Segmenter:
 
         Labels stay alone where one is called background, and with a model that has no nouns to choose from.
         """
-        parsed = parse_labels(labels)
+        parsed, nouns = parse_labels(labels), self.config.rivals
+        if parsed[0].name == BACKGROUND or not nouns:
+            return parsed
         words = [word for label in parsed for word in label.words]
-        rivals = () if parsed[0].name == BACKGROUND else choose_rivals(words, self.config.rivals)
+        likeness = self.embed_words(nouns, (SIMPLE_TEMPLATE,)) @ self.embed_words(words, (SIMPLE_TEMPLATE,)).T
+        rivals = choose_rivals(words, nouns, likeness.amax(dim=1).cpu().numpy())
         return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
 
     @torch.inference_mode()
@@ -155,6 +163,12 @@ class Segmenter:
         return self._embed(tuple(words), tuple(templates))
 
     def _embed_uncached(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "words embed"]:
+        known = self._known.setdefault(templates, {})
+        if new := [word for word in dict.fromkeys(words) if word not in known]:
+            known.update(zip(new, self._encode_words(new, templates), strict=True))
+        return torch.stack([known[word] for word in words])
+
+    def _encode_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
         if unseen := [word for word in words if self._unseen(word)]:
             warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
         prompts = [template.replace("{}", word) for word in words for template in templates]
