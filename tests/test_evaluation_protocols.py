@@ -6,6 +6,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark
 from groupvit.evaluation.protocols import (
     CALIBRATED_NATIVE,
+    CALIBRATED_VOCABULARY,
     CALIBRATED_WHOLE,
     CONTRAST,
     PAPER_2022,
@@ -108,12 +109,14 @@ def test_a_record_has_the_fields_that_it_had_when_the_view_was_not_a_record_of_i
 
 
 def test_a_model_s_own_words_are_asked_for_where_there_is_background(datasets):
-    protocol = replace(CALIBRATED_WHOLE, contrast="vocabulary")
-    asked = {name: protocol.view_of(RELEASE, dataset).background for name, dataset in datasets.items()}
+    protocol, brings = CALIBRATED_VOCABULARY, replace(RELEASE, rivals=("grass", "sky"))
+    asked = {name: protocol.view_of(brings, dataset).background for name, dataset in datasets.items()}
     assert {name for name, background in asked.items() if background == "auto"} == {
         name for name, dataset in datasets.items() if dataset.has_background
     }
     assert "background" not in [label.name for label in protocol.labels(datasets["pets"])]
+    with pytest.raises(InputError, match="calibrated-vocabulary needs a model that brings its nouns"):
+        protocol.view_of(RELEASE, datasets["pets"])
 
 
 def test_protocols_do_not_change():

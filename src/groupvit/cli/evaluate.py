@@ -44,7 +44,7 @@ def evaluate(
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
             each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
-        protocol: release-2022, paper-2022, calibrated-native or calibrated-whole (docs/PROTOCOLS.md).
+        protocol: release-2022, paper-2022, or calibrated-native, -whole or -vocabulary (docs/PROTOCOLS.md).
         limit: Use at most so many photos, spread evenly over the data set.
         out: The result file, by default BENCHMARK.PROTOCOL.json here.
         compare: Another result file of the same photos; prints the difference and its interval.

@@ -71,6 +71,8 @@ class Protocol:
         """Return the view of a model on a benchmark, with lengths in pixels."""
         unit = {"pixels": 1, "training size": config.image.image_size, "best size": config.image.short_side}[self.unit]
         vocabulary = self.contrast == "vocabulary" and dataset.has_background
+        if vocabulary and not config.rivals:
+            raise InputError(f"protocol {self.name} needs a model that brings its nouns: take calibrated-whole")
         return replace(
             self.view,
             short_side=self.view.short_side and self.view.short_side * unit,
@@ -127,7 +129,13 @@ CALIBRATED_WHOLE = replace(
 )
 """The same with one look at the whole photo, up to 2 : 1, at the size that suits the model best."""
 
-PROTOCOLS = {protocol.name: protocol for protocol in (RELEASE_2022, PAPER_2022, CALIBRATED_NATIVE, CALIBRATED_WHOLE)}
+CALIBRATED_VOCABULARY = replace(CALIBRATED_WHOLE, name="calibrated-vocabulary", contrast="vocabulary")
+"""The same without words that people declared: nouns of the model's own training compete, as `segment` lets them."""
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (RELEASE_2022, PAPER_2022, CALIBRATED_NATIVE, CALIBRATED_WHOLE, CALIBRATED_VOCABULARY)
+}
 
 
 def get_protocol(name: str) -> Protocol:
