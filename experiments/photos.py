@@ -137,33 +137,28 @@ def others(
         yield "plain ViT, captions alone, k-means", evaluate(clustered(plain, "k-means"), dataset, protocol)
 
 
-def rows(
-    name: str, model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol
-) -> Iterator[dict[str, str]]:
+def rows(model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: Protocol) -> Iterator[dict[str, str]]:
     """Yield the lines of one benchmark's table: the model, what it must beat and by how much, its parts."""
     result = evaluate(model, dataset, protocol)
-    yield _row(name, "the model", mean_iou(result.matrix), result.interval())
+    yield _row("the model", mean_iou(result.matrix), result.interval())
     for other, theirs in others(model, plain, dataset, protocol):
         gain = difference(result, theirs)
         ahead = f"{gain['difference']:+.1f} {_between(gain['interval'], '+.1f')}"
-        yield _row(name, other, mean_iou(theirs.matrix), theirs.interval(), ahead)
+        yield _row(other, mean_iou(theirs.matrix), theirs.interval(), ahead)
     if dataset.has_background:
         known = evaluate_given(model, dataset, protocol, "objects")
-        yield _row(name, "given what is background", mean_iou(known.matrix), known.interval())
+        yield _row("given what is background", mean_iou(known.matrix), known.interval())
     known = evaluate_given(model, dataset, protocol, "labels")
-    yield _row(name, "given the photo's labels", mean_iou(known.matrix), known.interval())
-    yield _row(name, "its groups with the best names", result.grouping()[-1]["oracle_miou"])
+    yield _row("given the photo's labels", mean_iou(known.matrix), known.interval())
+    yield _row("its groups with the best names", result.grouping()[-1]["oracle_miou"])
     if result.naming():
-        yield _row(name, "true regions called right, % of them", result.naming()[-1]["accuracy"])
+        yield _row("true regions called right, % of them", result.naming()[-1]["accuracy"])
     for error, share in result.metrics()["errors"].items():
-        yield _row(name, f"{error}, % of pixels", share)
+        yield _row(f"{error}, % of pixels", share)
 
 
-def _row(
-    benchmark: str, line: str, value: float, interval: tuple[float, float] | None = None, ahead: str = ""
-) -> dict[str, str]:
+def _row(line: str, value: float, interval: tuple[float, float] | None = None, ahead: str = "") -> dict[str, str]:
     return {
-        "benchmark": benchmark,
         "": line,
         "mIoU": f"{value:.1f}",
         "95 %": _between(interval),
@@ -204,21 +199,21 @@ def score(
     """
     began_at, segmenter = commit() if record else "", api.load(model)
     vit = api.load(plain) if plain else None
-    table: list[dict[str, str]] = []
-    for name in benchmarks:
-        CONSOLE.print(f"{name} …")
-        table += rows(name, segmenter, vit, open_from(evaluation, name, limit), choose(segmenter, protocol))
-    found = retrieved(segmenter, captions)
-    retrieval = [
-        {"from": way.replace("_", " "), **{f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)}}
-        for way in ("text_to_image", "image_to_text")
-    ]
     has_trunk = segmenter.config.image.has_trunk
     kind, card = ("photos_trunk", "MODEL_CARD.md") if has_trunk else ("photos", "MODEL_CARD_PHOTOS.md")
-    for name, lines in ((kind, table), (f"{kind}_retrieval", retrieval)):
+
+    def give(name: str, lines: list[dict[str, str]]) -> None:
         print_rows(lines)
         if record:
-            record_table(card, name, lines, began_at)
+            record_table(card, f"{kind}_{name}", lines, began_at)
+
+    for name in benchmarks:
+        CONSOLE.print(f"{name} …")
+        give(name, [*rows(segmenter, vit, open_from(evaluation, name, limit), choose(segmenter, protocol))])
+    found = retrieved(segmenter, captions)
+    ways = ("text_to_image", "image_to_text")
+    recalls = {way: {f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)} for way in ways}
+    give("retrieval", [{"from": way.replace("_", " "), **recall} for way, recall in recalls.items()])
 
 
 def compare(

@@ -22,7 +22,7 @@ def test_the_table_has_the_baselines_and_the_errors(evaluation):
     model = made(ONE)
     protocol = photos.choose(model)
     voc, camvid = (
-        list(photos.rows(name, model, None, photos.open_from(evaluation, name, 3), protocol))
+        list(photos.rows(model, None, photos.open_from(evaluation, name, 3), protocol))
         for name in ("voc2012", "camvid5")
     )
     lines = [row[""] for row in voc]
