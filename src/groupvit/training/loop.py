@@ -191,7 +191,7 @@ def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) 
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Collect signals that ask to stop: the loop ends after the step it is in. A second one interrupts at once."""
     received: list[int] = []
 
@@ -231,7 +231,7 @@ def _loop(
     share = state.run.data.batch_size // world.size
     positions = torch.arange(share, device=device) + world.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         while state.step < schedule.steps:
             batch = _next(batches, progress)
             wish = world.largest(_FAILED if isinstance(batch, InputError) else _STOP if stop else _GO, device)

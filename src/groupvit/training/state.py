@@ -188,7 +188,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
             f"{folder}/training.pt has format {version}, and this groupvit reads {_FORMAT_VERSION}: finish it with the"
             f" version that wrote it, or start a new training from its weights with --init {folder}"
         )
-    if differing := list(_differences(identity, _plain(state.identity()))):
+    if differing := list(differences(identity, plain(state.identity()))):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
     weights, _ = native.load(folder)
@@ -209,8 +209,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
 
 def _identity_of(saved: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return the identity of a saved training as this version writes it."""
-    identity = _plain(saved["identity"])
-    identity["model"] = _plain(ModelConfig.from_dict(identity["model"]).to_dict())
+    identity = plain(saved["identity"])
+    identity["model"] = plain(ModelConfig.from_dict(identity["model"]).to_dict())
     for part in ("data", "schedule", "optimizer"):
         fields = vars(getattr(run, part)).keys() - identity[part].keys() - _FREE  # those that came later
         identity[part] |= {name: getattr(type(getattr(run, part)), name, None) for name in fields}
@@ -219,16 +219,16 @@ def _identity_of(saved: dict[str, Any], run: Run) -> dict[str, Any]:
     return identity
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn tuples into lists: earlier versions wrote either."""
     return json.loads(json.dumps(value))
 
 
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
     """Yield `schedule.lr was 0.001 and is 0.002` for every field that differs, at any depth."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in saved | now:
-            yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now and name == "nouns":
         yield f"{len(set(saved) - set(now))} nouns of its vocabulary are gone and {len(set(now) - set(saved))} are new"
     elif saved != now:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -150,7 +151,7 @@ def _total(terms: Terms) -> Float[Tensor, ""]:
 
 
 def step(
-    model: GroupViT, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, keys: Keys
+    model: nn.Module, gradient: Callable[[Any, Keys], Terms], optimizer: torch.optim.Optimizer, batch: Any, keys: Keys
 ) -> tuple[Terms, Float[Tensor, ""]]:
     """Take one step; return the loss's terms with their total, and the norm of the gradient before clipping.
 
