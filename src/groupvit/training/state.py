@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import latest, native
@@ -40,7 +41,7 @@ def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
 class TrainingState:
     """A training after `step` optimiser steps, which took the first `position` samples of the order.
 
-    `best_score` is the highest that was seen so far, at `best_step`.
+    `best_score` is the highest that was seen so far, at `best_step`. `extras` are what terms train beside the model.
     """
 
     run: Run
@@ -54,6 +55,7 @@ class TrainingState:
     position: int = 0
     best_step: int | None = None
     best_score: float = -math.inf
+    extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
     def weights(self) -> GroupViT:
@@ -64,6 +66,8 @@ class TrainingState:
         """Return the same training one optimiser step on."""
         if self.average is not None:
             self.average.update_parameters(self.model)
+        for extra in self.extras.values():
+            extra.follow(self.model.image_encoder, (self.step + 1) / self.run.schedule.steps)  # pyright: ignore[reportCallIssue]
         return replace(self, step=self.step + 1, position=self.position + self.run.data.batch_size)
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
@@ -165,6 +169,7 @@ def _document(state: TrainingState) -> dict[str, Any]:
         "best_score": state.best_score,
         "optimizer": state.optimizer.state_dict(),  # the schedule is a function of the step
         "model": state.model.state_dict() if state.average is not None else None,
+        "extras": state.extras.state_dict(),
         "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
 
@@ -197,6 +202,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         state.model.load_state_dict(saved["model"])
         state.average.n_averaged.fill_(saved["step"])
     state.optimizer.load_state_dict(saved["optimizer"])
+    state.extras.load_state_dict(saved.get("extras", {}))
     torch.set_rng_state(saved["generators"]["cpu"])
     if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
