@@ -16,7 +16,7 @@ from experiments.record import commit, print_rows, record_table
 
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.objective import Images, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Images, PairTerm, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
 from groupvit.training.paper_runs import PAIRS
 from groupvit.training.runs import get_run
 
@@ -32,12 +32,13 @@ def count_flops() -> tuple[float, float]:
     """Count FLOPs of a step, forward and backward: encoders for one photo, projectors and loss for a batch."""
     torch.manual_seed(0)
     run = get_run("groupvit-s-gcc-yfcc")
+    objective = tuple(term for term in run.objective if isinstance(term, PairTerm))
     model, words = build_model(run.model).train(), Vocabulary.from_counts({}, 1, Tokenizer(77))
     few = random_batch(8, run)
 
     def encoders() -> None:
-        images = encode_images(model, few.images, run.objective, noise.sample_keys(0, 0, torch.arange(8)))
-        features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, run.objective, words))]
+        images = encode_images(model, few.images, objective, noise.sample_keys(0, 0, torch.arange(8)))
+        features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, objective, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
 
     batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), present=torch.zeros(BATCH, 0, dtype=torch.bool))
@@ -47,7 +48,7 @@ def count_flops() -> tuple[float, float]:
 
     def loss() -> None:
         of_images = Images(pooled, nothing, nothing, torch.zeros(BATCH, 0, dtype=torch.bool), nothing, ())
-        torch.stack(list(loss_terms(model, run.objective, of_images, texts, batch, words).values())).sum().backward()
+        torch.stack(list(loss_terms(model, objective, of_images, texts, batch, words).values())).sum().backward()
 
     return flops(encoders) / 8, flops(loss)
 

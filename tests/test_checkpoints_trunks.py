@@ -132,7 +132,7 @@ def test_fields_that_are_left_out_are_those_of_transformers(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model_type": "deit"}, "DeiT with a distillation token is not supported"),
+        ({"model_type": "deit"}, "tensor embeddings.distillation_token of a distilled DeiT is missing"),
         ({"model_type": "swin"}, "model_type = 'swin' is not supported, only 'vit'"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported, only 'gelu'"),
         ({"qkv_bias": False}, "qkv_bias = False is not supported"),

@@ -31,7 +31,17 @@ SMALL = (
         "scenes-512-release",
         "scenes-local",
     ),
-    *("flickr8k", "photos", "photos-small", "photos-plain", "photos-trunk", "debug"),
+    *(
+        "flickr8k",
+        "photos",
+        "photos-small",
+        "photos-plain",
+        "photos-trunk",
+        "photos-dino",
+        "photos-moco",
+        "photos-classify",
+        "debug",
+    ),
 )
 TRUNKS = ("photos-trunk", "photos-trunk-gpu")
 

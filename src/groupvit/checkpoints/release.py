@@ -72,12 +72,13 @@ class _Inert:
         pass
 
 
-# Beside the weights the training script pickled its OmegaConf configuration and NumPy scores.
+# Beside the weights the training script pickled its OmegaConf configuration and NumPy scores; DeiT's and DINO's pickle
+# their options.
 _FOREIGN = """
     omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata
     omegaconf.base.Metadata omegaconf.nodes.AnyNode omegaconf.nodes.BooleanNode omegaconf.nodes.FloatNode
     omegaconf.nodes.IntegerNode omegaconf.nodes.StringNode typing.Any
-    numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+    argparse.Namespace numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
 """
 _HARMLESS = [
     *((_Inert, name) for name in _FOREIGN.split()),

@@ -1,9 +1,10 @@
-"""Where pre-trained trunks come from: packages of the Python index, folders of `transformers`."""
+"""Where pre-trained trunks come from: packages of the Python index, folders of `transformers`, files of `rivals`."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar, cast
 
+from groupvit.checkpoints import release, rivals
 from groupvit.checkpoints.names import Table, split_qkv, table, translate
 from groupvit.checkpoints.native import CONFIG, WEIGHTS, StateDict, check, read_json, read_safetensors
 from groupvit.checkpoints.release import as_state, read_pickle
@@ -43,7 +44,8 @@ _VIT: Table = table("""
     blocks.#.mlp.fc2.       encoder.layer.#.output.dense.
     norm.                   layernorm.
 """)
-_UNUSED = ("pooler.", "classifier.", "embeddings.mask_token")  # what only other tasks need
+# what only other tasks need
+_UNUSED = ("pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "embeddings.mask_token")
 _VIT_B = {  # what `transformers` takes for fields that are left out
     "image_size": 224,
     "patch_size": 16,
@@ -54,7 +56,6 @@ _VIT_B = {  # what `transformers` takes for fields that are left out
     "layer_norm_eps": 1e-12,
 }
 _ONLY = {"num_channels": 3, "hidden_act": "gelu", "qkv_bias": True}  # the same, and nothing else is supported
-_DISTILLED = "DeiT with a distillation token is not supported, only DeiT without one, whose model_type is 'vit'"
 
 Trunk = TypeVar("Trunk", EfficientNetLite, ViTTrunk)
 
@@ -82,21 +83,37 @@ def load_efficientnet(variant: EfficientNetVariant) -> EfficientNetLite:
     return _filled(EfficientNetLite(variant), _EFFICIENTNET, state, path)
 
 
-def load_vit(folder: Path) -> ViTTrunk:
-    """Load the encoder of a `transformers` ViTModel, or of one with a head for some task."""
-    config, path = read_vit_config(folder), folder / WEIGHTS
-    impossible = f"{folder / CONFIG}: no ViT can be built from it"
+def load_vit(source: Path) -> ViTTrunk:
+    """Load a ViT from a rival's file, or from a `transformers` folder of a ViTModel, a DeiTModel or one with a head."""
+    config = read_vit_config(source)
+    impossible = f"{source if source.is_file() else source / CONFIG}: no ViT can be built from it"
     with input_error(impossible, RuntimeError, ValueError, ArithmeticError):
         trunk = ViTTrunk(**vars(config))
+    if source.is_file():
+        state = rivals.read_state(source)
+        if config.class_tokens == 2:
+            state = rivals.with_joined_tokens(state, "cls_token", "dist_token", source)
+        return _filled(trunk, rivals.TABLE, state, source, fused=True)
+    path = source / WEIGHTS
     state = as_state(read_safetensors(path)[0], path)
-    state = {name.removeprefix("vit."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("vit.").removeprefix("deit."): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)}
+    if config.class_tokens == 2:
+        state = rivals.with_joined_tokens(state, "embeddings.cls_token", "embeddings.distillation_token", path)
     return _filled(trunk, _VIT, state, path)
 
 
-def _filled(trunk: Trunk, table: Table, state: StateDict, source: Path) -> Trunk:
-    """Return the trunk with exactly these tensors, in evaluation mode."""
-    expected = {str(translate(name, table)): tensor for name, tensor in split_qkv(trunk.state_dict()).items()}
+def holds_vit(path: Path) -> bool:
+    """Return True if `load_vit` is the one to read a folder or file."""
+    if path.is_dir():
+        return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") in ("vit", "deit")
+    return (path.suffix == ".safetensors" or release.recognises(path)) and "cls_token" in rivals.read_state(path)
+
+
+def _filled(trunk: Trunk, table: Table, state: StateDict, source: Path, *, fused: bool = False) -> Trunk:
+    """Return the trunk with exactly these tensors, in evaluation mode; if `fused`, query, key and value are one."""
+    tensors = trunk.state_dict() if fused else split_qkv(trunk.state_dict())
+    expected = {str(translate(name, table)): tensor for name, tensor in tensors.items()}
     check(state, expected, source)
     for name, tensor in expected.items():
         tensor.copy_(state[name])  # the trunk's own memory
@@ -104,12 +121,16 @@ def _filled(trunk: Trunk, table: Table, state: StateDict, source: Path) -> Trunk
 
 
 def read_vit_config(folder: Path) -> ViTConfig:
-    """Read the sizes in `config.json` and the image statistics of `preprocessor_config.json` (0.5 if there is none)."""
+    """Read the sizes in `config.json` and the image statistics of `preprocessor_config.json` (0.5 if there is none).
+
+    A file has neither, and tells them by its tensors (`rivals`).
+    """
+    if folder.is_file():
+        return rivals.read_config(rivals.read_state(folder), folder)
     path = folder / CONFIG
     values = _VIT_B | _ONLY | read_json(path)
-    if values.get("model_type") == "deit":
-        raise InputError(f"{path}: {_DISTILLED}")
-    for name, only in {"model_type": "vit", **_ONLY}.items():
+    distilled = values.get("model_type") == "deit"
+    for name, only in {"model_type": "deit" if distilled else "vit", **_ONLY}.items():
         if values.get(name) != only:
             raise InputError(f"{path}: {name} = {values.get(name)!r} is not supported, only {only!r}")
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).exists() else {}
@@ -125,6 +146,7 @@ def read_vit_config(folder: Path) -> ViTConfig:
                 "norm_eps": values["layer_norm_eps"],
                 "mean": processor.get("image_mean", [0.5] * 3),
                 "std": processor.get("image_std", [0.5] * 3),
+                "class_tokens": 1 + distilled,
             }
         )
         if config.dim % config.heads:

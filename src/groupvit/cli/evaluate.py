@@ -101,6 +101,16 @@ def _print(
     pictures: Path | None,
 ) -> None:
     from groupvit.evaluation.pictures import draw
+    from groupvit.evaluation.results import Result
+
+    print_result(out, dataset.root, compare)
+    if pictures:
+        for path in draw(Result.load(out), segmenter, dataset, protocol, pictures):
+            print(path)
+
+
+def print_result(out: Path, root: Path, compare: Path | None) -> None:
+    """Print a result file's numbers, and how far they are ahead of another's."""
     from groupvit.evaluation.report import format_difference, report, unseen
     from groupvit.evaluation.results import Result
     from groupvit.evaluation.results import compare as compare_files
@@ -108,12 +118,9 @@ def _print(
     result = Result.load(out)
     print(report(result))
     if absent := unseen(result):
-        warnings.warn(f"{dataset.root}: {absent}", stacklevel=1)
+        warnings.warn(f"{root}: {absent}", stacklevel=1)
     if compare:
         print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
-    if pictures:
-        for path in draw(result, segmenter, dataset, protocol, pictures):
-            print(path)
     print(f"{out} has the counts of each photo")
 
 

@@ -32,8 +32,8 @@ class Options:
         tensorboard: Write the curves as TensorBoard's event files, too.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
-        trunk: Folder of a pre-trained ViT (config.json and model.safetensors of transformers), on which the run then
-            stands, as it is.
+        trunk: A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT,
+            timm, DINO or MoCo v3.
         cache: Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
         patience: Minutes that each of several processes waits for the others, which may be evaluating or saving.
     """

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from groupvit.data.workers import launched
 from groupvit.errors import InputError
@@ -108,17 +109,20 @@ def conclude(result: Result, photos: Sequence[PhotoScores], dataset: Dataset, pr
 
 def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
     """Return where a model comes from, its configuration and size, and a hash that no layout of files changes."""
-    digest, model = hashlib.sha256(), segmenter.model
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {
-        "source": source,
-        "sha256": digest.hexdigest(),
-        "parameters": sum(p.numel() for p in model.parameters()),
+    return describe_weights(segmenter.model, source) | {
         "config": asdict(segmenter.config),
         "precision": segmenter.precision,
     }
+
+
+def describe_weights(model: nn.Module, source: str) -> dict[str, Any]:
+    """Return where weights come from, their number and a hash of them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"source": source, "sha256": digest.hexdigest(), "parameters": count}
 
 
 def processes() -> tuple[int, int]:

@@ -139,11 +139,13 @@ def _above_background(
     return _paired(benchmark, root, labels, photos, mask, table, f"{benchmark} has 0 to {len(classes)}")
 
 
-def _open_pascal(root: Path, benchmark: str, *, background: bool) -> Dataset:
+def _open_pascal(root: Path, benchmark: str, split: str, *, background: bool) -> Dataset:
     place, classes, holds = _PASCAL[benchmark.rstrip("0123456789")]
     masks = place.format("Class")
+    if split == "trainaug" and (root / f"{masks}Aug").is_dir():  # SBD's masks beside VOC's own
+        masks += "Aug"
     _require(root, "JPEGImages", masks, holds=holds)
-    names = _names(root / "ImageSets" / place.format("") / "val.txt")
+    names = _names(root / "ImageSets" / place.format("") / f"{split}.txt")
     photos = {name: root / f"JPEGImages/{name}.jpg" for name in names}
     return _above_background(benchmark, root, classes, photos, masks + "/{}.png", background=background)
 
@@ -211,20 +213,25 @@ def _open_coco_instances(root: Path) -> Dataset:
 
 
 BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {
-    "voc21": lambda root: _open_pascal(root, "voc21", background=True),
-    "voc4": lambda root: _only("voc4", _open_pascal(root, "voc21", background=True), "person", "dog", "cat"),
-    "voc20": lambda root: _open_pascal(root, "voc20", background=False),
-    "context60": lambda root: _open_pascal(root, "context60", background=True),
-    "context59": lambda root: _open_pascal(root, "context59", background=False),
+    "voc21": lambda root, split="val": _open_pascal(root, "voc21", split, background=True),
+    "voc4": lambda root, split="val": _only(
+        "voc4", _open_pascal(root, "voc21", split, background=True), "person", "dog", "cat"
+    ),
+    "voc20": lambda root, split="val": _open_pascal(root, "voc20", split, background=False),
+    "context60": lambda root, split="val": _open_pascal(root, "context60", split, background=True),
+    "context59": lambda root, split="val": _open_pascal(root, "context59", split, background=False),
     "coco-object-instances": _open_coco_instances,
     "coco-object-stuff": _open_coco_stuff,
     "pets": _open_pets,
-    "camvid11": lambda root: _open_camvid(root, "val"),
-    "camvid5": lambda root: _only("camvid5", _open_camvid(root, "val"), "sky", "road", "tree", "building", "car"),
+    "camvid11": lambda root, split="val": _open_camvid(root, split),
+    "camvid5": lambda root, split="val": _only(
+        "camvid5", _open_camvid(root, split), "sky", "road", "tree", "building", "car"
+    ),
     "camvid11-test": lambda root: replace(_open_camvid(root, "test"), benchmark="camvid11-test"),
     "folder": MaskFolder.open,
 }
-"""Opener of each benchmark, given the folder of the data set."""
+"""Opener of each benchmark, given the folder of the data set; those of `SPLITS` open other lists of photos, too."""
+SPLITS = ("voc21", "voc4", "voc20", "context60", "context59", "camvid11", "camvid5")
 
 
 def open_benchmark(

@@ -31,7 +31,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A pre-trained ViT (`trunks.ViTTrunk`); defaults are ViT-S/16. `mean` and `std` are on RGB in [0, 1]."""
+    """A pre-trained ViT (`trunks.ViTTrunk`); defaults are ViT-S/16. `mean` and `std` are on RGB in [0, 1].
+
+    `class_tokens` is 2 for a DeiT that was distilled.
+    """
 
     image_size: int = 224
     patch_size: int = 16
@@ -42,6 +45,7 @@ class ViTConfig:
     norm_eps: float = 1e-12
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    class_tokens: int = 1
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ViTConfig":
@@ -132,7 +136,7 @@ class ModelConfig:
 
 _GONE = {"projector_norm": "batch", "logit_bias": False}
 """Fields that earlier checkpoints have, and the only value that is still built."""
-_ADDED = ("teacher_loss", "rivals", "seeded", "vit")
+_ADDED = ("teacher_loss", "rivals", "seeded", "vit", "class_tokens")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 

@@ -79,20 +79,22 @@ class TrunkStem(nn.Module):
             *maps, last = *early, self.trunk.late(early[-1])
         else:
             *maps, last = self.trunk(images)
-        balanced = [_balanced(local) for local in maps]
-        patches = self.from_local(balanced[-1])
-        patches = patches + _resized(self.from_last(_balanced(last)), patches.shape[-2:])
+        even = [balanced(local) for local in maps]
+        patches = self.from_local(even[-1])
+        patches = patches + resized(self.from_last(balanced(last)), patches.shape[-2:])
         # Each map weighs the same in a distance.
-        local = [_resized(each, maps[0].shape[-2:]) / each.shape[1] ** 0.5 for each in balanced]
+        local = [resized(each, maps[0].shape[-2:]) / each.shape[1] ** 0.5 for each in even]
         return TrunkFeatures(patches, torch.cat(local, dim=1), last)
 
 
-def _balanced(x: Map) -> Map:
+def balanced(x: Map) -> Map:
+    """Return the map with each cell divided by the root mean square of its channels."""
     squares = at_least_float32(x).square()
     return x * (squares.mean(dim=1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
 
 
-def _resized(x: Float[Tensor, "batch channels _ _"], size: torch.Size) -> Map:
+def resized(x: Float[Tensor, "batch channels _ _"], size: torch.Size) -> Map:
+    """Return the map at another size, bilinear."""
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

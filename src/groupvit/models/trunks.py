@@ -181,7 +181,7 @@ class ViTTrunk(nn.Module):
     """The plain pre-norm ViT (Dosovitskiy et al., 2021) as in `transformers`, for images of any height and width.
 
     `mean` and `std`, on RGB in [0, 1], are those of pre-training: 0.5 for Google's weights, ImageNet's for DeiT's and
-    DINO's.
+    DINO's. There are two class tokens if DeiT's distillation token is one of them.
     """
 
     def __init__(
@@ -196,13 +196,14 @@ class ViTTrunk(nn.Module):
         norm_eps: float = 1e-12,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.5, 0.5, 0.5),
+        class_tokens: int = 1,
     ):
         super().__init__()
         self.channels = (dim, dim)
         self.strides = (patch_size, patch_size)
         self.mean, self.std = mean, std
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, dim))
+        self.class_token = nn.Parameter(torch.zeros(1, class_tokens, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, class_tokens + (image_size // patch_size) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
@@ -228,12 +229,14 @@ class ViTTrunk(nn.Module):
         rows, columns = patches.shape[-2:]
         tokens = rearrange(patches, "b d h w -> b (h w) d")
         x = torch.cat([self.class_token.expand(len(images), -1, -1), tokens], dim=1)
-        positions = torch.cat([self.pos_embed[:, :1], resampled(self.pos_embed[:, 1:], rows, columns)], dim=1)
+        first = self.class_token.shape[1]
+        positions = resampled(self.pos_embed[:, first:], rows, columns)
+        positions = torch.cat([self.pos_embed[:, :first], positions], dim=1)
         x = x + positions.to(x.dtype)
         middle = x
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i == len(self.blocks) // 2 - 1:
                 middle = x
-        local, last = (rearrange(y[:, 1:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
+        local, last = (rearrange(y[:, first:], "b (h w) d -> b d h w", h=rows) for y in (middle, self.norm(x)))
         return local, last

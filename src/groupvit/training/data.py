@@ -15,6 +15,7 @@ from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.monitor import tracked
 from groupvit.training.objective import Nouns, Objective, Teacher, Vocabulary, terms_of
+from groupvit.training.self_supervised import Classify
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
 def make_vocabulary(data: Data, objective: Objective, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
     """Return the nouns of the training captions and tags that are frequent enough to learn."""
     classes = imagenet_texts() if terms_of(objective, Teacher) else ()
-    if not terms_of(objective, Nouns):
+    if not (terms_of(objective, Nouns) or terms_of(objective, Classify)):
         return Vocabulary.from_counts({}, len(photos), tokenizer, classes)
     in_photos, known = photos.noun_counts()
     counts = vocabulary(in_photos, data.min_count)

@@ -128,6 +128,11 @@ class Alarm:
             # healthy: 23
             "a temperature stands at its bound of 100": any(v > 99.5 for n, v in values.items() if "logit_scale" in n),
         }
+        # healthy: an entropy of 0.95 and less, a variety of 0.5 and more, a spread of 0.3 and more
+        signs["dino: every photo has all prototypes alike"] = values.get("dino/entropy", 0.0) > 0.99
+        signs["dino: all photos have the same prototypes"] = values.get("dino/variety", 1.0) < 0.1
+        signs["moco: all photos have the same feature"] = values.get("moco/spread", 1.0) < 0.05
+        signs["classify: all photos have the same answer"] = values.get("classify/spread", 1.0) < 0.01
         for stage in [name.removesuffix("/similarity") for name in values if name.endswith("/similarity")]:
             # healthy: an entropy of 0.78 and more, a share of 0.55 and less
             few = values[f"{stage}/usage_entropy"] < 0.4 or values[f"{stage}/largest_share"] > 0.9

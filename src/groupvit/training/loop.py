@@ -30,6 +30,7 @@ from groupvit.training.monitor import EVERY, Progress, draw_curves
 from groupvit.training.objective import Captions, Teacher, terms_of
 from groupvit.training.optim import make_optimizer, set_rate
 from groupvit.training.run import Run
+from groupvit.training.self_supervised import modules_of, of_photos
 from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
@@ -87,9 +88,12 @@ def train(
         if compiled:
             _compile(state.model, device, bfloat16, world)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
-        gradient = gradient_of(Learner(state.model, run.objective, words, bfloat16, world), run.data.chunk)
+        learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
+        gradient = gradient_of(learner, run.data.chunk)
         with closing(_progress(state, out, tensorboard, world)) as progress:
-            state = _loop(state, gradient, batches, progress, out, keep, evaluate if first else None, device, world)
+            state = _loop(
+                state, learner, gradient, batches, progress, out, keep, evaluate if first else None, device, world
+            )
         world.wait()  # until the first one has saved
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")
@@ -106,6 +110,8 @@ def _check(run: Run, world: World) -> None:
         raise InputError("crops are cached as they are: their colours cannot be changed")
     if (run.data.cached_crops or terms_of(run.objective, Teacher)) and run.model.image.stem not in PUBLISHED:
         raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
+    if of_photos(run.objective) and (run.data.chunk or run.data.cached_crops):
+        raise InputError("dino, moco and classify see whole batches of fresh photos: no chunks and no cached crops")
     if run.data.batch_size // world.size < 2:
         raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
 
@@ -149,8 +155,10 @@ def prepare(
         for module in _tuned(pretrained, run):
             module.requires_grad_()
     model = model.to(device).train()
-    optimizer = make_optimizer(model, run.optimizer, bfloat16=bfloat16)
-    state = TrainingState(run, seed, nouns, photos, model, optimizer, average_of(model, run.optimizer.ema))
+    extras = modules_of(run.objective, model, len(nouns)).to(device)
+    optimizer = make_optimizer(nn.ModuleList([model, extras]), run.optimizer, bfloat16=bfloat16)
+    average = average_of(model, run.optimizer.ema)
+    state = TrainingState(run, seed, nouns, photos, model, optimizer, average, extras=extras)
     return restore(resumed, state) if resumed else state
 
 
@@ -184,14 +192,14 @@ def _begin(state: TrainingState, out: Path, world: World) -> None:
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:
     run = state.run
-    chance = sum(term.chance(run.data.batch_size) for term in terms_of(run.objective, Captions))
+    chance = sum((term.chance(run.data.batch_size) for term in terms_of(run.objective, Captions)), start=0.0)
     file = None if world.rank else out / "metrics.jsonl"
     alarm = Alarm(run.schedule.warmup, chance)
     return Progress(file, state.step, run.schedule.steps, run.data.batch_size, alarm, tensorboard=tensorboard)
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Collect signals that ask to stop: the loop ends after the step it is in. A second one interrupts at once."""
     received: list[int] = []
 
@@ -218,6 +226,7 @@ def _next(batches: Iterator[Batch], progress: Progress) -> Batch | InputError:
 
 def _loop(
     state: TrainingState,
+    learner: Learner,
     gradient: Gradient,
     batches: Iterator[Batch],
     progress: Progress,
@@ -231,7 +240,7 @@ def _loop(
     share = state.run.data.batch_size // world.size
     positions = torch.arange(share, device=device) + world.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         while state.step < schedule.steps:
             batch = _next(batches, progress)
             wish = world.largest(_FAILED if isinstance(batch, InputError) else _STOP if stop else _GO, device)
@@ -244,7 +253,9 @@ def _loop(
             set_rate(state.optimizer, rate := schedule.rate(state.step))
             keys = noise.sample_keys(state.seed, state.step, positions)
             with watched(model.image_encoder, active=(reported := (state.step + 1) % EVERY == 0)) as health:
-                terms, norm = step(model, gradient, state.optimizer, batch, keys)
+                terms, norm = step(learner, gradient, state.optimizer, batch, keys)
+            for extra in state.extras.values() if reported else ():
+                health |= extra.health  # pyright: ignore[reportOperatorIssue]
             if reported and batch.human.any():
                 health["distinct_captions"] = distinct_share(batch.captions[batch.human])
             state = state.advance()

@@ -22,6 +22,7 @@ from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
 from groupvit.training.losses import Form
+from groupvit.training.self_supervised import PhotoTerm
 
 Pixels = UInt8[Tensor, "_ 3 height width"]
 Joined = tuple[Int[Tensor, "batch _"], ...]
@@ -201,8 +202,11 @@ class Teacher:
         return losses.teacher_loss(F.normalize(cells, dim=-1), F.normalize(classes, dim=-1), taught, scale)
 
 
-Term = Captions | LocalAlignment | MultiLabel | Nouns | Teacher
+PairTerm = Captions | LocalAlignment | MultiLabel | Nouns | Teacher
+Term = PairTerm | PhotoTerm
 Objective = tuple[Term, ...]
+Pairs = tuple[PairTerm, ...]
+"""The terms that compare photos with texts, in which only `loss_terms` and what serves it take an interest."""
 _Kind = TypeVar("_Kind")
 
 
@@ -211,12 +215,12 @@ def terms_of(objective: Objective, kind: type[_Kind]) -> list[_Kind]:
     return [term for term in objective if isinstance(term, kind)]
 
 
-def _needs(objective: Objective) -> set[str]:
+def _needs(objective: Pairs) -> set[str]:
     return {need for term in objective for need in term.needs}
 
 
 def encode_images(
-    model: GroupViT, images: Pixels, objective: Objective, keys: Keys, *, joined: Joined = (), early: Maps = ()
+    model: GroupViT, images: Pixels, objective: Pairs, keys: Keys, *, joined: Joined = (), early: Maps = ()
 ) -> Images:
     """Encode images for the terms; `joined` and `early` are those of `ImageEncoder.forward`."""
     encoder, needs = model.image_encoder, _needs(objective)
@@ -238,7 +242,7 @@ def encode_images(
     )
 
 
-def texts_of(batch: Batch, objective: Objective, vocabulary: Vocabulary) -> tuple[tuple[Int[Tensor, "_ _"], bool], ...]:
+def texts_of(batch: Batch, objective: Pairs, vocabulary: Vocabulary) -> tuple[tuple[Int[Tensor, "_ _"], bool], ...]:
     """Return captions, noun prompts and vocabulary, and whether each is encoded word by word.
 
     Texts of one kind have about one length, so encoding the kinds apart spares padding.
@@ -262,7 +266,7 @@ def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: 
 
 
 def loss_terms(
-    model: GroupViT, objective: Objective, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
+    model: GroupViT, objective: Pairs, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
 ) -> dict[str, Loss]:
     """Return every weighted term; `texts` are the encoded `texts_of` the batch."""
     of = _embedded(model, images, texts, batch, vocabulary)

@@ -10,6 +10,7 @@ from groupvit.training.objective import Captions, LocalAlignment, MultiLabel, No
 from groupvit.training.optim import Optimizer, Schedule
 from groupvit.training.paper_runs import PAPER_RUNS
 from groupvit.training.run import Run, vary
+from groupvit.training.self_supervised import Classify, Dino, Moco
 
 
 def _small(
@@ -19,7 +20,7 @@ def _small(
     stages: tuple[Stage, ...],
     text_layers: int,
     drop_path: float = 0.0,
-    stem: Literal["conv", "residual"] = "conv",
+    stem: Literal["patch", "conv", "residual"] = "conv",
 ) -> ModelConfig:
     """Return a small model with the options under which segments keep to their own pixels."""
     return ModelConfig(
@@ -210,6 +211,19 @@ PHOTOS_TRUNK_GPU = vary(
 )
 
 
+# The rivals of Table 5: a plain ViT from the same photos without their captions. The average of the weights is shipped,
+# which is what DINO evaluates.
+PHOTOS_ALONE = Run(
+    model=replace(_small(128, 16, 192, (Stage(6),), text_layers=1, drop_path=0.1, stem="patch"), segment_loss=False),
+    data=Data(PHOTOS_TRUNK.data.train, batch_size=64, crop=(1.0, 1.0)),
+    objective=(Dino(prototypes=4096, local_crops=6, hidden=1024),),
+    schedule=Schedule(steps=4000, warmup=400, lr=1e-3, save_every=500),
+    optimizer=Optimizer(ema=0.996),
+    paper="Table 5: DINO, in miniature",
+    cost="not measured",
+    expected="not measured",
+)
+
 RUNS: dict[str, Run] = {
     "scenes": SCENES,
     "scenes-release": SCENES_RELEASE,
@@ -237,6 +251,22 @@ RUNS: dict[str, Run] = {
         paper="Table 4 rows 1 to 4: ViT, in miniature",
         cost="not measured since photos are read from the disk at every step",
         expected="30.8 % R@10, text to image",
+    ),
+    "photos-dino": PHOTOS_ALONE,
+    "photos-moco": vary(
+        PHOTOS_ALONE,
+        objective=(Moco(hidden=1024),),
+        paper="Table 5: MoCo v3, in miniature",
+        batch_size=128,
+    ),
+    "photos-classify": vary(
+        PHOTOS_ALONE,
+        objective=(Classify(),),
+        augment="randaugment",
+        crop=(0.08, 1.0),
+        ema=0.0,
+        paper="Table 5: DeiT, in miniature, by tags and nouns",
+        batch_size=128,
     ),
     "debug": vary(
         SCENES,

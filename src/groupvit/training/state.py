@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import latest, native
@@ -40,7 +41,7 @@ def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
 class TrainingState:
     """A training after `step` optimiser steps, which took the first `position` samples of the order.
 
-    `best_score` is the highest that was seen so far, at `best_step`.
+    `best_score` is the highest that was seen so far, at `best_step`. `extras` are what terms train beside the model.
     """
 
     run: Run
@@ -54,6 +55,7 @@ class TrainingState:
     position: int = 0
     best_step: int | None = None
     best_score: float = -math.inf
+    extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
     def weights(self) -> GroupViT:
@@ -64,6 +66,8 @@ class TrainingState:
         """Return the same training one optimiser step on."""
         if self.average is not None:
             self.average.update_parameters(self.model)
+        for extra in self.extras.values():
+            extra.follow(self.model.image_encoder, (self.step + 1) / self.run.schedule.steps)  # pyright: ignore[reportCallIssue]
         return replace(self, step=self.step + 1, position=self.position + self.run.data.batch_size)
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
@@ -165,6 +169,7 @@ def _document(state: TrainingState) -> dict[str, Any]:
         "best_score": state.best_score,
         "optimizer": state.optimizer.state_dict(),  # the schedule is a function of the step
         "model": state.model.state_dict() if state.average is not None else None,
+        "extras": state.extras.state_dict(),
         "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
     }
 
@@ -188,7 +193,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
             f"{folder}/training.pt has format {version}, and this groupvit reads {_FORMAT_VERSION}: finish it with the"
             f" version that wrote it, or start a new training from its weights with --init {folder}"
         )
-    if differing := list(_differences(identity, _plain(state.identity()))):
+    if differing := list(differences(identity, plain(state.identity()))):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
     weights, _ = native.load(folder)
@@ -197,6 +202,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         state.model.load_state_dict(saved["model"])
         state.average.n_averaged.fill_(saved["step"])
     state.optimizer.load_state_dict(saved["optimizer"])
+    state.extras.load_state_dict(saved.get("extras", {}))
     torch.set_rng_state(saved["generators"]["cpu"])
     if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
@@ -209,8 +215,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
 
 def _identity_of(saved: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return the identity of a saved training as this version writes it."""
-    identity = _plain(saved["identity"])
-    identity["model"] = _plain(ModelConfig.from_dict(identity["model"]).to_dict())
+    identity = plain(saved["identity"])
+    identity["model"] = plain(ModelConfig.from_dict(identity["model"]).to_dict())
     for part in ("data", "schedule", "optimizer"):
         fields = vars(getattr(run, part)).keys() - identity[part].keys() - _FREE  # those that came later
         identity[part] |= {name: getattr(type(getattr(run, part)), name, None) for name in fields}
@@ -219,16 +225,16 @@ def _identity_of(saved: dict[str, Any], run: Run) -> dict[str, Any]:
     return identity
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn tuples into lists: earlier versions wrote either."""
     return json.loads(json.dumps(value))
 
 
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
     """Yield `schedule.lr was 0.001 and is 0.002` for every field that differs, at any depth."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in saved | now:
-            yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now and name == "nouns":
         yield f"{len(set(saved) - set(now))} nouns of its vocabulary are gone and {len(set(now) - set(saved))} are new"
     elif saved != now:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
+from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.layers import Block
 from groupvit.models.noise import Keys
 from groupvit.training.distributed import ALONE, World
 from groupvit.training.objective import Images, Objective, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos, pooled
 
 Terms = dict[str, Float[Tensor, ""]]
 Texts = Sequence[tuple[Int[Tensor, "_ _"], bool]]
@@ -45,10 +48,13 @@ class Learner(nn.Module):
         vocabulary: Vocabulary,
         bfloat16: bool = False,
         world: World = ALONE,
+        extras: nn.ModuleDict | None = None,
     ):
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.objective = tuple(term for term in objective if not isinstance(term, PhotoTerm))
+        self.photo_terms = of_photos(objective)
+        self.extras = extras or modules_of(objective, model, len(vocabulary.nouns))
         self.vocabulary = vocabulary
         self.world = world
         self._autocast = partial(torch.autocast, vocabulary.tokens.device.type, torch.bfloat16, enabled=bfloat16)
@@ -56,8 +62,18 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, keys: Keys) -> Terms:
         """Return the weighted terms of the loss; `batch` and `keys` are this process's share."""
         whole, texts = self.gathered(batch)
-        encoders = self.encoders(batch, texts, keys)
-        return self.loss(whole, texts, [encode(slice(0, count)) for encode, count in encoders])
+        terms: Terms = {}
+        if self.objective:
+            encoders = self.encoders(batch, texts, keys)
+            terms = self.loss(whole, texts, [encode(slice(0, count)) for encode, count in encoders])
+        return terms | {term.name: term.weight * self._of_photos(term.name, whole, keys) for term in self.photo_terms}
+
+    def _of_photos(self, name: str, whole: Batch, keys: Keys) -> Float[Tensor, ""]:
+        def pool(encoder: ImageEncoder, images: Tensor, keys: Keys | None) -> Tensor:
+            with self._autocast():
+                return self.world.gather(pooled(encoder, images, keys))
+
+        return self.extras[name](self.model.image_encoder, whole, keys, pool)
 
     def gathered(self, batch: Batch) -> tuple[Batch, Texts]:
         """Return the batch of all processes, without its images, and its texts."""
@@ -150,7 +166,7 @@ def _total(terms: Terms) -> Float[Tensor, ""]:
 
 
 def step(
-    model: GroupViT, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, keys: Keys
+    model: nn.Module, gradient: Callable[[Any, Keys], Terms], optimizer: torch.optim.Optimizer, batch: Any, keys: Keys
 ) -> tuple[Terms, Float[Tensor, ""]]:
     """Take one step; return the loss's terms with their total, and the norm of the gradient before clipping.
 

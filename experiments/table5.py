@@ -1,0 +1,175 @@
+"""Table 5 in miniature: how many masks is a caption worth?
+
+    python -m experiments.table5 --captions SHARDS --evaluation FOLDER --out runs/table5 --record
+
+Every row is a network, pre-trained or not, fine-tuned on a share of VOC 2012's training masks, beside GroupViT without
+any mask. Rivals are pre-trained on the same photos for the same time; what is trained or scored already is not done
+again.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from experiments.command import errors_in_one_line
+from experiments.photos import CONSOLE, choose, open_from
+from experiments.record import commit, print_rows, record_table
+
+from groupvit import api
+from groupvit.checkpoints import latest, native
+from groupvit.cli.progress import progress
+from groupvit.cli.transfer import load_encoder
+from groupvit.evaluation.benchmark import describe_weights, evaluate
+from groupvit.evaluation.datasets import Dataset
+from groupvit.evaluation.results import Result, difference
+from groupvit.evaluation.transfer import open_training, score_into, share_of
+from groupvit.models import build_model
+from groupvit.models.dense import DenseClassifier
+from groupvit.training.loop import train
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
+from groupvit.training.transfer import SHORT_SIDE, Transfer, finetune
+
+ROWS = {
+    "random start": "random",
+    "DINO": "photos-dino",
+    "MoCo v3": "photos-moco",
+    "tags": "photos-classify",
+    "ImageNet trunk": "efficientnet-lite2",
+    "GroupViT": "photos-trunk",
+}
+"""What each row is pre-trained as: a run of this table, or a model that is there."""
+_SECONDS_A_STEP = 20  # of a trial that tells how many steps a minute has
+
+
+def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -> str:
+    """Return the network of a row, pre-trained for so many minutes if it is not there yet."""
+    source = ROWS[row]
+    if source in ("efficientnet-lite2", "photos-trunk"):
+        return source
+    folder = out / f"{source}-{seed}"
+    if source == "random":
+        if not folder.exists():
+            config = get_run("photos-dino").model
+            torch.manual_seed(seed)
+            native.save(folder, build_model(config), config)
+        return str(folder)
+    if not (folder / "steps").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "steps").write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
+    steps = int((folder / "steps").read_text())
+    run = vary(get_run(source), steps=steps, warmup=steps // 10)
+    last = latest(folder)
+    if not last or last.name != f"step-{steps:08d}":
+        train(run, captions, folder, seed=seed, resume=bool(last))
+    return str(folder)
+
+
+def steps_within(run: Run, captions: Path, folder: Path, minutes: float, seed: int) -> int:
+    """Return how many steps of a run fit into the minutes, by the second half of a short trial."""
+    times = [time.perf_counter()]
+
+    def note(model: Any) -> dict[str, float]:
+        times.append(time.perf_counter())
+        return {}
+
+    trial = vary(run, steps=10, warmup=2, evaluate_every=5, save_every=100)
+    train(trial, captions, folder, seed=seed, resume=bool(latest(folder)), evaluate=note)
+    each = (times[-1] - times[-2]) / 5 if len(times) > 2 else _SECONDS_A_STEP
+    return max(20, int(60 * minutes / each))
+
+
+def transferred(
+    source: str, dataset: Dataset, folder: Path, share: int | float, seed: int, steps: int, batch_size: int
+) -> Result:
+    """Return the result of a network fine-tuned on a share of the masks, made if it is not there yet."""
+    photos = share_of(open_training(dataset, "train"), share, seed)
+    torch.manual_seed(seed)
+    network = DenseClassifier(load_encoder(source), len(dataset.classes))
+    identity = {"pre-trained": describe_weights(network.encoder, source)["sha256"], "share": share}
+    settings = Transfer(identity, steps, batch_size, seed=seed)
+    if finetune(network, photos, folder, settings, resume=(folder / "transfer.pt").is_file()) < steps:
+        raise KeyboardInterrupt
+    protocol = {"name": "transfer", "short_side": SHORT_SIDE, "share": share, "steps": steps, "masks": len(photos)}
+    model = describe_weights(network, source) | {"precision": "fp32"}
+    return score_into(folder / "result.json", network, dataset, protocol, model, progress)
+
+
+def zero_shot(dataset: Dataset, file: Path) -> Result:
+    """Return the result of the bundled GroupViT without a mask, made if it is not there yet."""
+    if not file.is_file():
+        segmenter = api.load(ROWS["GroupViT"])
+        evaluate(segmenter, dataset, choose(segmenter)).save(file)
+    return Result.load(file)
+
+
+def line(row: str, masks: str, result: Result, zero: Result | None) -> dict[str, str]:
+    """Return a row of the table; with its distance to GroupViT without a mask."""
+
+    def between(ends: Any, form: str) -> str:
+        return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
+
+    ahead = difference(result, zero) if zero else None
+    return {
+        "pre-training": row,
+        "masks": masks,
+        "mIoU": f"{result.metrics()['miou']:.1f} {between(result.interval(), '.1f')}",
+        "ahead of zero-shot": f"{ahead['difference']:+.1f} {between(ahead['interval'], '+.1f')}" if ahead else "",
+    }
+
+
+def main(
+    captions: Path,
+    evaluation: Path,
+    out: Path,
+    rows: tuple[str, ...] = tuple(ROWS),
+    shares: tuple[float, ...] = (1.0, 10.0, 100.0),
+    seeds: tuple[int, ...] = (0,),
+    minutes: float = 45,
+    steps: int = 4000,
+    batch_size: int = 16,
+    limit: int | None = None,
+    record: bool = False,
+) -> None:
+    """Pre-train, fine-tune and score every row.
+
+    Args:
+        captions: Folder of the shards of photos-trunk.
+        evaluation: Folder with the benchmarks.
+        out: Folder for the trainings and their results.
+        rows: Which of the table's rows.
+        shares: Percents of the training masks.
+        seeds: Of pre-training, share and fine-tuning.
+        minutes: Of pre-training, for each of the rivals.
+        steps: Of fine-tuning.
+        batch_size: Crops a step of fine-tuning.
+        limit: Score at most so many photos.
+        record: Write the rows to docs/results.json and the table to docs/RESULTS.md.
+    """
+    began_at = commit() if record else ""
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(ROWS)}")
+    dataset = open_from(evaluation, "voc2012")
+    training = len(open_training(dataset, "train"))
+    dataset = dataset.first(limit)
+    zero = zero_shot(dataset, out / f"zero-shot-{len(dataset)}.json")
+    table = [line("GroupViT, zero-shot", "0", zero, None)]
+    for seed in seeds:
+        for row in rows:
+            source = pretrained(row, captions, out, minutes, seed)
+            for share in shares:
+                CONSOLE.print(f"seed {seed}: {row}, {share:g} % of the masks …")
+                folder = out / f"transfer-{ROWS[row]}-{seed}-{share:g}"
+                result = transferred(source, dataset, folder, share, seed, steps, batch_size)
+                masks = f"{max(1, round(training * share / 100))} ({share:g} %), seed {seed}"
+                table.append(line(row, masks, result, zero))
+    print_rows(table)
+    if record:
+        record_table("RESULTS.md", "table5", table, began_at)
+
+
+if __name__ == "__main__":
+    with errors_in_one_line(resumes=True):
+        tyro.cli(main)

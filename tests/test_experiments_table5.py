@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+from experiments import table5
+
+import layouts
+from groupvit.checkpoints import native
+from groupvit.evaluation.datasets import open_benchmark
+from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.training import transfer
+from groupvit.training.runs import RUNS
+
+SMALL = ModelConfig(
+    ImageEncoderConfig(32, 16, 32, 2, stages=(Stage(1),)),
+    TextEncoderConfig(width=32, heads=2, layers=1, context_length=16),
+)
+
+
+def test_the_rivals_are_one_network_on_the_same_photos() -> None:
+    runs = [RUNS[source] for source in table5.ROWS.values() if source in RUNS and source != "photos-trunk"]
+    assert len(runs) == 3
+    assert len({(run.model, run.data.train) for run in runs}) == 1
+    assert {run.data.train for run in runs} == {RUNS["photos-trunk"].data.train}
+
+
+def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts.voc(tmp_path)
+    layouts.save_lines(tmp_path / "ImageSets/Segmentation/val.txt", ["2007_0", "2007_1"])
+    layouts.save_lines(tmp_path / "ImageSets/Segmentation/train.txt", ["2007_2", "2007_3"])
+    native.save(tmp_path / "model", build_model(SMALL), SMALL)
+    monkeypatch.setattr(transfer, "CROP", 32)
+    dataset = open_benchmark("voc21", tmp_path)
+    given = (str(tmp_path / "model"), dataset, tmp_path / "row", 50, 0, 2, 2)
+    result = table5.transferred(*given)
+    assert (result.protocol["masks"], len(result.photos)) == (1, 2)
+    monkeypatch.setattr(transfer, "_save", lambda *_: pytest.fail("trained again"))
+    again = table5.transferred(*given)
+    assert table5.line("x", "1", again, result)["ahead of zero-shot"].startswith("+0.0")
