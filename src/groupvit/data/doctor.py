@@ -11,7 +11,7 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
 from groupvit.photos import load_rgb
+from groupvit.progress import tracked
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 
@@ -206,7 +207,6 @@ def examine(
     evaluation: Sequence[Path] = (),
     batch_size: int = 256,
     processes: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> Report:
     """Read every shard whole, and compare its photos with all images below the folders of `evaluation`.
 
@@ -218,11 +218,17 @@ def examine(
     nouns("")  # raises if textblob is missing
     images = [path for folder in evaluation for path in _images(folder)]
     chunks = [images[start : start + _PHOTOS_A_JOB] for start in range(0, len(images), _PHOTOS_A_JOB)]
-    digests = [pair for chunk in progress(mapped(_digests_of, chunks, processes), len(chunks)) for pair in chunk]
+    digests = [
+        pair
+        for chunk in tracked("comparing", mapped(_digests_of, chunks, processes), len(chunks), len)
+        for pair in chunk
+    ]
     findings = Findings()
     examined: list[_Shard] = []
     lengths, captions, noun_counts = Counter[int](), Counter[str](), Counter[str]()
-    for each in progress(mapped(_examine_shard, shards, processes), len(shards)):
+    for each in tracked(
+        "examining", mapped(_examine_shard, shards, processes), len(shards), lambda shard: shard.photos
+    ):
         findings.add(each.findings)
         for total, part in ((lengths, each.lengths), (captions, each.captions), (noun_counts, each.noun_counts)):
             total.update(part)

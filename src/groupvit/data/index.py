@@ -10,13 +10,13 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int64
@@ -37,6 +37,7 @@ from groupvit.data.storage import File, stamp
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
+from groupvit.progress import tracked
 from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
 
 _VERSION = 4  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
@@ -51,17 +52,17 @@ class Index:
     """The index at `path` of a shard that had `stamp`: how many samples it lists, and what had to be left out.
 
     `content` is a hash of all that it lists. `vocabulary` is a hash of the words that the source of the tags could have
-    said, and empty if the shard has no tags.
+    said, and empty if the shard has no tags. `made` is True if it was not found but made.
     """
 
     shard: File
     path: Path
     stamp: tuple[int, str]
-    version: int
     samples: int
     faults: tuple[Fault, ...]
     content: str
     vocabulary: str
+    made: bool = field(default=False, compare=False)
 
 
 def _arrow() -> Any:
@@ -88,24 +89,16 @@ def _open_table(path: Path) -> Any:
 
 
 def _read(shard: File, path: Path) -> Index | None:
-    """Return the index at `path`, or None if it cannot be read."""
+    """Return the index at `path`, or None if it cannot be read or is of another version."""
     try:
         table = _open_table(path)
         values = json.loads(table.schema.metadata[_HEADER])
-        size, changed = values["stamp"]
+        (size, changed), version = values["stamp"], int(values["rules"].partition("-")[0])  # once with a hash behind it
         faults = tuple(Fault(*fault) for fault in values["faults"])
-        if values["samples"] != len(table) or any(fault.kind not in FAULTS for fault in faults):
+        if (version, values["samples"]) != (_VERSION, len(table)) or any(fault.kind not in FAULTS for fault in faults):
             return None
-        return Index(
-            shard=shard,
-            path=path,
-            stamp=(size, changed),
-            version=int(values["rules"].partition("-")[0]),  # older indexes have a hash behind it
-            samples=len(table),
-            faults=faults,
-            content=str(values["content"]),
-            vocabulary=str(values["vocabulary"]),
-        )
+        texts = str(values["content"]), str(values["vocabulary"])
+        return Index(shard, path, (size, changed), len(table), faults, *texts)
     except Exception:  # Arrow raises nearly anything on broken data
         return None
 
@@ -117,8 +110,8 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
         index = _read(shard, path) if path.is_file() else None
         if (
             index
-            and (index.stamp, index.version) == (now, _VERSION)
-            and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard)))
+            and index.stamp == now
+            and index.vocabulary in ("", index.vocabulary and _hash(read_vocabulary(shard)))
         ):
             return index
     return None
@@ -136,22 +129,19 @@ def _schema() -> Any:
     return pa.schema([*zip(Row._fields, types, strict=True), *more])
 
 
+def _cells(row: Row) -> tuple[Any, ...]:
+    """Return the cells of a row: the nouns of each caption in both styles, and those of the photo, are its last."""
+    if row.tags is None:
+        paper, release = ([nouns(text, style=style) for text in row.captions] for style in get_args(Style))
+        return *row, paper, release, sorted(nouns_of_photo(row.captions))
+    tags = nouns_of_tags(row.tags)
+    return *row, *[[tags] * len(row.captions)] * 2, sorted(with_person(tags))
+
+
 def _table_of(rows: list[Row]) -> Any:
-    tagged = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
-
-    def of_captions(style: Style) -> list[list[tuple[str, ...]]]:
-        return [
-            [nouns(text, style=style) if tags is None else tags for text in row.captions]
-            for row, tags in zip(rows, tagged, strict=True)
-        ]
-
-    of_photo = [
-        nouns_of_photo(row.captions) if tags is None else with_person(tags)
-        for row, tags in zip(rows, tagged, strict=True)
-    ]
-    columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
-    columns |= {"nouns_paper": of_captions("paper"), "nouns_release": of_captions("release")}
-    return _arrow().table(columns | {"nouns_of_photo": list(map(sorted, of_photo))}, schema=_schema())
+    schema = _schema()
+    cells = [dict(zip(schema.names, _cells(row), strict=True)) for row in rows]
+    return _arrow().Table.from_pylist(cells, schema=schema)
 
 
 def build_index(shard: File, path: Path) -> Index:
@@ -173,7 +163,7 @@ def build_index(shard: File, path: Path) -> Index:
         vocabulary = _hash(words)
         sayable = sorted(set(nouns_of_tags([*words, *(tag for row in rows for tag in row.tags or ())])))
         listed += [[row.tags for row in rows], sayable]
-    index = Index(shard, path, now, _VERSION, len(rows), tuple(faults), _hash(listed), vocabulary)
+    index = Index(shard, path, now, len(rows), tuple(faults), _hash(listed), vocabulary, made=True)
     document = {"stamp": now, "rules": str(_VERSION), "samples": len(rows), "faults": faults}
     document |= {"content": index.content, "vocabulary": vocabulary}
     header = {_HEADER: json.dumps(document), _SAYABLE: json.dumps(sayable)}
@@ -196,7 +186,6 @@ def index_shards(
     *,
     where: Callable[[File], Path] = in_cache,
     processes: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> list[Index | InputError]:
     """Return the index of each shard, or the error of one that cannot be indexed.
 
@@ -209,20 +198,18 @@ def index_shards(
     missing = [shard for shard, index in indexes.items() if index is None]
     if missing:
         made = mapped(partial(_attempt, build_index), [(shard, where(shard)) for shard in missing], processes)
-        indexes.update(progress(zip(missing, made, strict=True), len(missing)))
+        made = tracked("indexing shards", made, len(missing), lambda index: getattr(index, "samples", 0))
+        indexes.update(zip(missing, made, strict=True))
     return [index for index in indexes.values() if index]
 
 
-def summary(indexes: Sequence[Index], shards: int, made: int) -> str:
-    """Describe the indexes of all `shards`, of which `made` were made just now, and what they leave out."""
-    photos = sum(index.samples for index in indexes)
+def summary(indexes: Sequence[Index], shards: int) -> str:
+    """Describe the indexes of all `shards`, and what they leave out."""
+    found, photos = sum(not index.made for index in indexes), sum(index.samples for index in indexes)
     captions = sum(len(chunk.flatten()) for index in indexes for chunk in _open_table(index.path)["captions"].chunks)
-    lines = [
-        f"{len(indexes):,} of {shards:,} shards indexed ({shards - made:,} were up to date):"
-        f" {photos:,} photos, {captions:,} captions"
-    ]
-    lines += left_out([(f"{index.shard}: ", fault) for index in indexes for fault in index.faults])
-    return "\n".join(lines)
+    indexed = f"{len(indexes):,} of {shards:,} shards indexed ({found:,} were up to date)"
+    faults = left_out([(f"{index.shard}: ", fault) for index in indexes for fault in index.faults])
+    return "\n".join([f"{indexed}: {photos:,} photos, {captions:,} captions", *faults])
 
 
 def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from groupvit.data.storage import File, is_url, matching, open_file, read_range, stamp, told
-from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES
+from groupvit.errors import InputError, input_error
+from groupvit.files import PHOTO_SUFFIXES, replacing
 
 IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 TEXT_ENDINGS = frozenset(("txt", "json"))
@@ -129,15 +129,13 @@ def unpack(shard: File) -> Path:
     if isinstance(shard, str):
         raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
     tar = _tar_of(shard)
-    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
-    try:
-        with gzip.open(shard) as source, temporary.open("wb") as file:
-            shutil.copyfileobj(source, file, 2**20)
-        os.replace(temporary, tar)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{shard} cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error),
+        replacing(tar) as temporary,
+        gzip.open(shard) as source,
+        temporary.open("wb") as file,
+    ):
+        shutil.copyfileobj(source, file, 2**20)
     return tar
 
 
@@ -328,14 +326,9 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
     Path(folder).mkdir(parents=True, exist_ok=True)
     while first := list(itertools.islice(samples, 1)):
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
-        temporary = path.with_suffix(".tar.tmp")
-        try:
-            with tarfile.open(temporary, "w") as shard:
-                for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
-                    _add_sample(shard, sample)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
+            for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
+                _add_sample(shard, sample)
         paths.append(path)
     return paths
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +24,11 @@ from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.files import write_atomically
+from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
 _PIXELS_AT_ONCE = 2**23
-
-Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
-"""A bar with a title, for so many photos; gives the function to call after each of them."""
 
 
 def evaluate(
@@ -137,7 +134,6 @@ def evaluate_into(
     *,
     source: str,
     batch_size: int,
-    progress: Progress,
 ) -> bool:
     """Write a result file, or go on with one that was interrupted; return True to the first process only.
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
@@ -25,12 +25,6 @@ from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
 EVERY = 10
-
-
-def tracked(description: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """Return a bar for what comes before the first step."""
-    console = Console(stderr=True)
-    return lambda items, total: track(items, description, total=total, console=console)
 
 
 class Progress:
