@@ -31,18 +31,9 @@ from groupvit.data.report import (
     NounStatistics,
     Report,
 )
-from groupvit.data.shards import (
-    TEXT_ENDINGS,
-    Fault,
-    Members,
-    Row,
-    read_image,
-    read_members,
-    read_vocabulary,
-    rows_of,
-    split_name,
-)
+from groupvit.data.shards import Members, Row, read_image, read_members, read_vocabulary, rows_of
 from groupvit.data.storage import File, stamp
+from groupvit.data.tar import TEXT_ENDINGS, Fault, split_name
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES

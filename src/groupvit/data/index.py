@@ -21,19 +21,9 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import (
-    BLOCK,
-    FAULTS,
-    Fault,
-    Row,
-    Sample,
-    is_compressed,
-    read_image,
-    read_vocabulary,
-    scan_shard,
-    unpack,
-)
+from groupvit.data.shards import Row, Sample, is_compressed, read_image, read_vocabulary, scan_shard, unpack
 from groupvit.data.storage import File, stamp
+from groupvit.data.tar import BLOCK, FAULTS, Fault
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically

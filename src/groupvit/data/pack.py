@@ -8,19 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import (
-    IMAGE_ENDINGS,
-    TEXT_ENDINGS,
-    Fault,
-    Member,
-    Members,
-    Row,
-    Sample,
-    image_ending,
-    rows_of,
-    split_name,
-    write_shards,
-)
+from groupvit.data.shards import Members, Row, Sample, image_ending, rows_of, write_shards
+from groupvit.data.tar import IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import new_folder
 from groupvit.progress import tracked

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from groupvit.data.batches import Augmentation
 from groupvit.data.index import CaptionedPhotos
-from groupvit.data.shards import FAULTS
 from groupvit.data.storage import File
+from groupvit.data.tar import FAULTS
 from groupvit.errors import InputError
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import vocabulary
