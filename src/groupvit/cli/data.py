@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import tyro
 
@@ -117,8 +117,8 @@ def pack(
         image_column: Column of the photos, if it has none of the usual names.
         caption_column: Column of the captions, if it has none of the usual names.
     """
-    from groupvit.data.index import left_out
     from groupvit.data.pack import pack as pack_samples
+    from groupvit.data.tar import left_out
 
     packed = pack_samples(source, out, photos=photos, image_column=image_column, caption_column=caption_column)
     counts = f"{packed.shards:,} shards, {packed.photos:,} photos, {packed.captions:,} captions"
@@ -136,7 +136,7 @@ def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
     return find_shards(shards)
 
 
-def _print(text: str, file: TextIO | None = None) -> None:
+def _print(text: str, file: Any = None) -> None:
     """Print names and captions of the web, of which control characters could rewrite the terminal."""
     shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
     print(shown, file=file)

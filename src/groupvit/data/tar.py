@@ -3,7 +3,8 @@
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from groupvit.files import PHOTO_SUFFIXES
@@ -38,6 +39,13 @@ FAULTS = {
     "bad-json": "the JSON is broken, or its captions or tags are no texts",
 }
 """What may be wrong with a sample or a tar, before an image is decoded."""
+
+
+def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
+    """Yield a line for each kind of fault, and for the first ones of it."""
+    for kind, count in Counter(fault.kind for _, fault in faults).most_common():
+        yield f"left out: {count:,} x {FAULTS[kind]}"
+        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:3]
 
 
 class Member(NamedTuple):
