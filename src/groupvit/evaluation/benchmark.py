@@ -76,15 +76,8 @@ def count_photo(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, p
     stages = tuple(stage_scores(stage) for stage in zip(*tables, strict=True))
     if not pending:
         return replace(score_prediction(photo, prediction, classes), stages=stages)
-    return PhotoScores(
-        name=photo.name,
-        digest=photo.digest,
-        pixels=photo.mask.size,
-        matrix=np.zeros((0, 3), np.int64),
-        boundary=np.zeros((0, 4), np.int64),
-        stages=stages,
-        pending=pending_counts(photo, prediction, result.confidence, classes),
-    )
+    later = pending_counts(photo, prediction, result.confidence, classes)
+    return PhotoScores(photo.name, photo.digest, photo.mask.size, stages=stages, pending=later)
 
 
 def started(segmenter: Segmenter, dataset: Dataset, protocol: Protocol, source: str) -> Result:
