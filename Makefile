@@ -1,7 +1,7 @@
 # Each target makes .venv and installs what it needs; nothing else to type.
 # Another interpreter than python3: `make test PYTHON=python3.12`.
 PYTHON ?= python3
-PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4
+PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:

@@ -104,7 +104,7 @@ def _caption(path: Path) -> None:
     for ending in ("json", "txt"):
         files = {"jpg": member, ending: member._replace(text=path.read_bytes())}
         rows, _ = shards.rows_of({"a": files}, [])
-        index._table_of(rows)
+        index.table_of(rows)
 
 
 def _compressed(path: Path) -> None:

@@ -146,7 +146,7 @@ def main(
     began_at = commit() if record else ""
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
-        scenes.write(data, progress=lambda s, total: track(s, "drawing scenes", total=total, console=CONSOLE))
+        scenes.write(data)
     photos = list(MaskFolder.open(data / "eval"))
     rows: dict[str, list[Row]] = {}
     for name in runs:

@@ -7,11 +7,14 @@ os.environ["OMP_NUM_THREADS"] = (
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from groupvit import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _CACHE = tempfile.TemporaryDirectory()
@@ -41,5 +44,23 @@ def run_cli(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
         environment = os.environ | {"COLUMNS": "120", "PYTHONWARNINGS": "default"}
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
         return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Does as `run_cli`, but in this process, which takes seconds less."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            with pytest.raises(SystemExit) as end:
+                cli.main([*map(str, arguments)])
+        return int(end.value.code or 0), *capsys.readouterr()
 
     return run

@@ -163,8 +163,8 @@ def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.getvalue() == b"\\u72ac caf\\udce9\n"
 
 
-def test_a_missing_photo_is_one_line(run_cli: RunCli) -> None:
-    code, out, err = run_cli("segment", "missing.jpg", "--labels", "dog", "--model", "missing")
+def test_a_missing_photo_is_one_line(run_here: RunCli) -> None:
+    code, out, err = run_here("segment", "missing.jpg", "--labels", "dog", "--model", "missing")
     assert (code, out) == (2, "")
     assert err.startswith("groupvit: error: ")
     assert err.count("\n") == 1

@@ -72,16 +72,16 @@ def test_a_model_that_the_layout_cannot_express_leaves_nothing(to: Any, tmp_path
     assert os.listdir(tmp_path) == ["unusual"]
 
 
-def test_a_source_that_is_nowhere_is_one_line(run_cli: RunCli) -> None:
-    code, out, err = run_cli("convert", "absent.pth", "out", "--to", "native")
+def test_a_source_that_is_nowhere_is_one_line(run_here: RunCli) -> None:
+    code, out, err = run_here("convert", "absent.pth", "out", "--to", "native")
     assert (code, out) == (2, "")
     assert err.startswith("groupvit: error: no model 'absent.pth'")
     assert err.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_one_line(source: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_a_place_that_cannot_be_written_is_one_line(source: Path, tmp_path: Path, run_here: RunCli) -> None:
     (tmp_path / "file").write_text("precious")
-    code, out, err = run_cli("convert", source, tmp_path / "file" / "out", "--to", "native")
+    code, out, err = run_here("convert", source, tmp_path / "file" / "out", "--to", "native")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
 

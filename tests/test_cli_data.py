@@ -52,13 +52,13 @@ def test_index_writes_a_sidecar_beside_each_shard_once(run_cli: RunCli, shards: 
     assert beside(shards[0]).stat().st_mtime_ns == before
 
 
-def test_index_names_what_it_left_out_and_does_the_rest(run_cli: RunCli, shards: list[Path]) -> None:
+def test_index_names_what_it_left_out_and_does_the_rest(run_here: RunCli, shards: list[Path]) -> None:
     cut(shards[0])
     with tarfile.open(shards[1], "a") as tar:
         for number in range(5):
             tar.addfile(tarfile.TarInfo(f"x\x1b{number}.txt"))
     shards[2].write_bytes(b"<html>403 Forbidden</html>" * 40)
-    code, out, err = run_cli("data", "index", "shards", "--processes", 1)
+    code, out, err = run_here("data", "index", "shards", "--processes", 1)
     assert code == 1
     assert out.startswith("2 of 3 shards indexed (0 were up to date): ")
     assert "left out: 1 x the tar ends too early" in out
@@ -79,9 +79,9 @@ def test_index_names_what_it_left_out_and_does_the_rest(run_cli: RunCli, shards:
     ids=str,
 )
 def test_wrong_usage_is_one_line(
-    run_cli: RunCli, shards: list[Path], command: str, arguments: tuple[object, ...], message: str
+    run_here: RunCli, shards: list[Path], command: str, arguments: tuple[object, ...], message: str
 ) -> None:
-    code, out, err = run_cli("data", command, *arguments)
+    code, out, err = run_here("data", command, *arguments)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
@@ -109,8 +109,8 @@ def test_ctrl_c_leaves_whole_sidecars_only(shards: list[Path], tmp_path: Path) -
     assert len(list(folder.iterdir())) == len(copies) + len(sidecars)
 
 
-def test_the_doctor_says_yes_to_sound_shards(run_cli: RunCli, shards: list[Path]) -> None:
-    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1)
+def test_the_doctor_says_yes_to_sound_shards(run_here: RunCli, shards: list[Path]) -> None:
+    code, out, err = run_here("data", "doctor", "shards", "--processes", 1)
     assert (code, err) == (0, "")
     assert out.startswith("3 shards, 60 photos, 60 captions\n")
     assert "a batch of 256 has 21 distinct" in out or "a batch of 256 has 20 distinct" in out
@@ -156,11 +156,11 @@ def test_the_doctor_reports_shards_without_a_sample(
 
 
 def test_the_doctor_groups_what_it_finds_and_says_what_to_do(
-    run_cli: RunCli, shards: list[Path], scenes_folder: Path
+    run_here: RunCli, shards: list[Path], scenes_folder: Path
 ) -> None:
     broken = [Sample(f"b\x1b{number}", b"\xff\xd8\xff nonsense", ("a ball",)) for number in range(5)]
     write_shards(broken, shards[0].parent, prefix="broken")
-    code, out, err = run_cli("data", "doctor", "shards", "--evaluation", scenes_folder / "eval", "--processes", 1)
+    code, out, err = run_here("data", "doctor", "shards", "--evaluation", scenes_folder / "eval", "--processes", 1)
     assert (code, err) == (1, "")
     section = out[out.index("error undecodable, 5 x: the image cannot be decoded") :]
     assert section.count("shards/broken-0000.tar: b\N{REPLACEMENT CHARACTER}") == 3
@@ -168,21 +168,21 @@ def test_the_doctor_groups_what_it_finds_and_says_what_to_do(
     assert section.endswith("errors: 5; notes: 0; training should wait until the errors have been looked at\n")
 
 
-def test_the_doctor_counts_photos_with_tags(run_cli: RunCli, shards: list[Path]) -> None:
+def test_the_doctor_counts_photos_with_tags(run_here: RunCli, shards: list[Path]) -> None:
     tagged = [replace(sample, tags=("sky",)) for sample in read_shard(shards[2])]
     (shard,) = write_shards(tagged, shards[2].parent, prefix="tags")
     shards[2].unlink()
     (shard.parent / "tags-vocabulary.txt").write_text("sky\n")
-    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1)
+    code, out, err = run_here("data", "doctor", "shards", "--processes", 1)
     assert (code, err) == (0, "")
     assert out.startswith("3 shards, 60 photos, 40 captions; 20 photos have tags instead\n")
 
 
-def test_json_holds_every_finding(run_cli: RunCli, shards: list[Path]) -> None:
+def test_json_holds_every_finding(run_here: RunCli, shards: list[Path]) -> None:
     cut(shards[1])
     (photo,) = list(read_shard(shards[0]))[:1]
     write_shards([photo], shards[0].parent, prefix="copy")
-    code, out, err = run_cli("data", "doctor", "shards", "--json", "--processes", 1)
+    code, out, err = run_here("data", "doctor", "shards", "--json", "--processes", 1)
     assert (code, err) == (1, "")
     report = json.loads(out)
     assert report["ready"] is False
@@ -198,9 +198,9 @@ def test_json_holds_every_finding(run_cli: RunCli, shards: list[Path]) -> None:
     ("option", "message"), [(("--batch-size", 0), "batch size"), (("--evaluation", "no"), "no: no images")]
 )
 def test_what_the_doctor_cannot_use_is_one_line(
-    run_cli: RunCli, shards: list[Path], option: tuple[str, object], message: str
+    run_here: RunCli, shards: list[Path], option: tuple[str, object], message: str
 ) -> None:
-    code, out, err = run_cli("data", "doctor", "shards", "--processes", 1, *option)
+    code, out, err = run_here("data", "doctor", "shards", "--processes", 1, *option)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err

@@ -2,13 +2,13 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from groupvit.checkpoints import native
-from groupvit.cli import main
 from groupvit.data.shards import Sample, write_shards
 from groupvit.evaluation.results import Result
 from groupvit.segmentation import Segmenter
@@ -32,16 +32,9 @@ def pets(tmp_path):
 
 
 @pytest.fixture
-def evaluate(tmp_path, model, capsys, monkeypatch):
+def evaluate(model, run_here):
     """Runs `groupvit evaluate model ARGUMENT...` in this process; gives its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["evaluate", str(model), *map(str, arguments)])
-        return int(caught.value.code or 0), *capsys.readouterr()
-
-    return run
+    return partial(run_here, "evaluate", model)
 
 
 def test_a_model_is_measured_and_the_numbers_are_kept(run_cli, tmp_path, model, pets):

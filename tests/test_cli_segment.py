@@ -61,12 +61,12 @@ def test_a_photo_becomes_a_label_map_pictures_and_json(run_cli: RunCli, tmp_path
     assert values["settings"]["maps"] == "soft"
 
 
-def test_every_option_is_accepted(run_cli: RunCli, tmp_path: Path, model: str) -> None:
+def test_every_option_is_accepted(run_here: RunCli, tmp_path: Path, model: str) -> None:
     save_photo(tmp_path / "a.jpg", (60, 40))
     options = (
         "--background 0.5 --out o/p --templates 7 --maps hard --short-side 48 --window 32 --stride 16 --batch-size 2"
     )
-    code, _, err = run_cli("segment", "a.jpg", "--labels", "dog", "sky", "--model", model, *options.split())
+    code, _, err = run_here("segment", "a.jpg", "--labels", "dog", "sky", "--model", model, *options.split())
     assert (code, err) == (0, "")
     # windows have groups of their own, so there is no picture of them
     assert written(tmp_path / "o/p") == ["a.jpg.json", "a.jpg.labels.png", "a.jpg.overlay.png"]
@@ -92,12 +92,12 @@ def test_every_option_is_accepted(run_cli: RunCli, tmp_path: Path, model: str) -
     ],
 )
 def test_rivals_that_the_model_brings_become_background(
-    run_cli: RunCli, tmp_path: Path, model: str, background: tuple[str, ...], names: list[str], settings: str | None
+    run_here: RunCli, tmp_path: Path, model: str, background: tuple[str, ...], names: list[str], settings: str | None
 ) -> None:
     trained, config = native.load(Path(model))
     native.save(Path(model), trained, replace(config, rivals=("sky", "animal", "grass")))
     save_photo(tmp_path / "a.jpg")
-    code, _, err = run_cli("segment", "a.jpg", "--labels", "dog", "--model", model, *background)
+    code, _, err = run_here("segment", "a.jpg", "--labels", "dog", "--model", model, *background)
     assert (code, err) == (0, "")
     values = json.loads((tmp_path / "out/a.jpg.json").read_text())
     assert [label["name"] for label in values["labels"]] == names
@@ -105,13 +105,13 @@ def test_rivals_that_the_model_brings_become_background(
     assert values["settings"]["background"] == settings
 
 
-def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_cli: RunCli, tmp_path: Path, model: str) -> None:
+def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_here: RunCli, tmp_path: Path, model: str) -> None:
     for name in ("b.jpg", "a.png", "a.jpg"):
         save_photo(tmp_path / "photos" / name)
     truncated(tmp_path / "photos/cut.jpg")
     (tmp_path / "photos/text.png").write_text("no image")
     (tmp_path / "photos/notes.txt").write_text("left alone")
-    code, out, err = run_cli("segment", "photos", "--labels", "dog", "sky", "--model", model, "--batch-size", "2")
+    code, out, err = run_here("segment", "photos", "--labels", "dog", "sky", "--model", model, "--batch-size", "2")
     assert code == 1
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         f"out/{name}.overlay.png" for name in ("a.jpg", "a.png", "b.jpg")

@@ -16,7 +16,8 @@ from PIL import Image
 from groupvit.data import doctor, scenes
 from groupvit.data.doctor import Report, examine
 from groupvit.data.report import KINDS, MIN_NOUNS, MOST, Finding, Findings
-from groupvit.data.shards import FAULTS, Sample, read_shard, write_shards
+from groupvit.data.shards import Sample, read_shard, write_shards
+from groupvit.data.tar import FAULTS
 from groupvit.errors import InputError
 
 Members = dict[str, list[tuple[str, bytes]]]

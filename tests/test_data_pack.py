@@ -56,7 +56,7 @@ def test_a_folder_of_photos_with_captions_becomes_shards(tmp_path: Path) -> None
             "my trip/._img_2.1.PNG": b"x",
         },
     )
-    assert pack(source, tmp_path / "mine") == []
+    assert pack(source, tmp_path / "mine").faults == []
     assert [path.name for path in find_shards(tmp_path / "mine")] == ["mine-0000.tar"]
     assert packed(tmp_path / "mine") == [
         ("00000/000000000", photo(0), ("a cow",)),
@@ -76,7 +76,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
         },
     )  # fmt: skip
     (source / "k.jpg").symlink_to("gone")
-    faults = pack(source, tmp_path / "out")
+    faults = pack(source, tmp_path / "out").faults
     assert sorted(kinds(faults)) == [
         ("b", "no-caption"), ("c", "no-image"), ("d", "empty-image"), ("e", "undecodable"), ("f", "not-utf8"),
         ("g", "two-images"), ("h", "bad-json"), ("i.jpg", "twice"), ("k.jpg", "unreadable"),
@@ -97,7 +97,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_table_of_files_becomes_shards(tmp_path: Path, name: str, table: str) -> None:
     source = put(tmp_path, **{name: table, "a.jpg": photo(0), "b.png": photo(1, "PNG")}) / name
-    assert pack(source, tmp_path / "out", image_column="image_name" * (name == "results.csv")) == []
+    assert pack(source, tmp_path / "out", image_column="image_name" * (name == "results.csv")).faults == []
     assert packed(tmp_path / "out") == [
         ("000000000", photo(0), ("a dog",)),
         ("000000001", photo(1, "PNG"), ("a cat, a cow", "a cat")),
@@ -109,7 +109,7 @@ def test_photos_of_a_table_may_lie_elsewhere_and_missing_ones_are_counted(tmp_pa
     rows = f"where,what\na.jpg,a dog\ngone.jpg,a cat\n,a cow\n{tmp_path}/Images/b.jpg,\n\0,x\n../Images,x\n"
     table = put(tmp_path / "lists", **{"a.csv": rows}) / "a.csv"
     options = {"photos": tmp_path / "Images", "image_column": "where", "caption_column": "What"}
-    faults = pack(table, tmp_path / "out", **options)
+    faults = pack(table, tmp_path / "out", **options).faults
     assert [fault.kind for fault in faults] == ["unreadable", "no-image", "no-caption", "unreadable", "unreadable"]
     assert faults[0].key == "gone.jpg"
     assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog",)]
@@ -131,10 +131,10 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
     (tmp_path / "in").mkdir()
     for name in ("00000.parquet", "00001.parquet"):
         parquet.write_table(pa.table(columns), tmp_path / "in" / name)
-    faults = pack(tmp_path / "in", tmp_path / "out")
+    faults = pack(tmp_path / "in", tmp_path / "out").faults
     assert [fault.kind for fault in faults] == ["no-image", "no-caption"] * 2
     assert packed(tmp_path / "out") == [(key, photo(0), ("a dog",)) for key in ("000000000", "000000003")]
-    assert len(pack(tmp_path / "in/00001.parquet", tmp_path / "one")) == 2
+    assert len(pack(tmp_path / "in/00001.parquet", tmp_path / "one").faults) == 2
 
 
 @pytest.mark.parametrize(

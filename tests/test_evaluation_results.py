@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from groupvit.errors import InputError
 from groupvit.evaluation import results
-from groupvit.evaluation.metrics import area_iou, confusion_matrix, mean_iou, resampled_means
-from groupvit.evaluation.results import PhotoScores, Result, compare, dense, sparse
+from groupvit.evaluation.metrics import area_iou, confusion_matrix, dense, mean_iou, resampled_means, sparse
+from groupvit.evaluation.results import PhotoScores, Result, compare
 from groupvit.evaluation.scoring import score_prediction
 from test_evaluation_scoring import made, masked
 

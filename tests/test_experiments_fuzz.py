@@ -63,7 +63,7 @@ def test_a_damaged_index_is_made_anew_or_named(tmp_path: Path, damage: str) -> N
     shard.write_bytes(fuzz._tar(a_jpg=fuzz.photo(), a_txt=b"a dog", b_jpg=fuzz.photo(), b_txt=b"grass"))
     path = index.beside(shard)
     made = index.build_index(shard, path)
-    table = index._open_table(path)
+    table = index.open_table(path)
     columns = {name: table[name] for name in table.column_names}
     if damage == "offsets":  # of a column of texts, far outside of its memory
         wild = np.array([0, 2**30, 2], np.int32).tobytes()

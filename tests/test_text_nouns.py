@@ -150,13 +150,25 @@ def test_vocabulary_sorts_by_count_then_alphabet():
 
 
 def test_missing_textblob_is_said_in_one_line(monkeypatch):
-    module._textblob.cache_clear()
-    nouns.cache_clear()
+    for cache in (module._textblob, module._tagged, nouns):
+        cache.cache_clear()
     monkeypatch.setitem(sys.modules, "textblob.en", None)
     with pytest.raises(InputError, match="pip install textblob"):
         nouns("a dog")
     monkeypatch.undo()
     assert nouns("a dog") == ("dog",)
+
+
+def test_a_caption_is_tagged_once_and_few_are_remembered(monkeypatch):
+    textblob, tagged = module._textblob(), []
+    tag = textblob.tag
+    monkeypatch.setattr(textblob, "tag", lambda text: tagged.append(text) or tag(text))
+    captions = [f"a zebra beside house {number}" for number in range(1500)]
+    for caption in captions:
+        assert nouns(caption, style="paper") == nouns(caption, style="release") == ("zebra", "house")
+        assert nouns_of_photo([caption]) == {"zebra", "house"}
+    assert tagged == captions
+    assert nouns.cache_info().currsize + module._tagged.cache_info().currsize <= 2048
 
 
 @pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -101,6 +102,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trainings of the same run: `one` by one process, `two` by two."""
+    folder = tmp_path_factory.mktemp("trained")
+    torchrun(TRAINING, folder, data, folder / "one", processes=1)
+    torchrun(TRAINING, folder, data, folder / "two")
+    return folder
+
+
+together = pytest.mark.xdist_group("trained")  # on one worker, for the fixture costs three starts of torch
+
+
 def weights(out: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
@@ -131,33 +144,37 @@ def test_loss_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
                 torch.testing.assert_close(buffers[key], value, atol=1e-10, rtol=0)
 
 
-def test_a_training_ends_with_the_weights_of_one_process(data: Path, tmp_path: Path) -> None:
-    torchrun(TRAINING, tmp_path, data, tmp_path / "one", processes=1)
-    torchrun(TRAINING, tmp_path, data, tmp_path / "two")
-    one, two = (learnt(tmp_path / name) for name in ("one", "two"))
+@together
+def test_a_training_ends_with_the_weights_of_one_process(trained: Path) -> None:
+    one, two = (learnt(trained / name) for name in ("one", "two"))
     difference = (one - two).abs().sort().values
     # AdamW's steps are as large for a gradient of nothing but rounding, which a few weights have.
     assert difference[int(0.99 * len(one))] < 1e-6
     assert difference[-1] < 5e-3
     assert one.abs().mean() > 0.01
     one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (trained / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     )
     assert len(one) == len(two) == 1
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-3)
 
 
-def test_a_killed_process_is_started_again_and_nothing_differs_in_the_end(data: Path, tmp_path: Path) -> None:
-    torchrun(TRAINING, tmp_path, data, tmp_path / "undisturbed")
+@together
+def test_a_killed_process_is_started_again_and_nothing_differs_in_the_end(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
     torchrun(TRAINING, tmp_path, data, tmp_path / "killed", "killed", restarts=1)
-    undisturbed, killed = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
+    undisturbed, killed = weights(trained / "two"), weights(tmp_path / "killed")
     assert undisturbed.keys() == killed.keys()
     assert [name for name in killed if not torch.equal(killed[name], undisturbed[name])] == []
 
 
-def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(data: Path, tmp_path: Path) -> None:
-    torchrun(TRAINING, tmp_path, data, tmp_path / "run", processes=1)
+@together
+def test_a_training_that_was_there_before_is_not_taken_for_one_to_restart(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "one", tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     said = torchrun(TRAINING, tmp_path, data, tmp_path / "run", processes=1, restarts=1, code=1)
     assert "holds a training" in said
@@ -222,8 +239,9 @@ def test_an_empty_number_of_processes_is_none(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-def test_processes_that_see_different_checkpoints_do_not_train(data: Path, tmp_path: Path) -> None:
-    torchrun(TRAINING, tmp_path, data, tmp_path / "first", processes=1)
+@together
+def test_processes_that_see_different_checkpoints_do_not_train(data: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "one", tmp_path / "first")
     said = torchrun(TRAINING, tmp_path, data, tmp_path / "second", "apart", code=1)
     assert "give all the same --data and --out" in said
 

@@ -307,7 +307,7 @@ def test_a_table_of_files_becomes_shards_as_documented(tmp_path: Path, monkeypat
     with open("mine.csv", "w", encoding="utf-8", newline="") as table:
         csv.writer(table).writerows([("file", "caption"), *rows])
     assert "\ngroupvit data pack mine.csv data/mine " in (DOCS / "DATA.md").read_text()
-    assert pack(Path("mine.csv"), Path("data/mine")) == []
+    assert pack(Path("mine.csv"), Path("data/mine")).faults == []
     [shard] = find_shards(tmp_path / "data/mine")
     assert 'a "red" café'.encode() in Path(shard).read_bytes()
 

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ def crops_of(photos: CaptionedPhotos, **changes: Any) -> RandomCrops:
     return replace(RandomCrops(photos, 0, 24, (0.3, 1.0), 2), **changes)
 
 
-def make(encoder: ImageEncoder, crops: RandomCrops, folder: Path, **options: Any) -> tuple[TrunkCache, int]:
+def make(encoder: ImageEncoder, crops: RandomCrops, folder: Path) -> tuple[TrunkCache, int]:
     """The cache, and how often one was made."""
-    said: list[str] = []
-    cache = cached(encoder, crops, folder, CPU, workers=0, say=said.append, **options)
-    return cache, len(said)
+    with redirect_stderr(io.StringIO()) as said:
+        cache = cached(encoder, crops, folder, CPU, workers=0)
+    return cache, said.getvalue().count("caching the trunk's maps")
 
 
 def test_rows_are_the_early_maps_of_the_crops_to_half_precision(photos, encoder, tmp_path):
@@ -108,16 +109,18 @@ def test_a_damaged_cache_is_made_anew(damage, photos, encoder, tmp_path):
     assert cache.rows[3].tolist() == [-1, -1]
 
 
-def test_an_interruption_leaves_nothing_that_counts_as_done(photos, encoder, tmp_path):
+def test_an_interruption_leaves_nothing_that_counts_as_done(photos, encoder, tmp_path, monkeypatch):
     crops = crops_of(photos)
     whole, _ = make(encoder, crops, tmp_path / "whole")
 
-    def interrupted(batches: Iterable[Any], total: int) -> Iterator[Any]:
+    def interrupted(title: str, batches: Iterable[Any], *_: Any) -> Iterator[Any]:
         yield next(iter(batches))
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        make(encoder, crops, tmp_path / "cut", progress=interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(trunk_cache, "tracked", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(encoder, crops, tmp_path / "cut")
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name != "lock"] == []
     again, made = make(encoder, crops, tmp_path / "cut")
     assert made == 1

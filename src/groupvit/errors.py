@@ -9,10 +9,11 @@ class InputError(ValueError):
 
 
 @contextmanager
-def input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn an error of these kinds into an `InputError` that says `message` and the reason."""
+def input_error(message: str, *kinds: type[Exception], advice: str = "") -> Iterator[None]:
+    """Turn an error of these kinds into an `InputError` that says `message`, the reason and the advice."""
     try:
         yield
     except kinds as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"{message}: {reason.splitlines()[0]}") from error  # torch adds a stack trace
+        reason = reason.splitlines()[0]  # torch adds a stack trace
+        raise InputError(f"{message}: {reason}" + f"; {advice}" * bool(advice)) from error

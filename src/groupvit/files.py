@@ -2,14 +2,16 @@
 
 import io
 import os
+import shutil
 import tempfile
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from groupvit.errors import InputError
+from groupvit.errors import input_error
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,25 +37,43 @@ def cache_folder() -> Path:
     return next(iter(folders), Path("groupvit-cache"))  # whoever writes there is told what is wrong
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which then replaces `path`, or goes if the block fails."""
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails."""
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file `path` once `data` is whole on the disk, and make its folder.
 
     A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
-    try:
+    with input_error(f"cannot write {path.name} in {path.parent}", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
 
 
 def write_picture(path: Path, picture: "Image.Image") -> None:

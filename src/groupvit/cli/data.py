@@ -2,13 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import tyro
 
-from groupvit.cli.progress import tracked
 from groupvit.errors import InputError
 
 _Shards = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARD...", help_behavior_hint="")]
@@ -37,7 +35,7 @@ def scenes(
     """
     from groupvit.data.scenes import write
 
-    write(folder, train=train, evaluation=evaluation, size=size, seed=seed, progress=tracked("drawing scenes"))
+    write(folder, train=train, evaluation=evaluation, size=size, seed=seed)
     print(f"{folder}: {train} captioned scenes in train/, {evaluation} with masks in eval/")
 
 
@@ -52,20 +50,15 @@ def index(shards: _Shards, *, processes: int = _CORES) -> int:
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.
         processes: Shards that are read at once.
     """
+    files = _find(shards, processes)
     from groupvit.data.index import Index, beside, index_shards, summary
 
-    files, made = _find(shards, processes), [0]
-
-    def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
-        made.append(total)
-        return tracked("indexing", lambda item: getattr(item[1], "samples", 0))(items, total)
-
-    results = index_shards(files, where=beside, processes=processes, progress=progress)
+    results = index_shards(files, where=beside, processes=processes)
     for error in results:
         if isinstance(error, InputError):
             _print(f"groupvit: error: {error}", sys.stderr)
     indexes = [result for result in results if isinstance(result, Index)]
-    _print(summary(indexes, len(files), made[-1]))
+    _print(summary(indexes, len(files)))
     return int(len(indexes) < len(files) or any(each.faults for each in indexes))
 
 
@@ -97,8 +90,7 @@ def doctor(
     files = _find(shards, processes)
     from groupvit.data.doctor import examine
 
-    progress = tracked("examining", lambda done: len(done) if isinstance(done, list) else done.photos)
-    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes, progress=progress)
+    report = examine(files, evaluation=evaluation, batch_size=batch_size, processes=processes)
     _print(report.json() if json else str(report))
     return int(not report.ready)
 
@@ -125,23 +117,13 @@ def pack(
         image_column: Column of the photos, if it has none of the usual names.
         caption_column: Column of the captions, if it has none of the usual names.
     """
-    from groupvit.data.index import left_out
     from groupvit.data.pack import pack as pack_samples
+    from groupvit.data.tar import left_out
 
-    counts = [0, 0]
-
-    def progress(items: Iterable[Any], total: int | None) -> Iterator[Any]:
-        for item in tracked("packing")(items, total):
-            counts[0] += hasattr(item, "captions")
-            counts[1] += len(getattr(item, "captions", ()))
-            yield item
-
-    columns = {"image_column": image_column, "caption_column": caption_column}
-    faults = pack_samples(source, out, photos=photos, **columns, progress=progress)
-    shards = len(list(out.glob("*.tar")))
-    _print(f"{out}: {shards:,} shards, {counts[0]:,} photos, {counts[1]:,} captions")
-    _print("".join(f"{line}\n" for line in left_out([("", fault) for fault in faults])), end="")
-    return int(bool(faults))
+    packed = pack_samples(source, out, photos=photos, image_column=image_column, caption_column=caption_column)
+    counts = f"{packed.shards:,} shards, {packed.photos:,} photos, {packed.captions:,} captions"
+    _print("\n".join([f"{out}: {counts}", *left_out([("", fault) for fault in packed.faults])]))
+    return int(bool(packed.faults))
 
 
 def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
@@ -154,7 +136,7 @@ def _find(shards: tuple[str, ...], processes: int) -> list[Any]:
     return find_shards(shards)
 
 
-def _print(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+def _print(text: str, file: Any = None) -> None:
     """Print names and captions of the web, of which control characters could rewrite the terminal."""
     shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
-    print(shown, file=file, end=end)
+    print(shown, file=file)

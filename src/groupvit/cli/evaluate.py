@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def evaluate(
     chosen = _prepare(dataset, protocol, compare, pictures)
     out = out or Path(f"{benchmark}.{protocol}.json")
     segmenter = api.load(model, precision=precision)
-    if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size, progress=progress):
+    if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
         _print(out, segmenter, dataset, chosen, compare, pictures)
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
+from groupvit.progress import progress
 
 if TYPE_CHECKING:
     from PIL import Image

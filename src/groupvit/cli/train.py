@@ -55,7 +55,7 @@ class Options:
     compile: bool = False
     trunk: Path | None = None
     cache: Path | None = None
-    patience: float = 120
+    patience: float = 120.0
 
 
 def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:

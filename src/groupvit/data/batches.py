@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
-from groupvit.data.transforms import Crop, draw_color, draw_crop, load_crop, to_tensor
+from groupvit.data.transforms import draw_color, draw_crop, load_crop, to_tensor
 from groupvit.errors import InputError
 from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
@@ -152,9 +153,7 @@ class Batches(Dataset[Batch]):
         return _Example(image, number, mirrored, color, captions[chosen], prompts, nouns, sayable)
 
     def _crop(self, sample: Sample, generator: np.random.Generator) -> UInt8[Tensor, "3 height width"]:
-        def draw(width: int, height: int) -> Crop:
-            return draw_crop(width, height, self.scale, generator)
-
+        draw = partial(draw_crop, scale=self.scale, generator=generator)
         try:
             image = load_crop(sample.image, f"{sample.shard}: {sample.key}", self.image_size, draw)
         except InputError as error:
@@ -191,11 +190,7 @@ class RandomCrops(Dataset[Any]):
 
     def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 side side"], bool]:
         sample = self.photos.read(*self.photos.place(number // self.count))
-        generator = np.random.default_rng([self.seed, number])
-
-        def draw(width: int, height: int) -> Crop:
-            return draw_crop(width, height, self.scale, generator)
-
+        draw = partial(draw_crop, scale=self.scale, generator=np.random.default_rng([self.seed, number]))
         try:
             return to_tensor(load_crop(sample.image, sample.key, self.side, draw)), True
         except InputError:

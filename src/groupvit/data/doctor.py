@@ -11,7 +11,7 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,28 +31,19 @@ from groupvit.data.report import (
     NounStatistics,
     Report,
 )
-from groupvit.data.shards import (
-    TEXT_ENDINGS,
-    Fault,
-    Members,
-    Row,
-    read_image,
-    read_members,
-    read_vocabulary,
-    rows_of,
-    split_name,
-)
+from groupvit.data.shards import Members, Row, read_image, read_members, read_vocabulary, rows_of
 from groupvit.data.storage import File, stamp
+from groupvit.data.tar import TEXT_ENDINGS, Fault, split_name
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES
 from groupvit.photos import load_rgb
+from groupvit.progress import tracked
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
 from groupvit.text.tokenizer import Tokenizer
 
 _LONGEST = 256  # tokens; longer captions count as this long
 _BATCHES = 32
-_PHOTOS_A_JOB = 64
 _URL = re.compile(r"(\w+://|www\.)\S+|\S+\.(jpe?g|png|webp|gif)(\?\S*)?", re.IGNORECASE)
 
 
@@ -78,17 +69,15 @@ class _Shard:
 
     def add_faults(self, faults: Sequence[Fault], samples: Members) -> None:
         """Add each fault once a sample, and none that only follows from another one."""
-        damaged = {split_name(fault.key)[0] for fault in faults if fault.kind == "link"}
+        of_members = ("link", "twice")
+        faults = [f._replace(key=split_name(f.key)[0]) if f.kind in of_members else f for f in faults]
+        damaged = {fault.key for fault in faults if fault.kind == "link"}
         if any(fault.kind == "cut" for fault in faults):
             damaged.add(next(reversed(samples), ""))
-        for key, kind, detail in dict.fromkeys(
-            fault._replace(key=split_name(fault.key)[0]) if fault.kind in ("link", "twice") else fault
-            for fault in faults
-        ):
+        for key, kind, detail in dict.fromkeys(faults):
             if key not in damaged or kind not in ("no-image", "no-caption", "bad-json"):
-                self.add(
-                    kind, key, "it is empty" if kind == "no-caption" and samples[key].keys() & TEXT_ENDINGS else detail
-                )
+                empty = kind == "no-caption" and samples[key].keys() & TEXT_ENDINGS
+                self.add(kind, key, "it is empty" if empty else detail)
 
     def add_image(self, row: Row, data: bytes) -> bool:
         """Return True if the image could be decoded."""
@@ -182,15 +171,12 @@ def _examine_shard(shard: File) -> _Shard:
     return result
 
 
-def _digests_of(paths: Sequence[Path]) -> list[tuple[Path, int | str]]:
-    """Return the digest of each file, or the text of its error."""
-    digests: list[tuple[Path, int | str]] = []
-    for path in paths:
-        try:
-            digests.append((path, _digest(load_rgb(path, str(path)))))
-        except InputError as error:
-            digests.append((path, str(error).removeprefix(f"{path}: ")))
-    return digests
+def _digest_of(path: Path) -> int | str:
+    """Return the digest of a file, or the text of its error."""
+    try:
+        return _digest(load_rgb(path, str(path)))
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
 
 
 def _images(folder: Path) -> list[Path]:
@@ -206,7 +192,6 @@ def examine(
     evaluation: Sequence[Path] = (),
     batch_size: int = 256,
     processes: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> Report:
     """Read every shard whole, and compare its photos with all images below the folders of `evaluation`.
 
@@ -217,12 +202,12 @@ def examine(
     """
     nouns("")  # raises if textblob is missing
     images = [path for folder in evaluation for path in _images(folder)]
-    chunks = [images[start : start + _PHOTOS_A_JOB] for start in range(0, len(images), _PHOTOS_A_JOB)]
-    digests = [pair for chunk in progress(mapped(_digests_of, chunks, processes), len(chunks)) for pair in chunk]
+    digests = dict(zip(images, tracked("comparing", mapped(_digest_of, images, processes), len(images)), strict=True))
     findings = Findings()
     examined: list[_Shard] = []
     lengths, captions, noun_counts = Counter[int](), Counter[str](), Counter[str]()
-    for each in progress(mapped(_examine_shard, shards, processes), len(shards)):
+    results = mapped(_examine_shard, shards, processes)
+    for each in tracked("examining", results, len(shards), lambda each: each.photos):
         findings.add(each.findings)
         for total, part in ((lengths, each.lengths), (captions, each.captions), (noun_counts, each.noun_counts)):
             total.update(part)
@@ -231,9 +216,9 @@ def examine(
         examined.append(each)
     photos = sum(each.photos for each in examined)
     noun_statistics = _noun_statistics(noun_counts, examined, batch_size)
-    findings.add(
-        _in_evaluation(examined, {pixels: path for path, pixels in reversed(digests) if isinstance(pixels, int)})
-    )
+    paths = {pixels: path for path, pixels in reversed(digests.items()) if isinstance(pixels, int)}
+    in_evaluation = _photos_of(examined, paths.keys())
+    findings.add(Finding("in-evaluation", shard, key, str(paths[pixels])) for shard, key, pixels in in_evaluation)
     findings.add(*_duplicates(examined))
     for caption, count in captions.most_common():
         if count >= max(10, REPEATED * photos):
@@ -241,7 +226,8 @@ def examine(
             findings.add([Finding("repeated-caption", detail=detail)])
     if photos and noun_statistics.per_batch < MIN_NOUNS:
         findings.add([Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}")])
-    findings.add(Finding("unreadable-evaluation", str(p), "", text) for p, text in digests if isinstance(text, str))
+    unreadable = [(path, text) for path, text in digests.items() if isinstance(text, str)]
+    findings.add(Finding("unreadable-evaluation", str(path), "", text) for path, text in unreadable)
     return Report(
         shards=len(shards),
         photos=photos,
@@ -253,12 +239,12 @@ def examine(
     )
 
 
-def _in_evaluation(examined: Sequence[_Shard], evaluation: dict[int, Path]) -> Iterator[Finding]:
+def _photos_of(examined: Sequence[_Shard], digests: Set[int]) -> Iterator[tuple[str, str, int]]:
+    """Yield shard, key and digest of each photo that has one of the digests."""
     for each in examined:
-        if not evaluation.keys().isdisjoint(each.digests):
-            for key, pixels in zip(_unpacked(each.keys), each.digests, strict=True):
-                if pixels in evaluation:
-                    yield Finding("in-evaluation", each.name, key, str(evaluation[pixels]))
+        if not digests.isdisjoint(each.digests):
+            photos = zip(_unpacked(each.keys), each.digests, strict=True)
+            yield from ((each.name, key, pixels) for key, pixels in photos if pixels in digests)
 
 
 def _duplicates(examined: Sequence[_Shard]) -> tuple[Iterator[Finding], int]:
@@ -269,14 +255,10 @@ def _duplicates(examined: Sequence[_Shard]) -> tuple[Iterator[Finding], int]:
 
     def find() -> Iterator[Finding]:
         first: dict[int, tuple[str, str]] = {}
-        for each in examined:
-            if not repeated.isdisjoint(each.digests):
-                for key, pixels in zip(_unpacked(each.keys), each.digests, strict=True):
-                    if pixels not in repeated:
-                        continue
-                    if pixels in first:
-                        yield Finding("duplicate", each.name, key, "as {1} in {0}".format(*first[pixels]))
-                    first.setdefault(pixels, (each.name, key))
+        for shard, key, pixels in _photos_of(examined, repeated):
+            if pixels in first:
+                yield Finding("duplicate", shard, key, "as {1} in {0}".format(*first[pixels]))
+            first.setdefault(pixels, (shard, key))
 
     return find(), len(copies)
 

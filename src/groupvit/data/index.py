@@ -6,14 +6,13 @@ training that finds none makes one in the user's cache, for it never writes into
 
 import functools
 import hashlib
-import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import (
-    BLOCK,
-    FAULTS,
-    Fault,
-    Row,
-    Sample,
-    is_compressed,
-    read_image,
-    read_vocabulary,
-    scan_shard,
-    unpack,
-)
+from groupvit.data.shards import Row, Sample, is_compressed, read_image, read_vocabulary, scan_shard, unpack
 from groupvit.data.storage import File, stamp
+from groupvit.data.table import arrow, fits, open_table, schema, table_of, value_counts
+from groupvit.data.tar import FAULTS, Fault, left_out
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
-from groupvit.text.nouns import Style, is_word, nouns, nouns_of_photo, nouns_of_tags, with_person
+from groupvit.progress import tracked
+from groupvit.text.nouns import Style, is_word, nouns_of_tags
 
 _VERSION = 4  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
 _LOOKUPS = 32
-_NAMED = 3
 _HEADER = b"groupvit"
 _SAYABLE = b"sayable"
 
@@ -51,24 +41,17 @@ class Index:
     """The index at `path` of a shard that had `stamp`: how many samples it lists, and what had to be left out.
 
     `content` is a hash of all that it lists. `vocabulary` is a hash of the words that the source of the tags could have
-    said, and empty if the shard has no tags.
+    said, and empty if the shard has no tags. `made` is True if it was not found but made.
     """
 
     shard: File
     path: Path
     stamp: tuple[int, str]
-    version: int
     samples: int
     faults: tuple[Fault, ...]
     content: str
     vocabulary: str
-
-
-def _arrow() -> Any:
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError:
-        raise InputError("indexes need the package pyarrow: pip install pyarrow") from None
+    made: bool = field(default=False, compare=False)
 
 
 def beside(shard: File) -> Path:
@@ -82,30 +65,17 @@ def in_cache(shard: File) -> Path:
     return cache_folder() / "index" / f"{hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()}.arrow"
 
 
-def _open_table(path: Path) -> Any:
-    pa = _arrow()
-    return pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
-
-
 def _read(shard: File, path: Path) -> Index | None:
-    """Return the index at `path`, or None if it cannot be read."""
+    """Return the index at `path`, or None if it cannot be read or is of another version."""
     try:
-        table = _open_table(path)
+        table = open_table(path)
         values = json.loads(table.schema.metadata[_HEADER])
-        size, changed = values["stamp"]
+        (size, changed), version = values["stamp"], int(values["rules"].partition("-")[0])  # once with a hash behind it
         faults = tuple(Fault(*fault) for fault in values["faults"])
-        if values["samples"] != len(table) or any(fault.kind not in FAULTS for fault in faults):
+        if (version, values["samples"]) != (_VERSION, len(table)) or any(fault.kind not in FAULTS for fault in faults):
             return None
-        return Index(
-            shard=shard,
-            path=path,
-            stamp=(size, changed),
-            version=int(values["rules"].partition("-")[0]),  # older indexes have a hash behind it
-            samples=len(table),
-            faults=faults,
-            content=str(values["content"]),
-            vocabulary=str(values["vocabulary"]),
-        )
+        texts = str(values["content"]), str(values["vocabulary"])
+        return Index(shard, path, (size, changed), len(table), faults, *texts)
     except Exception:  # Arrow raises nearly anything on broken data
         return None
 
@@ -117,8 +87,8 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
         index = _read(shard, path) if path.is_file() else None
         if (
             index
-            and (index.stamp, index.version) == (now, _VERSION)
-            and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard)))
+            and index.stamp == now
+            and index.vocabulary in ("", index.vocabulary and _hash(read_vocabulary(shard)))
         ):
             return index
     return None
@@ -126,32 +96,6 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
 
 def _hash(listed: object) -> str:
     return hashlib.blake2b(repr(listed).encode(), digest_size=8).hexdigest()
-
-
-def _schema() -> Any:
-    pa = _arrow()
-    strings = pa.list_(pa.string())
-    types = (pa.string(), pa.int64(), pa.int64(), pa.uint32(), strings, strings)
-    more = [("nouns_paper", pa.list_(strings)), ("nouns_release", pa.list_(strings)), ("nouns_of_photo", strings)]
-    return pa.schema([*zip(Row._fields, types, strict=True), *more])
-
-
-def _table_of(rows: list[Row]) -> Any:
-    tagged = [None if row.tags is None else nouns_of_tags(row.tags) for row in rows]
-
-    def of_captions(style: Style) -> list[list[tuple[str, ...]]]:
-        return [
-            [nouns(text, style=style) if tags is None else tags for text in row.captions]
-            for row, tags in zip(rows, tagged, strict=True)
-        ]
-
-    of_photo = [
-        nouns_of_photo(row.captions) if tags is None else with_person(tags)
-        for row, tags in zip(rows, tagged, strict=True)
-    ]
-    columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}
-    columns |= {"nouns_paper": of_captions("paper"), "nouns_release": of_captions("release")}
-    return _arrow().table(columns | {"nouns_of_photo": list(map(sorted, of_photo))}, schema=_schema())
 
 
 def build_index(shard: File, path: Path) -> Index:
@@ -162,7 +106,7 @@ def build_index(shard: File, path: Path) -> Index:
     if is_compressed(shard) and path == beside(shard):
         shard = unpack(shard)
         path = beside(shard)
-    pa, now = _arrow(), stamp(shard)
+    pa, now = arrow(), stamp(shard)
     rows, faults = scan_shard(shard)
     if links := [fault for fault in faults if fault.kind == "link"]:
         raise InputError(f"{shard}: {links[0]}; write the shard again without it")
@@ -173,11 +117,11 @@ def build_index(shard: File, path: Path) -> Index:
         vocabulary = _hash(words)
         sayable = sorted(set(nouns_of_tags([*words, *(tag for row in rows for tag in row.tags or ())])))
         listed += [[row.tags for row in rows], sayable]
-    index = Index(shard, path, now, _VERSION, len(rows), tuple(faults), _hash(listed), vocabulary)
+    index = Index(shard, path, now, len(rows), tuple(faults), _hash(listed), vocabulary, made=True)
     document = {"stamp": now, "rules": str(_VERSION), "samples": len(rows), "faults": faults}
     document |= {"content": index.content, "vocabulary": vocabulary}
     header = {_HEADER: json.dumps(document), _SAYABLE: json.dumps(sayable)}
-    table = _table_of(rows).replace_schema_metadata(header)
+    table = table_of(rows).replace_schema_metadata(header)
     with pa.ipc.new_file(file := pa.BufferOutputStream(), table.schema) as writer:
         writer.write_table(table)
     write_atomically(path, file.getvalue().to_pybytes())
@@ -196,72 +140,45 @@ def index_shards(
     *,
     where: Callable[[File], Path] = in_cache,
     processes: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
 ) -> list[Index | InputError]:
     """Return the index of each shard, or the error of one that cannot be indexed.
 
     Indexes that are missing or out of date are made, at `where`.
     """
-    _arrow()
+    arrow()
     with ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
         looked_up = threads.map(partial(_attempt, find_index), [(shard, where) for shard in shards])
         indexes = dict(zip(shards, looked_up, strict=True))
     missing = [shard for shard, index in indexes.items() if index is None]
     if missing:
         made = mapped(partial(_attempt, build_index), [(shard, where(shard)) for shard in missing], processes)
-        indexes.update(progress(zip(missing, made, strict=True), len(missing)))
+        made = tracked("indexing shards", made, len(missing), lambda index: getattr(index, "samples", 0))
+        indexes.update(zip(missing, made, strict=True))
     return [index for index in indexes.values() if index]
 
 
-def summary(indexes: Sequence[Index], shards: int, made: int) -> str:
-    """Describe the indexes of all `shards`, of which `made` were made just now, and what they leave out."""
-    photos = sum(index.samples for index in indexes)
-    captions = sum(len(chunk.flatten()) for index in indexes for chunk in _open_table(index.path)["captions"].chunks)
-    lines = [
-        f"{len(indexes):,} of {shards:,} shards indexed ({shards - made:,} were up to date):"
-        f" {photos:,} photos, {captions:,} captions"
-    ]
-    lines += left_out([(f"{index.shard}: ", fault) for index in indexes for fault in index.faults])
-    return "\n".join(lines)
-
-
-def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
-    """Yield a line for each kind of fault, and for the first ones of it."""
-    for kind, count in Counter(fault.kind for _, fault in faults).most_common():
-        yield f"left out: {count:,} x {FAULTS[kind]}"
-        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:_NAMED]
+def summary(indexes: Sequence[Index], shards: int) -> str:
+    """Describe the indexes of all `shards`, and what they leave out."""
+    found, photos = sum(not index.made for index in indexes), sum(index.samples for index in indexes)
+    captions = sum(len(chunk.flatten()) for index in indexes for chunk in open_table(index.path)["captions"].chunks)
+    indexed = f"{len(indexes):,} of {shards:,} shards indexed ({found:,} were up to date)"
+    faults = left_out([(f"{index.shard}: ", fault) for index in indexes for fault in index.faults])
+    return "\n".join([f"{indexed}: {photos:,} photos, {captions:,} captions", *faults])
 
 
 def _damaged(index: Index) -> AbstractContextManager[None]:
-    kinds = (OSError, ValueError, KeyError, TypeError, OverflowError, NotImplementedError, MemoryError)
-    return input_error(f"{index.path} is damaged, delete it, and it will be made anew", *kinds)
+    return input_error(f"{index.path} is damaged, delete it, and it will be made anew", Exception)
 
 
 @functools.cache
 def _columns(index: Index) -> Any:
     """Return the table of an index. Arrow would read wherever a damaged one points, so it is checked first."""
     with _damaged(index):
-        table = _open_table(index.path)
+        table = open_table(index.path)
         table.validate(full=True)
-        if not table.schema.equals(_schema()) or not _fits(table, index.stamp[0]):
+        if not table.schema.equals(schema()) or not fits(table, index.stamp[0]):
             raise ValueError("its columns do not fit")
     return table
-
-
-def _fits(table: Any, size: int) -> bool:
-    """Return True if all is there, each photo lies in a shard of `size` bytes, and each caption has its nouns."""
-    compute = importlib.import_module("pyarrow.compute")
-
-    def nulls(column: Any) -> int:
-        inside = nulls(compute.list_flatten(column)) if _arrow().types.is_list(column.type) else 0
-        return column.null_count + inside
-
-    lengths = [compute.list_value_length(table[name]) for name in ("captions", "nouns_paper", "nouns_release")]
-    if any(nulls(table[name].drop_null() if name == "tags" else table[name]) for name in table.column_names):
-        return False
-    starts, sizes = (table[name].to_numpy() for name in ("offset", "size"))
-    inside = (starts >= BLOCK) & (sizes > 0) & (starts <= size) & (sizes <= size - starts)
-    return bool(inside.all() and all(each.equals(lengths[0]) for each in lengths) and 0 not in lengths[0].to_numpy())
 
 
 @functools.cache
@@ -331,18 +248,12 @@ class CaptionedPhotos:
 
     def noun_counts(self) -> tuple[Counter[str], Counter[str]]:
         """Return in how many photos' captions or tags each noun stands, and in how many it could have stood."""
-        counts = _value_counts([_columns(index) for index in self.indexes])
+        counts = value_counts([_columns(index) for index in self.indexes])
         tagged = [(index, _columns(index)) for index in self.indexes if index.vocabulary]
         tagged = [(index, table.filter(table["tags"].is_valid())) for index, table in tagged]
         captions = len(self) - sum(len(table) for _, table in tagged)
         known = Counter({noun: captions * is_word(noun) for noun in counts})
         for index, table in tagged:
-            sayable, said = _sayable(index), _value_counts([table])
+            sayable, said = _sayable(index), value_counts([table])
             known.update({noun: len(table) if noun in sayable else said[noun] for noun in counts})
         return counts, known
-
-
-def _value_counts(tables: Sequence[Any]) -> Counter[str]:
-    chunks = [chunk.flatten() for table in tables for chunk in table["nouns_of_photo"].chunks]
-    cells = _arrow().chunked_array(chunks, _arrow().string()).value_counts()
-    return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))

@@ -4,25 +4,15 @@ import csv
 import importlib
 import itertools
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from groupvit.data.shards import (
-    IMAGE_ENDINGS,
-    TEXT_ENDINGS,
-    Fault,
-    Member,
-    Members,
-    Row,
-    Sample,
-    image_ending,
-    rows_of,
-    split_name,
-    write_shards,
-)
+from groupvit.data.shards import Members, Row, Sample, image_ending, rows_of, write_shards
+from groupvit.data.tar import IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
+from groupvit.files import new_folder
+from groupvit.progress import tracked
 
 IMAGE_COLUMNS = (
     "file",
@@ -41,6 +31,15 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "comment", "de
 _ROWS = 64  # of parquet that are read at once: each holds a photo
 
 
+class Packed(NamedTuple):
+    """How much was packed, and what was left out."""
+
+    shards: int
+    photos: int
+    captions: int
+    faults: list[Fault]
+
+
 def pack(
     source: Path,
     out: Path,
@@ -48,36 +47,30 @@ def pack(
     photos: Path | None = None,
     image_column: str = "",
     caption_column: str = "",
-    progress: Callable[[Iterable[Any], int | None], Iterable[Any]] = lambda items, total: items,
-) -> list[Fault]:
-    """Write the samples of a folder, a table or parquet to `out/NAME-0000.tar`, …, or nothing; return what is left out.
+) -> Packed:
+    """Write the samples of a folder, a table or parquet to `out/NAME-0000.tar`, …, or nothing.
 
     `photos` is the folder in which a table's names begin (its own), the columns are found by their usual names.
     """
     faults: list[Fault] = []
+    captions: list[int] = []
 
     def whole() -> Iterator[Sample]:
-        for found in progress(_open(source, photos or source.parent, image_column, caption_column), None):
+        for found in tracked("packing", _open(source, photos or source.parent, image_column, caption_column)):
             if isinstance(found, Fault):
                 faults.append(found)
             else:
+                captions.append(len(found.captions))
                 yield found
 
     if out.resolve() == Path.cwd() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} is there already; name a new folder for the shards")
-    unfinished = out.with_name(out.name + ".partial")
-    try:
-        with input_error(f"cannot write shards to {out}", OSError):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if not write_shards(whole(), unfinished, prefix=out.name):
-                reason = f"; the first of {len(faults):,} left out: {faults[0]}" if faults else ""
-                raise InputError(f"{source}: no photo with a caption{reason}")
-            if out.exists():
-                out.rmdir()
-            os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return faults
+    with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
+        shards = write_shards(whole(), unfinished, prefix=out.name)
+        if not shards:
+            reason = f"; the first of {len(faults):,} left out: {faults[0]}" if faults else ""
+            raise InputError(f"{source}: no photo with a caption{reason}")
+    return Packed(len(shards), len(captions), sum(captions), faults)
 
 
 def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
-from groupvit.data.shards import FAULTS
+from groupvit.data.tar import FAULTS
 
 MIN_SIDE = 32
 """Pixels; smaller images on the web are icons, and tracking pixels in the place of photos that are gone."""

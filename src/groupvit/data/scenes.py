@@ -9,8 +9,6 @@ The generator is frozen: a change that moves one pixel or one word is a new `VER
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -24,7 +22,9 @@ from PIL import Image
 
 from groupvit.data.shards import Sample, write_shards
 from groupvit.data.workers import mapped
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
+from groupvit.files import new_folder
+from groupvit.progress import tracked
 
 VERSION = 1
 SIZE = 64
@@ -248,7 +248,6 @@ def write(
     evaluation: int = 500,
     size: int = SIZE,
     seed: int = 0,
-    progress: Callable[[Iterable[Sample], int], Iterable[Sample]] = lambda samples, total: samples,
 ) -> None:
     """Write `folder/train/*.tar` and `folder/eval/{images,masks,classes.txt,captions.json}`, or nothing at all.
 
@@ -259,23 +258,16 @@ def write(
     if folder.absolute() == Path.cwd():
         raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
     settings = json.dumps({"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed})
-    made, unfinished = folder / "scenes.json", folder.with_name(folder.name + ".partial")
-    try:
+    with input_error(f"cannot write scenes to {folder}", OSError):
+        made = folder / "scenes.json"
         if made.is_file() and made.read_bytes() == settings.encode():
             return
         if folder.exists() and any(folder.iterdir()):
-            raise InputError(
-                f"{folder} is not empty and holds no scenes of this version, size and seed; name a new folder"
-            )
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _write_evaluation(unfinished / "eval", evaluation, seed=2 * seed + 1, size=size)
-        chunks = [range(first, min(first + 100, train)) for first in range(0, train, 100)]
-        drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, os.cpu_count() or 1)
-        samples = progress(chain.from_iterable(drawn), train)
-        write_shards(samples, unfinished / "train", prefix="scenes", per_shard=1000)
-        (unfinished / "scenes.json").write_text(settings)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise InputError(f"cannot write scenes to {folder}: {error.strerror or error}") from error
+            raise InputError(f"{folder} is not empty and no set of this version, size and seed; name a new folder")
+        with new_folder(folder) as unfinished:
+            _write_evaluation(unfinished / "eval", evaluation, seed=2 * seed + 1, size=size)
+            chunks = [range(first, min(first + 100, train)) for first in range(0, train, 100)]
+            drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, os.cpu_count() or 1)
+            samples = tracked("drawing scenes", chain.from_iterable(drawn), train)
+            write_shards(samples, unfinished / "train", prefix="scenes", per_shard=1000)
+            (unfinished / "scenes.json").write_text(settings)

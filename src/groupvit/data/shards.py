@@ -22,12 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from groupvit.data.storage import File, is_url, matching, open_file, read_range, stamp, told
-from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES
-
-IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
-TEXT_ENDINGS = frozenset(("txt", "json"))
-BLOCK = 512  # bytes of a tar header, which stands right before its member's data
+from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, members_of, split_name
+from groupvit.errors import InputError, input_error
+from groupvit.files import replacing
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,10 @@ class Sample:
     tags: tuple[str, ...] | None = None
 
 
+Members = dict[str, dict[str, Member]]
+"""The members of each sample, by their endings."""
+
+
 class Row(NamedTuple):
     """A whole sample: the place of its image's bytes, the CRC-32 of their tar header, and its texts."""
 
@@ -50,33 +51,6 @@ class Row(NamedTuple):
     header: int
     captions: tuple[str, ...]
     tags: tuple[str, ...] | None = None
-
-
-class Fault(NamedTuple):
-    """Something in a shard that cannot be used; `kind` is one word of `FAULTS`."""
-
-    key: str
-    kind: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return (f"{self.key}: " if self.key else "") + FAULTS[self.kind] + (f" ({self.detail})" if self.detail else "")
-
-
-FAULTS = {
-    "cut": "the tar ends too early or is damaged from here on",
-    "link": "a link, or a sparse or special file, which is not followed",
-    "twice": "two members have this name",
-    "unreadable": "a file cannot be read",
-    "undecodable": "the image is of no format that training reads",
-    "no-image": "no image",
-    "two-images": "more than one image",
-    "empty-image": "the image has no bytes",
-    "no-caption": "no caption",
-    "not-utf8": "the caption is not UTF-8",
-    "bad-json": "the JSON is broken, or its captions or tags are no texts",
-}
-"""What may be wrong with a sample or a tar, before an image is decoded."""
 
 
 def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
@@ -129,82 +103,14 @@ def unpack(shard: File) -> Path:
     if isinstance(shard, str):
         raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
     tar = _tar_of(shard)
-    temporary = tar.with_name(f".{tar.name}.{os.getpid()}.tmp")
-    try:
-        with gzip.open(shard) as source, temporary.open("wb") as file:
-            shutil.copyfileobj(source, file, 2**20)
-        os.replace(temporary, tar)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{shard} cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error),
+        replacing(tar) as temporary,
+        gzip.open(shard) as source,
+        temporary.open("wb") as file,
+    ):
+        shutil.copyfileobj(source, file, 2**20)
     return tar
-
-
-class Member(NamedTuple):
-    """A file in a tar; only texts are read."""
-
-    name: str
-    offset: int
-    size: int
-    header: int
-    text: bytes
-
-
-Members = dict[str, dict[str, Member]]
-"""The members of each sample, by their endings."""
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Split a member's name, at the last dot of its base name, into its sample's key and its ending."""
-    stem, suffix = posixpath.splitext(name)
-    return stem, suffix[1:].lower()
-
-
-def _members(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
-    """Yield every file of a tar; add what is left out, and damage, where it stops, to `faults`."""
-    start: int | None = 0
-    while start is not None:  # `cat` joins tars, each with its end
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while member := tar.next():
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
-                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
-                if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
-                    continue
-                if not member.isreg() or member.issparse():
-                    faults.append(Fault(name, "link"))
-                elif not 0 <= member.size <= size - member.offset_data:
-                    break
-                else:
-                    yield _member(file, name, member)
-            end = tar.offset
-        file.seek(min(end, size))
-        # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
-        if file.read(BLOCK) != bytes(BLOCK):
-            faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
-            return
-        start = _after_zeros(file, end + BLOCK)
-
-
-def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
-    header, text, ending = 0, b"", split_name(name)[1]
-    if ending in IMAGE_ENDINGS:
-        file.seek(member.offset_data - BLOCK)
-        header = zlib.crc32(file.read(BLOCK))
-    elif ending in TEXT_ENDINGS:
-        file.seek(member.offset_data)
-        text = file.read(member.size)
-    return Member(name, member.offset_data, member.size, header, text)
-
-
-def _after_zeros(file: Any, start: int) -> int | None:
-    """Return the position of the first block that is not all zeros from `start` on, where the file is."""
-    while data := file.read(2**20):
-        if rest := data.lstrip(b"\0"):
-            return (start + len(data) - len(rest)) // BLOCK * BLOCK
-        start += len(data)
-    return None
 
 
 def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
@@ -260,7 +166,7 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     size, _ = stamp(shard)
     try:
         with open_file(shard) as file:
-            for member in _members(file, size, faults):
+            for member in members_of(file, size, faults):
                 key, ending = split_name(member.name)
                 if samples.setdefault(key, {}).setdefault(ending, member) is not member:
                     faults.append(Fault(member.name, "twice"))
@@ -284,8 +190,8 @@ def rows_of(samples: Members, faults: list[Fault]) -> tuple[list[Row], list[Faul
 
 def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault]) -> bool:
     """Return True for a lone member that is neither image nor text, or is more of a whole sample, as `KEY.seg.png`."""
-    folder, slash, base = key.rpartition("/")
-    whole = found.get(folder + slash + base.partition(".")[0])
+    folder, base = posixpath.split(key)
+    whole = found.get(posixpath.join(folder, base.partition(".")[0]))
     return len(files) == 1 and (isinstance(whole, Row) or files.keys().isdisjoint(IMAGE_ENDINGS | TEXT_ENDINGS))
 
 
@@ -328,14 +234,9 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
     Path(folder).mkdir(parents=True, exist_ok=True)
     while first := list(itertools.islice(samples, 1)):
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
-        temporary = path.with_suffix(".tar.tmp")
-        try:
-            with tarfile.open(temporary, "w") as shard:
-                for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
-                    _add_sample(shard, sample)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
+            for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
+                _add_sample(shard, sample)
         paths.append(path)
     return paths
 
@@ -343,17 +244,11 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
     if not sample.captions:
         raise InputError(f"sample {sample.key} has no caption to write")
-    meta: dict[str, Any] = {"key": sample.key, "captions": sample.captions}
-    if sample.tags is not None:
-        meta |= {"kind": "tags", "tags": sample.tags}
-    ending = image_ending(sample.image)
-    if not ending:
+    if not (ending := image_ending(sample.image)):
         raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
-    contents = {
-        ending: sample.image,
-        "txt": sample.captions[0].encode(),
-        "json": json.dumps(meta, ensure_ascii=False).encode(),
-    }
+    tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}
+    meta = json.dumps({"key": sample.key, "captions": sample.captions, **tags}, ensure_ascii=False)
+    contents = {ending: sample.image, "txt": sample.captions[0].encode(), "json": meta.encode()}
     for ending, data in contents.items():
         member = tarfile.TarInfo(f"{sample.key}.{ending}")
         member.size = len(data)
@@ -362,10 +257,8 @@ def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
 
 def image_ending(image: bytes) -> str | None:
     """Return the ending for the format that the first bytes tell, or None if training does not read it."""
-    for ending, start in _STARTS.items():
-        if ending in IMAGE_ENDINGS and re.match(start, image, re.DOTALL):
-            return ending
-    return None
+    starts = ((ending, start) for ending, start in _STARTS.items() if ending in IMAGE_ENDINGS)
+    return next((ending for ending, start in starts if re.match(start, image, re.DOTALL)), None)
 
 
 _STARTS = {

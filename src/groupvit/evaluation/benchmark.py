@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +25,11 @@ from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.files import write_atomically
+from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
 _PIXELS_AT_ONCE = 2**23
-
-Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
-"""A bar with a title, for so many photos; gives the function to call after each of them."""
 
 
 def evaluate(
@@ -80,15 +77,8 @@ def count_photo(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, p
     stages = tuple(stage_scores(stage) for stage in zip(*tables, strict=True))
     if not pending:
         return replace(score_prediction(photo, prediction, classes), stages=stages)
-    return PhotoScores(
-        name=photo.name,
-        digest=photo.digest,
-        pixels=photo.mask.size,
-        matrix=np.zeros((0, 3), np.int64),
-        boundary=np.zeros((0, 4), np.int64),
-        stages=stages,
-        pending=pending_counts(photo, prediction, result.confidence, classes),
-    )
+    later = pending_counts(photo, prediction, result.confidence, classes)
+    return PhotoScores(photo.name, photo.digest, photo.mask.size, stages=stages, pending=later)
 
 
 def started(segmenter: Segmenter, dataset: Dataset, protocol: Protocol, source: str) -> Result:
@@ -141,7 +131,6 @@ def evaluate_into(
     *,
     source: str,
     batch_size: int,
-    progress: Progress,
 ) -> bool:
     """Write a result file, or go on with one that was interrupted; return True to the first process only.
 

@@ -4,6 +4,8 @@ A data set has one confusion matrix, the sum of its photos'; IoU is a ratio of s
 over photos. Means leave out classes that are neither there nor predicted; a class that is only predicted has 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt
 
@@ -11,6 +13,8 @@ IGNORE = 255
 
 IndexMap = UInt[np.ndarray, "height width"]
 Matrix = Int[np.ndarray, "classes classes"]
+Counts = Int[np.ndarray, "_ 3"]
+"""True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
 Areas = Int[np.ndarray, "*photos classes 3"]
 """For each class the pixels of the intersection, the truth and the prediction."""
 
@@ -20,6 +24,21 @@ def confusion_matrix(truth: IndexMap, prediction: IndexMap, classes: int) -> Mat
     known = truth != IGNORE
     pairs = truth[known].astype(np.int64) * classes + prediction[known]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def sparse(matrix: Matrix) -> Counts:
+    """Return the entries of a confusion matrix that are not 0."""
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns]], axis=1)
+
+
+def dense(counts: Sequence[Counts], classes: int) -> Matrix:
+    """Add up sparse confusion matrices."""
+    matrix = np.zeros((classes, classes), np.int64)
+    if counts:
+        rows, columns, pixels = np.concatenate(counts).T
+        np.add.at(matrix, (rows, columns), pixels)
+    return matrix
 
 
 def areas(matrix: Int[np.ndarray, "*photos classes classes"]) -> Areas:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groupvit.errors import InputError
-from groupvit.evaluation.results import PhotoScores
+from groupvit.evaluation.results import MALFORMED, PhotoScores
 
 
 class PartialResult:
@@ -50,7 +50,7 @@ class PartialResult:
     def _check(self, path: Path, line: bytes) -> None:
         try:
             identity = dict(json.loads(line)["evaluation"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except MALFORMED as error:
             raise InputError(f"{path} is no part of an evaluation: delete it or choose another --out") from error
         if differing := list(_differing(self.identity, identity)):
             raise InputError(
@@ -61,7 +61,7 @@ class PartialResult:
     def _photo(path: Path, line: bytes) -> PhotoScores:
         try:
             return PhotoScores.from_dict(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except MALFORMED as error:
             raise InputError(f"{path} is damaged: delete it, its photos are evaluated again") from error
 
     def add(self, photo: PhotoScores) -> None:

@@ -1,15 +1,16 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from groupvit.errors import InputError, input_error
+from groupvit.errors import input_error
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
 from groupvit.evaluation.naming import class_indices
@@ -18,10 +19,6 @@ from groupvit.evaluation.results import Result
 from groupvit.files import write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _WRITTEN = 21  # classes: in a larger matrix the numbers could not be read
 
@@ -129,19 +126,15 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]
     return _drawn(figure)
 
 
-def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def _figure(width: float, height: float) -> tuple[Any, Any]:
     """Make an empty figure, in inches, without matplotlib's global state."""
-    try:
+    with input_error("charts need matplotlib: pip install matplotlib", ImportError):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("charts need matplotlib: pip install matplotlib") from error
     figure = Figure((width, height), dpi=120, layout="constrained")
     return figure, figure.subplots()
 
 
-def _drawn(figure: "Figure") -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+def _drawn(figure: Any) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file)
+    return Image.open(file).convert("RGB")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import CLASSES, Dataset
 from groupvit.models import ModelConfig
 from groupvit.segmentation.labels import BACKGROUND, Label, parse_labels
@@ -42,10 +42,8 @@ class Protocol:
         named = dataset.labels[1:] if dataset.has_background else dataset.labels
         labels = [label if "=" in label else Label(label, self._words(label, dataset.benchmark)) for label in named]
         contrast = CONTRAST.get(dataset.benchmark, ()) if self.contrast is True else ()
-        try:
+        with input_error(str(dataset.root), InputError):
             return parse_labels([*([Label(BACKGROUND, tuple(contrast))] if contrast else []), *labels])
-        except InputError as error:
-            raise InputError(f"{dataset.root}: {error}") from error
 
     def _words(self, name: str, benchmark: str) -> tuple[str, ...]:
         if self.class_names == "release":

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
-from groupvit.evaluation.metrics import IGNORE, Matrix, resampled_means
+from groupvit.evaluation.metrics import IGNORE, Counts, Matrix, dense, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
 """Shares of a photo that a class covers in it, from and below."""
 _FORMAT = 3
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a document of another shape raises."""
 _HEAD = ("benchmark", "classes", "protocol", "model", "thresholds", "versions", "floors")
-
-Counts = Int[np.ndarray, "_ 3"]
-"""True class, predicted class and pixels: the entries of a confusion matrix that are not 0."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class PhotoScores:
     name: str
     digest: str
     pixels: int
-    matrix: Counts
-    boundary: Int[np.ndarray, "_ 4"]
+    matrix: Counts = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    boundary: Int[np.ndarray, "_ 4"] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
     stages: tuple[StageScores, ...] = ()
     naming: Int[np.ndarray, "regions _"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     pending: Mapping[str, Any] | None = None
@@ -84,21 +84,6 @@ class PhotoScores:
 
 def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
     return np.array(values, np.int64).reshape(-1, columns)
-
-
-def sparse(matrix: Matrix) -> Counts:
-    """Return the entries of a confusion matrix that are not 0."""
-    rows, columns = np.nonzero(matrix)
-    return np.stack([rows, columns, matrix[rows, columns]], axis=1)
-
-
-def dense(counts: Sequence[Counts], classes: int) -> Matrix:
-    """Add up sparse confusion matrices."""
-    matrix = np.zeros((classes, classes), np.int64)
-    if counts:
-        rows, columns, pixels = np.concatenate(counts).T
-        np.add.at(matrix, (rows, columns), pixels)
-    return matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +224,10 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> "Result":
         """Read what `save` wrote."""
+        with input_error(f"{path} cannot be read", OSError):
+            data = path.read_bytes()
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(data)
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
             fields = {name: values[name] for name in _HEAD}
@@ -248,9 +235,7 @@ class Result:
             result = cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
             result._check()
             return result
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except MALFORMED as error:
             raise InputError(f"{path} is no result of an evaluation ({type(error).__name__}: {error})") from error
 
 
@@ -262,10 +247,8 @@ def versions() -> dict[str, str]:
     """Return the versions of what counted."""
     installed = {"python": platform.python_version()}
     for package in ("groupvit", "torch", "numpy", "pillow"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree
-            installed[package] = "unknown"
     return installed
 
 

@@ -15,9 +15,10 @@ from groupvit.evaluation.metrics import (
     contingency,
     oracle_matrix,
     oracle_names,
+    sparse,
 )
 from groupvit.evaluation.naming import class_indices
-from groupvit.evaluation.results import PhotoScores, StageScores, sparse
+from groupvit.evaluation.results import PhotoScores, StageScores
 from groupvit.segmentation import Segmenter, View, parse_labels
 
 _CHUNK = 64

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.retrieval import Retrieval
@@ -20,10 +20,8 @@ def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     if held_out.suffix == ".tar":
         return Retrieval([held_out], config)
     photos = MaskFolder.open(held_out)
-    try:
+    with input_error(f"{held_out}/classes.txt", InputError):
         parse_labels(photos.labels)
-    except InputError as error:
-        raise InputError(f"{held_out}/classes.txt: {error}") from error
     read = list(photos)
 
     def evaluate(model: GroupViT) -> dict[str, float]:

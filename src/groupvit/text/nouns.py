@@ -100,9 +100,14 @@ def lemma(noun: str) -> str:
     return noun if noun.endswith(("us", "is")) else _textblob().inflect.singularize(noun)
 
 
+@functools.lru_cache(maxsize=2**10)  # most captions are lower case, and are asked for their nouns in both styles
+def _tagged(text: str) -> list[tuple[str, str]]:
+    return _textblob().tag(text)
+
+
 def _paper_nouns(caption: str) -> Iterator[str]:
     after_one, before, tag_before, raw_before = False, "", "", ""
-    for word, tag in _textblob().tag(caption.lower()):
+    for word, tag in _tagged(caption.lower()):
         if word in ALWAYS_NOUNS:
             tag = "NNS" if word.endswith("s") else "NN"
         if tag == "VB" and raw_before in ("DT", "JJ"):
@@ -122,7 +127,7 @@ def _paper_nouns(caption: str) -> Iterator[str]:
         before, tag_before = word, tag if noun else ""
 
 
-@functools.lru_cache(maxsize=2**16)  # the captions of a small data set, which every epoch asks for
+@functools.lru_cache(maxsize=2**10)  # those of a caption are asked for again with those of its photo
 def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     """Return the nouns of a caption.
 
@@ -132,7 +137,7 @@ def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     caption = re.sub(r"<(\w+)>", r" \1 ", _HTML.sub(" ", repaired(caption)))
     if style == "paper":
         return tuple(dict.fromkeys(_paper_nouns(caption)))
-    return tuple(word for word, tag in _textblob().tag(caption) if tag in RELEASE_TAGS)
+    return tuple(word for word, tag in _tagged(caption) if tag in RELEASE_TAGS)
 
 
 def noun_prompts(
@@ -156,7 +161,7 @@ def noun_prompts(
 
 def nouns_of_photo(captions: Sequence[str]) -> frozenset[str]:
     """Return the nouns of all captions of one photo, and `person` if one of them is a person."""
-    return with_person(noun for caption in captions for noun in nouns(caption))
+    return with_person(noun for caption in captions for noun in nouns(caption, style="paper"))
 
 
 def nouns_of_tags(tags: Iterable[str]) -> tuple[str, ...]:

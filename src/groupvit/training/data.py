@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from groupvit.data.batches import Augmentation
 from groupvit.data.index import CaptionedPhotos
-from groupvit.data.shards import FAULTS
 from groupvit.data.storage import File
+from groupvit.data.tar import FAULTS
 from groupvit.errors import InputError
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.monitor import tracked
 from groupvit.training.objective import Nouns, Objective, Teacher, Vocabulary, terms_of
 from groupvit.training.self_supervised import Classify
 
@@ -42,7 +41,7 @@ class Data:
 
 def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
     """Open the training photos, indexed first where they are not; say on stderr what was left out."""
-    photos = CaptionedPhotos.open(shards, processes=processes, progress=tracked("indexing shards"))
+    photos = CaptionedPhotos.open(shards, processes=processes)
     if faults := Counter(fault.kind for index in photos.indexes for fault in index.faults):
         kinds = ", ".join(f"{count} x {FAULTS[kind]}" for kind, count in faults.most_common())
         print(f"left out of the training: {kinds}; groupvit data doctor names them", file=sys.stderr)

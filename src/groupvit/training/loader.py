@@ -1,7 +1,6 @@
 """The batches that a process learns from."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from groupvit.data.transforms import jitter_color
 from groupvit.data.workers import received
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.distributed import World
-from groupvit.training.monitor import tracked
 from groupvit.training.objective import MultiLabel, terms_of
 from groupvit.training.state import TrainingState
 from groupvit.training.trunk_cache import TrunkCache, cached
@@ -62,9 +60,8 @@ def _trunk_cache(state: TrainingState, folder: Path, device: torch.device, worke
     """Return the trunk's maps of the run's crops; where they are missing the first process makes them."""
     data, size = state.run.data, state.run.model.image.image_size
     crops = RandomCrops(state.photos, state.seed, size, data.crop, data.cached_crops)
-    options = {"progress": tracked("caching the trunk"), "say": lambda line: print(line, file=sys.stderr)}
     with world.first_goes_first():
-        return cached(state.model.image_encoder, crops, folder, device, workers=workers, **options)
+        return cached(state.model.image_encoder, crops, folder, device, workers=workers)
 
 
 def _on(device: torch.device, batch: Batch, cache: TrunkCache | None) -> Batch:

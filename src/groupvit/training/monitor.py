@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,21 +16,15 @@ from typing import Any, TextIO
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from groupvit.errors import InputError
+from groupvit.errors import input_error
 from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
 EVERY = 10
-
-
-def tracked(description: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """Return a bar for what comes before the first step."""
-    console = Console(stderr=True)
-    return lambda items, total: track(items, description, total=total, console=console)
 
 
 class Progress:
@@ -78,11 +72,9 @@ class Progress:
     def _append(self, values: dict[str, Any]) -> None:
         if not self.file:
             return
-        try:
+        with input_error(f"cannot write {self.file.name}", OSError, advice="resume when there is space"):
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
-        except OSError as error:
-            raise InputError(f"cannot write {self.file.name}: {error.strerror}; resume when there is space") from error
         if self.board:
             for name in values.keys() - {"step", "time", "warning"}:
                 self.board.add_scalar(name, values[name], values["step"])
@@ -133,11 +125,9 @@ class Progress:
 
 
 def _opened(file: Path, step: int) -> TextIO:
-    try:
+    with input_error(f"cannot write {file}", OSError):
         write_atomically(file, "".join(_lines_until(file, step)).encode())
         return file.open("a")
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _board(folder: Path, step: int) -> Any:

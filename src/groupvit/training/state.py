@@ -20,7 +20,7 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.storage import File
 from groupvit.errors import InputError
-from groupvit.files import sync_folder, write_atomically
+from groupvit.files import new_folder, sync_folder, write_atomically
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.training.run import Run
 
@@ -130,20 +130,17 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     A pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place.
     """
     folder = folder_of(out, state.step)
-    partial = folder.with_suffix(".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
-        with (partial / "training.pt").open("wb") as file:
-            torch.save(_document(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        with new_folder(folder) as partial:
+            native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
+            with (partial / "training.pt").open("wb") as file:
+                torch.save(_document(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(partial)
+            shutil.rmtree(folder, ignore_errors=True)
         write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"cannot save to {folder}: {error}; {last_saved(out)}") from error
     steps = set(out.glob(f"step-{'[0-9]' * 8}"))
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])

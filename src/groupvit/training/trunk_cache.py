@@ -7,9 +7,10 @@ of a photo, mirrored or not.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from torch.utils.data import DataLoader
 
 from groupvit.data.batches import RandomCrops
 from groupvit.data.workers import received
-from groupvit.errors import InputError
+from groupvit.errors import input_error
 from groupvit.files import write_atomically
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.trunks import EfficientNetLite
+from groupvit.progress import tracked
 
 _AT_ONCE = 64
 _DONE = "done.json"  # written last: without it the other files are none
@@ -58,13 +60,10 @@ def cached(
     device: torch.device,
     *,
     workers: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda done, total: done,
-    say: Callable[[str], None] = lambda line: None,
 ) -> TrunkCache:
     """Return the cache of the crops in `folder`, made first if it is missing, not whole, or of other crops or weights.
 
-    `say` is told the size before anything is written. Raises `InputError` where there is no room for it; then and after
-    an interruption nothing of it stays.
+    Raises `InputError` where there is no room for it; then and after an interruption nothing of it stays.
     """
     trunk = encoder.trunk
     assert isinstance(trunk, EfficientNetLite)
@@ -72,20 +71,19 @@ def cached(
         f"stride-{stride}.float16": (len(crops), -(-crops.side // stride), -(-crops.side // stride), channels)
         for stride, channels in zip(trunk.strides[:-1], trunk.channels[:-1], strict=True)
     }
-    identity = _identity(trunk, crops)
-    if cache := _read(folder, shapes, identity, crops.count):
+    read = partial(_read, folder, shapes, identity := _identity(trunk, crops), crops.count)
+    if cache := read():
         return cache
-    try:
+    failure = f"cannot cache the trunk's maps in {folder}"
+    with input_error(failure, OSError, NotImplementedError, advice="name another --cache"):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # of two trainings one makes it
-            if not (cache := _read(folder, shapes, identity, crops.count)):
+            if not (cache := read()):
                 size = sum(np.float16().nbytes * int(np.prod(shape)) for shape in shapes.values())
-                say(f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB")
-                _write(folder, shapes, identity, encoder, crops, device, workers, progress)
-                cache = _read(folder, shapes, identity, crops.count)
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot cache the trunk's maps in {folder}: {reason}; name another --cache") from error
+                message = f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB"
+                print(message, file=sys.stderr)
+                _write(folder, shapes, identity, encoder, crops, device, workers)
+                cache = read()
     assert cache is not None
     return cache
 
@@ -122,7 +120,6 @@ def _write(
     crops: RandomCrops,
     device: torch.device,
     workers: int,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> None:
     (folder / _DONE).unlink(missing_ok=True)
     # The DataLoader draws a number from its generator, which must not be one of the training's.
@@ -132,11 +129,12 @@ def _write(
     try:
         with ExitStack() as stack:  # files, for a full disk kills whoever writes to mapped memory
             files = [stack.enter_context((folder / name).open("wb")) for name in shapes]
-            for i, (images, decoded) in enumerate(progress(received(loader), len(loader))):
+            made = tracked("caching the trunk", received(loader), len(loader), lambda batch: len(batch[0]))
+            for i, (images, decoded) in enumerate(made):
                 with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
                     maps = encoder.early(images.to(device))
-                for file, made in zip(files, maps, strict=True):
-                    file.write(made.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
+                for file, each in zip(files, maps, strict=True):
+                    file.write(each.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
                 undecodable += (i * _AT_ONCE + (~decoded).nonzero()[:, 0]).tolist()
             for file in files:
                 file.flush()

@@ -1,0 +1,110 @@
+"""Walk the files of a tar, and tell what in it cannot be used."""
+
+import posixpath
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from groupvit.files import PHOTO_SUFFIXES
+
+IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
+TEXT_ENDINGS = frozenset(("txt", "json"))
+BLOCK = 512  # bytes of a tar header, which stands right before its member's data
+
+
+class Fault(NamedTuple):
+    """Something in a shard that cannot be used; `kind` is one word of `FAULTS`."""
+
+    key: str
+    kind: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return (f"{self.key}: " if self.key else "") + FAULTS[self.kind] + (f" ({self.detail})" if self.detail else "")
+
+
+FAULTS = {
+    "cut": "the tar ends too early or is damaged from here on",
+    "link": "a link, or a sparse or special file, which is not followed",
+    "twice": "two members have this name",
+    "unreadable": "a file cannot be read",
+    "undecodable": "the image is of no format that training reads",
+    "no-image": "no image",
+    "two-images": "more than one image",
+    "empty-image": "the image has no bytes",
+    "no-caption": "no caption",
+    "not-utf8": "the caption is not UTF-8",
+    "bad-json": "the JSON is broken, or its captions or tags are no texts",
+}
+"""What may be wrong with a sample or a tar, before an image is decoded."""
+
+
+def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
+    """Yield a line for each kind of fault, and for the first ones of it."""
+    for kind, count in Counter(fault.kind for _, fault in faults).most_common():
+        yield f"left out: {count:,} x {FAULTS[kind]}"
+        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:3]
+
+
+class Member(NamedTuple):
+    """A file in a tar; only texts are read."""
+
+    name: str
+    offset: int
+    size: int
+    header: int
+    text: bytes
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split a member's name, at the last dot of its base name, into its sample's key and its ending."""
+    stem, suffix = posixpath.splitext(name)
+    return stem, suffix[1:].lower()
+
+
+def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
+    """Yield every file of a tar; add what is left out, and damage, where it stops, to `faults`."""
+    start: int | None = 0
+    while start is not None:  # `cat` joins tars, each with its end
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while member := tar.next():
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
+                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
+                if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
+                    continue
+                if not member.isreg() or member.issparse():
+                    faults.append(Fault(name, "link"))
+                elif not 0 <= member.size <= size - member.offset_data:
+                    break
+                else:
+                    yield _member(file, name, member)
+            end = tar.offset
+        file.seek(min(end, size))
+        # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
+        if file.read(BLOCK) != bytes(BLOCK):
+            faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
+            return
+        start = _after_zeros(file, end + BLOCK)
+
+
+def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
+    header, text, ending = 0, b"", split_name(name)[1]
+    if ending in IMAGE_ENDINGS:
+        file.seek(member.offset_data - BLOCK)
+        header = zlib.crc32(file.read(BLOCK))
+    elif ending in TEXT_ENDINGS:
+        file.seek(member.offset_data)
+        text = file.read(member.size)
+    return Member(name, member.offset_data, member.size, header, text)
+
+
+def _after_zeros(file: Any, start: int) -> int | None:
+    """Return the position of the first block that is not all zeros from `start` on, where the file is."""
+    while data := file.read(2**20):
+        if rest := data.lstrip(b"\0"):
+            return (start + len(data) - len(rest)) // BLOCK * BLOCK
+        start += len(data)
+    return None
