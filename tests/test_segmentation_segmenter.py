@@ -278,7 +278,7 @@ def test_without_the_group_residual_a_group_without_patches_owns_no_pixel() -> N
     features = module.ImageFeatures(*tokens, (Assignment(soft, hard),), (1, 2))
     for residual, owners in ((True, {0, 1, 2}), (False, {0, 1})):
         segmenter.config = replace(segmenter.config, image=replace(segmenter.config.image, group_residual=residual))
-        maps = segmenter._groups(features, hard=False)[-1]
+        maps = features.stages(keep_empty=False)[-1]
         assert set(F.interpolate(maps, (8, 16), mode="bilinear").argmax(1).unique().tolist()) == owners
 
 

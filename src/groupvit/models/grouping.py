@@ -218,14 +218,17 @@ class SeededGrouping(nn.Module):
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
         axes = [torch.linspace(-1, 1, count, device=local.device) for count in local.shape[-2:]]
         position = self.POSITION * torch.stack(torch.meshgrid(axes, indexing="ij")).to(local.dtype)
-        return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1)
+        return torch.cat([local, position.expand(local.shape[0], -1, -1, -1)], dim=1)
+
+    def seeds(self, places: Map, groups: int) -> Float[Tensor, "batch _ channels"]:
+        """Return the means of the tiles."""
+        return F.adaptive_avg_pool2d(places, self.tiles(groups, *places.shape[-2:])).flatten(2).transpose(1, 2)
 
     def _assigned(self, places: Map, groups: int, joined: Joined | None) -> Assignment:
-        centres = F.adaptive_avg_pool2d(places, self.tiles(groups, *places.shape[-2:])).flatten(2).mT
-        cells = places.flatten(2).mT
+        centres, cells = self.seeds(places, groups), places.flatten(2).transpose(1, 2)
         for _ in range(self.ROUNDS):
             nearest = _distances(cells, centres).argmin(dim=1)
-            members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).mT
+            members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).transpose(1, 2)
             size = members.sum(dim=-1, keepdim=True)
             centres = torch.where(size > 0, members @ cells / size.clamp(min=1), centres)
         soft = (-self.SHARPNESS * _distances(cells, centres)).softmax(dim=1)
@@ -234,4 +237,4 @@ class SeededGrouping(nn.Module):
 
 def _distances(cells: Segments, centres: Groups) -> Shares:
     """Return squared distances, less each cell's own square, which is the same for all groups."""
-    return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ cells.mT
+    return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ cells.transpose(1, 2)

@@ -208,7 +208,7 @@ class Segmenter:
         scores = self.label_scores(features.segments, labels, view.templates)
         if view.scores == "gated":
             scores = self._gate(scores, features, labels, view)
-        return scores, self._groups(features, hard=view.maps == "hard")
+        return scores, features.stages(hard=view.maps == "hard", keep_empty=self.config.image.group_residual)
 
     def _pixels(
         self, photo: Image.Image, size: tuple[int, int], antialias: bool = True
@@ -258,15 +258,6 @@ class Segmenter:
         if labels[0].name == BACKGROUND:
             return torch.cat([torch.maximum(rejected, scores[..., :1]), scores[..., 1:]], dim=-1)
         return torch.cat([rejected, scores], dim=-1)
-
-    def _groups(self, features: ImageFeatures, *, hard: bool) -> list[Float[Tensor, "batch _ rows columns"]]:
-        """Return the maps of every stage over the patches."""
-        with torch.autocast(self.device.type, enabled=False):
-            stages = [features.groups(stage, hard=hard) for stage in range(len(features.assignments))]
-        if stages and not self.config.image.group_residual:
-            # A group without patches is not a segment here, yet between patches its soft map may be the largest.
-            stages[-1] = torch.where(features.occupied()[:, :, None, None], stages[-1], -1.0)
-        return stages
 
     def _name(
         self,
