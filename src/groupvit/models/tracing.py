@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ def onnx_graph(
     axes: Mapping[str, Sequence[str | None]],
 ) -> bytes:
     """Return the module as an ONNX model; `axes` names those of any length, for inputs and where outputs have them."""
-    with warnings.catch_warnings(), torch.no_grad(), io.BytesIO() as file:
+    file: Any = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # shapes that Python compares; the tests run other ones
         try:
             torch.onnx.export(
@@ -39,4 +41,4 @@ def onnx_graph(
             if "not installed" not in str(error):
                 raise
             raise InputError("the package onnx is missing: pip install 'groupvit[onnx]'") from error
-        return file.getvalue()
+    return file.getvalue()
