@@ -118,6 +118,7 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "config": asdict(segmenter.config),
         "precision": segmenter.precision,
+        "engine": segmenter.engine,
     }
 
 

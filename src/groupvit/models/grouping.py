@@ -37,7 +37,8 @@ class Assignment:
         return self.hard.argmax(dim=1)
 
 
-def _assignment(soft: Shares, joined: Joined) -> Assignment:
+def assignment(soft: Shares, joined: Joined) -> Assignment:
+    """Return the assignment in which each segment joins the group `joined`."""
     return Assignment(soft, torch.zeros_like(soft).scatter_(1, joined[:, None], 1.0))
 
 
@@ -94,14 +95,14 @@ class AssignAttention(nn.Module):
         noisy = soft = logits.softmax(dim=1)
         if self.hard and keys is not None:
             noisy = (logits + noise.gumbel(keys, *logits.shape[1:])).softmax(dim=1)
-        assignment = _assignment(soft, noisy.argmax(dim=1) if joined is None else joined)
-        return assignment.hard + (noisy - noisy.detach()) if self.hard else soft, assignment
+        made = assignment(soft, noisy.argmax(dim=1) if joined is None else joined)
+        return made.hard + (noisy - noisy.detach()) if self.hard else soft, made
 
     def forward(
         self, groups: Groups, segments: Segments, keys: Keys | None, joined: Joined | None = None
     ) -> tuple[Groups, Assignment]:
-        weights, assignment = self.assign(self.similarity(groups, segments), keys, joined)
-        return self.merge(weights, segments), assignment
+        weights, made = self.assign(self.similarity(groups, segments), keys, joined)
+        return self.merge(weights, segments), made
 
     def merge(self, weights: Shares, segments: Segments) -> Groups:
         """Return each group's mean of its segments, projected (Eq. 5)."""
@@ -232,7 +233,7 @@ class SeededGrouping(nn.Module):
             size = members.sum(dim=-1, keepdim=True)
             centres = torch.where(size > 0, members @ cells / size.clamp(min=1), centres)
         soft = (-self.SHARPNESS * _distances(cells, centres)).softmax(dim=1)
-        return _assignment(soft, soft.argmax(dim=1) if joined is None else joined)
+        return assignment(soft, soft.argmax(dim=1) if joined is None else joined)
 
 
 def _distances(cells: Segments, centres: Groups) -> Shares:

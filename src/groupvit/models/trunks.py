@@ -227,7 +227,7 @@ class ViTTrunk(nn.Module):
         patches = self.stem(F.pad(images, (0, -width % patch, 0, -height % patch)))
         rows, columns = patches.shape[-2:]
         tokens = rearrange(patches, "b d h w -> b (h w) d")
-        x = torch.cat([self.class_token.expand(len(images), -1, -1), tokens], dim=1)
+        x = torch.cat([self.class_token.expand(images.shape[0], -1, -1), tokens], dim=1)
         positions = torch.cat([self.pos_embed[:, :1], resampled(self.pos_embed[:, 1:], rows, columns)], dim=1)
         x = x + positions.to(x.dtype)
         middle = x
