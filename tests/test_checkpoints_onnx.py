@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_segmentation_engine import PLAIN, SEEDED, SMALL, model_of
 
 import groupvit
 from groupvit.checkpoints.onnx import Groups, _any_size, save
 from groupvit.errors import InputError
 from groupvit.models import PAPER, RELEASE, ModelConfig, build_model
 from groupvit.models.grouping import SeededGrouping
+from test_segmentation_engine import PLAIN, SEEDED, SMALL, model_of
 
 SHAPES = ((1, 64, 64), (3, 90, 50), (1, 16, 16), (2, 8, 70))
 SCRIPT = """

@@ -58,6 +58,11 @@ class _AnySize(SeededGrouping):
     than `groups` : 1 there is one tile across.
     """
 
+    @staticmethod
+    def axis(count: int) -> Float[Tensor, " count"]:
+        last = torch.as_tensor(count - 1)
+        return 2 * torch.arange(count) / last.clamp(min=1) - 1  # ONNX would divide by zero for one cell
+
     def seeds(self, places: Map, groups: int) -> Float[Tensor, "batch _ channels"]:
         rows, columns = (torch.as_tensor(size, dtype=torch.float32) for size in places.shape[-2:])
         down = (groups * rows / columns).sqrt().round().clamp(1, groups).minimum(rows)

@@ -217,9 +217,14 @@ class SeededGrouping(nn.Module):
         """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
         if self.smooth:
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
-        axes = [torch.linspace(-1, 1, count, device=local.device) for count in local.shape[-2:]]
+        axes = [self.axis(count).to(local.device) for count in local.shape[-2:]]
         position = self.POSITION * torch.stack(torch.meshgrid(axes, indexing="ij")).to(local.dtype)
         return torch.cat([local, position.expand(local.shape[0], -1, -1, -1)], dim=1)
+
+    @staticmethod
+    def axis(count: int) -> Float[Tensor, " count"]:
+        """Return the cells' positions along a side."""
+        return torch.linspace(-1, 1, count)
 
     def seeds(self, places: Map, groups: int) -> Float[Tensor, "batch _ channels"]:
         """Return the means of the tiles."""
