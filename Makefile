@@ -37,7 +37,7 @@ clean:
 	$(call install,train$(comma)eval$(comma)demo,.demo)
 
 .venv/.dev: pyproject.toml constraints.txt
-	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)dev,.demo .dev)
+	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)onnx$(comma)fast$(comma)dev,.demo .dev)
 
 comma := ,
 # install,EXTRAS,STAMPS. The mark .installing outlives an installation that was cut off: the next run starts afresh.

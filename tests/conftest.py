@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -24,6 +26,23 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name  # indexes of shards; nothing a test 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sizes_are_tensors_in_a_trace() -> Iterator[None]:
+    """Exports to ONNX without the check of shapes, to which a size that is traced is no number."""
+    export = torch.onnx.export
+
+    def unchecked(*arguments: Any, **options: Any) -> Any:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return export(*arguments, **options)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", unchecked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -54,6 +56,26 @@ def test_the_command_converts(source: Path, tmp_path: Path, run_cli: RunCli) -> 
     assert (code, err) == (0, "")
     assert out.endswith("tensors are equal bit for bit\nwrote deep/model.pth\n")
     assert os.listdir(tmp_path / "deep") == ["model.pth"]
+
+
+@pytest.mark.parametrize("out", ["out", "model.onnx"])
+@pytest.mark.parametrize("labels", [(), ("dog", "person=man,woman")])
+def test_an_onnx_file_is_written_in_a_folder_or_under_its_name(
+    out: str, labels: tuple[str, ...], source: Path, tmp_path: Path, capsys: Any
+) -> None:
+    convert(str(source), tmp_path / out, to="onnx", labels=labels)
+    file = tmp_path / out if out == "model.onnx" else tmp_path / out / "model.onnx"
+    metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert json.loads(metadata["labels"]) == [label.partition("=")[0] for label in labels]
+    assert metadata["licence"] == f"that of {source}"
+    assert "100.00 % of pixels are PyTorch's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["native", "release", "transformers"])
+def test_labels_go_into_an_onnx_file_only(to: Any, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--labels go into an ONNX file"):
+        convert(str(source), tmp_path / "out", to=to, labels=("dog",))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])

@@ -270,15 +270,13 @@ def test_each_pixel_has_the_best_label_of_the_group_that_owns_it() -> None:
 
 
 def test_without_the_group_residual_a_group_without_patches_owns_no_pixel() -> None:
-    segmenter = tiny(Stage(1, 6, 6), group_residual=False)
     # Between a patch of group 0 and one of group 1 the interpolated map of group 2 is the largest.
     soft = torch.tensor([[[0.5, 0.0], [0.05, 0.55], [0.45, 0.45]]])
     hard = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     tokens = torch.zeros(1, 4), torch.zeros(1, 3, 4), ()
     features = module.ImageFeatures(*tokens, (Assignment(soft, hard),), (1, 2))
     for residual, owners in ((True, {0, 1, 2}), (False, {0, 1})):
-        segmenter.config = replace(segmenter.config, image=replace(segmenter.config.image, group_residual=residual))
-        maps = segmenter._groups(features, hard=False)[-1]
+        maps = features.stages(keep_empty=residual)[-1]
         assert set(F.interpolate(maps, (8, 16), mode="bilinear").argmax(1).unique().tolist()) == owners
 
 

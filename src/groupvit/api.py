@@ -2,25 +2,35 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from groupvit import checkpoints
 from groupvit.checkpoints import hub
 from groupvit.errors import InputError
 from groupvit.machine import keep_freed_memory
+from groupvit.segmentation.engine import Engine, chosen
 from groupvit.segmentation.segmenter import Precision, Segmenter
 
 BUNDLED = ("photos-trunk", "photos")
 """Names of the models beside this file, each a folder `bundled/NAME`; a wheel holds the first one only."""
 
 
-def load(source: str | Path, *, revision: str | None = None, precision: Precision | None = None) -> Segmenter:
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    precision: Precision | None = None,
+    engine: Engine | Literal["auto"] = "auto",
+) -> Segmenter:
     """Return a ready segmenter from a bundled name, a checkpoint's folder or file, or a hub id `owner/name`.
 
     `revision` pins a branch, tag or commit of the hub, like `owner/name@revision`. `precision` defaults to what is
-    faster on this machine. From then on the process keeps the memory that it frees (`machine.keep_freed_memory`).
+    faster on this machine. `engine` runs the image encoder; "auto" is OpenVINO on a CPU if it is installed (extra
+    `fast`), and else PyTorch. From then on the process keeps the memory that it frees (`machine.keep_freed_memory`).
     """
     keep_freed_memory()
-    return Segmenter(*load_model(source, revision=revision), precision=precision)
+    runs = chosen(engine)
+    return Segmenter(*load_model(source, revision=revision), precision=precision, engine=runs)
 
 
 def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:

@@ -1,6 +1,7 @@
 """`groupvit convert`: checkpoints from one layout to another."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,18 +15,23 @@ def convert(
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
     /,
     *,
-    to: Literal["native", "release", "transformers"],
+    to: Literal["native", "release", "transformers", "onnx"],
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...", help_behavior_hint="")] = (),
     verify: bool = False,
     revision: str | None = None,
     photo: Path | None = None,
     allow_pickle: bool = False,
 ) -> None:
-    """Convert a checkpoint between our layout, the authors' release and `transformers`.
+    """Convert a checkpoint between our layout, the authors' release and `transformers`, or write it for ONNX.
+
+    An ONNX file (docs/SEGMENTING.md) takes images of any size and embeddings of words, or with --labels just a photo.
+    It is always compared with PyTorch.
 
     Args:
-        src: A folder, a .pth file, or OWNER/NAME[@REVISION] on the hub.
-        dst: Where to write; must not exist. A folder, for `release` a .pth file.
+        src: A bundled name, a folder, a .pth file, or OWNER/NAME[@REVISION] on the hub.
+        dst: Where to write; must not exist. A folder (for `onnx` of model.onnx), for `release` a .pth file.
         to: The layout to write.
+        labels: For `onnx`: labels to put into the file, as in `groupvit segment`, which then resizes photos, too.
         verify: Read the result again and compare every tensor bit for bit; for NVIDIA's checkpoints on the hub, also
             compare logits with the published ones.
         revision: Branch, tag or commit on the hub.
@@ -37,7 +43,29 @@ def convert(
 
     if os.path.lexists(dst):
         raise InputError(f"{dst} exists: name a path that does not")
+    if labels and to != "onnx":
+        raise InputError("--labels go into an ONNX file: add --to onnx, or drop them")
     source = api.locate(src, revision=revision, allow_pickle=allow_pickle)
+    if to == "onnx":
+        file = dst if dst.suffix == ".onnx" else dst / "model.onnx"
+        print(_write_onnx(source, file, labels, "Apache-2.0" if src in api.BUNDLED else f"that of {src}"))
+        print(f"wrote {file}")
+        return
     for line in write(source, dst, to, verify=verify, published=src.partition("@")[0], photo=photo):
         print(line)
     print(f"wrote {dst}")
+
+
+def _write_onnx(source: Path, file: Path, labels: Sequence[str], licence: str) -> str:
+    """Write the model, with labels as `groupvit segment` would look for them; return what was compared."""
+    from groupvit import checkpoints
+    from groupvit.checkpoints.onnx import save
+    from groupvit.segmentation import Segmenter, View
+
+    model, config = checkpoints.load(source)
+    if not labels:
+        return save(file, model, config, licence=licence)
+    segmenter, view = Segmenter(model, config, device="cpu", precision="fp32"), View()
+    named = {label.name: label.words for label in segmenter.labels_of(labels, view)}
+    bank = {name: segmenter.embed_words(words, view.templates) for name, words in named.items()}
+    return save(file, model, config, labels=bank, licence=licence)

@@ -102,6 +102,7 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
     return describe_weights(segmenter.model, source) | {
         "config": asdict(segmenter.config),
         "precision": segmenter.precision,
+        "engine": segmenter.engine,
     }
 
 

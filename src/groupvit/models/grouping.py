@@ -37,7 +37,8 @@ class Assignment:
         return self.hard.argmax(dim=1)
 
 
-def _assignment(soft: Shares, joined: Joined) -> Assignment:
+def assignment(soft: Shares, joined: Joined) -> Assignment:
+    """Return the assignment in which each segment joins the group `joined`."""
     return Assignment(soft, torch.zeros_like(soft).scatter_(1, joined[:, None], 1.0))
 
 
@@ -94,14 +95,14 @@ class AssignAttention(nn.Module):
         noisy = soft = logits.softmax(dim=1)
         if self.hard and keys is not None:
             noisy = (logits + noise.gumbel(keys, *logits.shape[1:])).softmax(dim=1)
-        assignment = _assignment(soft, noisy.argmax(dim=1) if joined is None else joined)
-        return assignment.hard + (noisy - noisy.detach()) if self.hard else soft, assignment
+        made = assignment(soft, noisy.argmax(dim=1) if joined is None else joined)
+        return made.hard + (noisy - noisy.detach()) if self.hard else soft, made
 
     def forward(
         self, groups: Groups, segments: Segments, keys: Keys | None, joined: Joined | None = None
     ) -> tuple[Groups, Assignment]:
-        weights, assignment = self.assign(self.similarity(groups, segments), keys, joined)
-        return self.merge(weights, segments), assignment
+        weights, made = self.assign(self.similarity(groups, segments), keys, joined)
+        return self.merge(weights, segments), made
 
     def merge(self, weights: Shares, segments: Segments) -> Groups:
         """Return each group's mean of its segments, projected (Eq. 5)."""
@@ -216,22 +217,30 @@ class SeededGrouping(nn.Module):
         """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
         if self.smooth:
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
-        axes = [torch.linspace(-1, 1, count, device=local.device) for count in local.shape[-2:]]
+        axes = [self.axis(count).to(local.device) for count in local.shape[-2:]]
         position = self.POSITION * torch.stack(torch.meshgrid(axes, indexing="ij")).to(local.dtype)
-        return torch.cat([local, position.expand(len(local), -1, -1, -1)], dim=1)
+        return torch.cat([local, position.expand(local.shape[0], -1, -1, -1)], dim=1)
+
+    @staticmethod
+    def axis(count: int) -> Float[Tensor, " count"]:
+        """Return the cells' positions along a side."""
+        return torch.linspace(-1, 1, count)
+
+    def seeds(self, places: Map, groups: int) -> Float[Tensor, "batch _ channels"]:
+        """Return the means of the tiles."""
+        return F.adaptive_avg_pool2d(places, self.tiles(groups, *places.shape[-2:])).flatten(2).transpose(1, 2)
 
     def _assigned(self, places: Map, groups: int, joined: Joined | None) -> Assignment:
-        centres = F.adaptive_avg_pool2d(places, self.tiles(groups, *places.shape[-2:])).flatten(2).mT
-        cells = places.flatten(2).mT
+        centres, cells = self.seeds(places, groups), places.flatten(2).transpose(1, 2)
         for _ in range(self.ROUNDS):
             nearest = _distances(cells, centres).argmin(dim=1)
-            members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).mT
+            members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).transpose(1, 2)
             size = members.sum(dim=-1, keepdim=True)
             centres = torch.where(size > 0, members @ cells / size.clamp(min=1), centres)
         soft = (-self.SHARPNESS * _distances(cells, centres)).softmax(dim=1)
-        return _assignment(soft, soft.argmax(dim=1) if joined is None else joined)
+        return assignment(soft, soft.argmax(dim=1) if joined is None else joined)
 
 
 def _distances(cells: Segments, centres: Groups) -> Shares:
     """Return squared distances, less each cell's own square, which is the same for all groups."""
-    return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ cells.mT
+    return centres.square().sum(dim=-1, keepdim=True) - 2 * centres @ cells.transpose(1, 2)

@@ -56,6 +56,17 @@ class ImageFeatures:
         maps = _compose([a.hard if hard else a.soft for a in stages])
         return rearrange(maps, "b g (h w) -> b g h w", h=height)
 
+    def stages(self, *, hard: bool = False, keep_empty: bool = True) -> list[Float[Tensor, "batch _ rows columns"]]:
+        """Return `groups` of every stage, in float32; without `keep_empty` a final group without patches wins none.
+
+        Between patches its soft map may be the largest.
+        """
+        with torch.autocast(self.pooled.device.type, enabled=False):
+            stages = [self.groups(stage, hard=hard) for stage in range(len(self.assignments))]
+        if stages and not keep_empty:
+            stages[-1] = torch.where(self.occupied()[:, :, None, None], stages[-1], -1.0)
+        return stages
+
     def image(self, index: int) -> "ImageFeatures":
         """Return one image of the batch, as a batch of one, without the trunk's maps."""
         one = slice(index, index + 1)
@@ -116,7 +127,7 @@ class GroupingStage(nn.Module):
         """Return segments and group tokens after the blocks, before `grouping` merges them."""
         count, x = segments.shape[1], segments
         if self.group_tokens is not None:
-            tokens = self.group_tokens.expand(len(segments), -1, -1)
+            tokens = self.group_tokens.expand(segments.shape[0], -1, -1)
             if self.group_projector is not None and previous is not None:
                 tokens = tokens + self.group_projector(previous)
             x = torch.cat([segments, tokens.to(segments.dtype)], dim=1)

@@ -43,14 +43,12 @@ class SameConv2d(nn.Conv2d):
 
     def convolve(self, input: Map, weight: Tensor, bias: Tensor | None) -> NewMap:
         """Convolve with another kernel and bias."""
-        height, width = (
-            max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
-        )
-        if height % 2 or width % 2:  # the odd row and column come last
-            input = F.pad(input, (0, width % 2, 0, height % 2))
-        padding = (height // 2, width // 2)
-        return F.conv2d(input, weight, bias, self.stride, padding, groups=self.groups)
+        stride, around = self.stride[0], self.kernel_size[0] // 2
+        if stride == 1:
+            return F.conv2d(input, weight, bias, padding=around, groups=self.groups)
+        # Of an even size the first row and column need one less; kernels and strides are square, strides 1 or 2.
+        above, left = (around - 1 + size % 2 for size in input.shape[-2:])
+        return F.conv2d(F.pad(input, (left, around, above, around)), weight, bias, stride, groups=self.groups)
 
 
 class FixedBatchNorm(nn.Module):
@@ -122,6 +120,8 @@ class EfficientNetLite(nn.Module):
 
     `channels` and `strides` (pixels) are those of the three maps.
     """
+
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 
     def __init__(self, variant: EfficientNetVariant):
         super().__init__()
@@ -228,7 +228,7 @@ class ViTTrunk(nn.Module):
         patches = self.stem(F.pad(images, (0, -width % patch, 0, -height % patch)))
         rows, columns = patches.shape[-2:]
         tokens = rearrange(patches, "b d h w -> b (h w) d")
-        x = torch.cat([self.class_token.expand(len(images), -1, -1), tokens], dim=1)
+        x = torch.cat([self.class_token.expand(images.shape[0], -1, -1), tokens], dim=1)
         first = self.class_token.shape[1]
         positions = resampled(self.pos_embed[:, first:], rows, columns)
         positions = torch.cat([self.pos_embed[:, :first], positions], dim=1)

@@ -20,6 +20,7 @@ from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.photos import Photo, rgb_of
+from groupvit.segmentation.engine import Engine, encoder_in
 from groupvit.segmentation.labels import BACKGROUND, Label, Labels, parse_labels
 from groupvit.segmentation.result import Segmentation
 from groupvit.segmentation.rivals import choose_rivals
@@ -47,9 +48,9 @@ _GATE = 5  # labels of a window that the published evaluation lets through
 class Segmenter:
     """A model that turns photos and words into label maps.
 
-    Sets the model to evaluation and moves it to `device` (a GPU when there is one). The default of `precision` is what
-    is faster on this machine. Embeddings of recent label lists are kept, so make a new Segmenter when the weights have
-    changed.
+    Sets the model to evaluation and moves it to `device` (a GPU when there is one and PyTorch is the `engine`, which
+    runs the image encoder). The default of `precision` is what is faster on this machine. Embeddings of recent label
+    lists are kept, so make a new Segmenter when the weights have changed.
     """
 
     def __init__(
@@ -59,10 +60,16 @@ class Segmenter:
         *,
         device: torch.device | str | None = None,
         precision: Precision | None = None,
+        engine: Engine = "torch",
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        gpu = engine == "torch" and torch.cuda.is_available()
+        self.device = torch.device(device or ("cuda" if gpu else "cpu"))
+        if engine == "onnxruntime" and precision == "bf16":
+            raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
         self.model = model.to(self.device).eval()
         self.config = config
+        self.engine: Engine = engine
+        self.encoder = encoder_in(engine, self.model.image_encoder)
         self.precision: Precision = precision or self._faster_precision()
         self._tokenizer = Tokenizer(config.text.context_length)
         self._embed = lru_cache(maxsize=8)(self._embed_uncached)
@@ -72,9 +79,12 @@ class Segmenter:
             self._known[SIMPLE_TEMPLATE,] = dict(zip(config.rivals, rivals, strict=True))
 
     def _faster_precision(self) -> Precision:
-        encoder, side = self.model.image_encoder, self.config.image.image_size
-        image = encoder.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device))
-        return "bf16" if bfloat16_is_faster(self.device, repr(self.config.image), lambda: encoder(image)) else "fp32"
+        if self.engine == "onnxruntime":
+            return "fp32"
+        side, kind = self.config.image.image_size, repr(self.config.image)
+        black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
+        image, kind = self.model.image_encoder.preprocess(black), f"{self.engine} " * (self.engine != "torch") + kind
+        return "bf16" if bfloat16_is_faster(self.device, kind, lambda: self.encoder(image)) else "fp32"
 
     @overload
     def segment(self, images: Photo, labels: Labels, view: View | None = None, **options: Any) -> Segmentation: ...
@@ -199,7 +209,7 @@ class Segmenter:
                 crops = [
                     pixels(i)[:, top : top + height, left : left + width] for i, (top, left, height, width) in batch
                 ]
-                features = self.model.image_encoder(torch.stack(crops))
+                features = self.encoder(torch.stack(crops))
                 scores, stages = self._named(features, labels, view)
                 others = [self._named(again, labels, view) for again in self.model.image_encoder.regrouped(features)]
                 for j, (i, place) in enumerate(batch):
@@ -222,7 +232,7 @@ class Segmenter:
         scores = self.label_scores(features.segments, labels, view.templates)
         if view.scores == "gated":
             scores = self._gate(scores, features, labels, view)
-        return scores, self._groups(features, hard=view.maps == "hard")
+        return scores, features.stages(hard=view.maps == "hard", keep_empty=self.config.image.group_residual)
 
     def _pixels(
         self, photo: Image.Image, size: tuple[int, int], antialias: bool = True
@@ -272,15 +282,6 @@ class Segmenter:
         if labels[0].name == BACKGROUND:
             return torch.cat([torch.maximum(rejected, scores[..., :1]), scores[..., 1:]], dim=-1)
         return torch.cat([rejected, scores], dim=-1)
-
-    def _groups(self, features: ImageFeatures, *, hard: bool) -> list[Float[Tensor, "batch _ rows columns"]]:
-        """Return the maps of every stage over the patches."""
-        with torch.autocast(self.device.type, enabled=False):
-            stages = [features.groups(stage, hard=hard) for stage in range(len(features.assignments))]
-        if stages and not self.config.image.group_residual:
-            # A group without patches is not a segment here, yet between patches its soft map may be the largest.
-            stages[-1] = torch.where(features.occupied()[:, :, None, None], stages[-1], -1.0)
-        return stages
 
     def _name(
         self,

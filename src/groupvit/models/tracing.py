@@ -1,0 +1,44 @@
+"""Modules as ONNX graphs, for tensors of any size."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groupvit.errors import InputError
+
+OPSET = 18
+
+EXAMPLE = (2, 3, 240, 320)
+"""Images to trace with. Of a square, learned positions could be traced without being resampled."""
+
+
+def onnx_graph(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    axes: Mapping[str, Sequence[str | None]],
+) -> bytes:
+    """Return the module as an ONNX model; `axes` names those of any length, for inputs and where outputs have them."""
+    file: Any = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # shapes that Python compares; the tests run other ones
+        try:
+            torch.onnx.export(
+                module,
+                tuple(examples.values()),
+                file,
+                dynamo=False,  # the other exporter simplifies formulas of sizes, and takes minutes for a trunk's
+                opset_version=OPSET,
+                input_names=list(examples),
+                output_names=list(outputs),
+                dynamic_axes={name: {i: a for i, a in enumerate(named) if a} for name, named in axes.items()},
+            )
+        except torch.onnx.OnnxExporterError as error:
+            if "not installed" not in str(error):
+                raise
+            raise InputError("the package onnx is missing: pip install 'groupvit[onnx]'") from error
+    return file.getvalue()

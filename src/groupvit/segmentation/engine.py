@@ -1,0 +1,190 @@
+"""Engines that run the image encoder on a CPU in PyTorch's place: OpenVINO and ONNX Runtime."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from groupvit.errors import InputError
+from groupvit.files import cache_folder, write_atomically
+from groupvit.models import ImageFeatures, Ungrouped
+from groupvit.models.grouping import assignment
+from groupvit.models.image_encoder import ImageEncoder
+from groupvit.models.stems import TrunkFeatures, TrunkStem
+from groupvit.models.tracing import EXAMPLE, onnx_graph
+
+Engine = Literal["torch", "onnxruntime", "openvino"]
+"""What runs the image encoder; everything else is PyTorch's in either case."""
+
+Images = Float[Tensor, "batch 3 height width"]
+Network = Callable[[Images], list[Tensor]]
+
+_EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}
+_AXES = {"images": ("batch", None, "height", "width")}
+
+
+def chosen(engine: str) -> Engine:
+    """Return the engine to use: for "auto" OpenVINO where it is installed and there is no GPU, PyTorch otherwise."""
+    if engine == "auto":
+        fast = not torch.cuda.is_available() and find_spec("openvino") and find_spec("onnx")
+        return "openvino" if fast else "torch"
+    if engine == "torch":
+        return "torch"
+    if engine != "openvino" and engine != "onnxruntime":
+        raise InputError(f"engine {engine!r} must be auto, torch, onnxruntime or openvino")
+    if not (find_spec(engine) and find_spec("onnx")):
+        raise InputError(f"the engine {engine} is not installed: pip install 'groupvit[{_EXTRAS[engine]}]'")
+    return engine
+
+
+def encoder_in(engine: Engine, encoder: ImageEncoder) -> Callable[[Images], ImageFeatures]:
+    """Return the encoder with its network in another engine, which is built at the first call and kept in the cache.
+
+    It computes in bfloat16 where autocast says so, if the engine can. A trunk's groups stay in PyTorch: k-means on
+    rounded features would give other ones.
+    """
+    if engine == "torch":
+        return encoder
+    if not isinstance(encoder.stem, TrunkStem):
+        return _Whole(encoder, engine)
+    changed = copy.copy(encoder)
+    changed._modules = dict(encoder._modules)
+    changed.stem = _Stem(encoder.stem, engine)
+    return changed
+
+
+class _Whole:
+    """An image encoder without a trunk."""
+
+    def __init__(self, encoder: ImageEncoder, engine: Engine):
+        self.patch_size = encoder.patch_size
+        self.network = _ENGINES[engine](_Outputs(encoder))
+
+    def __call__(self, images: Images) -> ImageFeatures:
+        pooled, segments, *stages = self.network(images)
+        ungrouped = tuple(Ungrouped(*pair) for pair in zip(stages[::3], stages[1::3], strict=True))
+        assignments = tuple(assignment(soft, soft.argmax(dim=1)) for soft in stages[2::3])
+        height, width = (-(-size // self.patch_size) for size in images.shape[-2:])
+        return ImageFeatures(pooled, segments, ungrouped, assignments, (height, width))
+
+
+class _Outputs(nn.Module):
+    """An encoder's features as plain tensors."""
+
+    def __init__(self, encoder: ImageEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Images) -> list[Tensor]:
+        made = self.encoder(images)
+        stages = zip(made.ungrouped, made.assignments, strict=True)
+        each = [(given.segments, given.group_tokens, joins.soft) for given, joins in stages]
+        return [made.pooled, made.segments, *(tensor for stage in each for tensor in stage)]
+
+
+class _Stem(TrunkStem):
+    """A trunk in another engine."""
+
+    def __init__(self, stem: TrunkStem, engine: Engine):
+        nn.Module.__init__(self)
+        self.trunk = stem.trunk
+        self.network = _ENGINES[engine](_Maps(stem))
+
+    def forward(self, images: Images, early: Any = ()) -> TrunkFeatures:
+        return TrunkFeatures(*self.network(images))
+
+
+class _Maps(nn.Module):
+    """A trunk's features as plain tensors."""
+
+    def __init__(self, stem: TrunkStem):
+        super().__init__()
+        self.stem = stem
+
+    def forward(self, images: Images) -> list[Tensor]:
+        made = self.stem(images)
+        return [made.patches, made.local, made.last]
+
+
+class _Graph:
+    """A module's ONNX graph, for images of any number and size, in the user's cache."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    @cached_property
+    def file(self) -> Path:
+        """Where the graph lies, by its weights and what wrote it; written if need be."""
+        digest = hashlib.sha256(f"{torch.__version__} {self.module!r}".encode())
+        for source in sorted(Path(__file__).parents[1].glob("models/*.py")):
+            digest.update(source.read_bytes())
+        for tensor in self.module.state_dict().values():
+            digest.update(tensor.contiguous().numpy())
+        file = cache_folder() / "engines" / f"{digest.hexdigest()[:32]}.onnx"
+        if not file.is_file():
+            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+                example = torch.randn(EXAMPLE, generator=torch.Generator().manual_seed(0))
+                outputs = [f"output_{i}" for i, _ in enumerate(self.module(example))]
+                axes = dict.fromkeys(outputs, ("batch",)) | _AXES
+                write_atomically(file, onnx_graph(self.module, {"images": example}, outputs, axes))
+        return file
+
+    def loaded(self, load: Callable[[Path], Any]) -> Any:
+        """Return what `load` makes of the file, written afresh if it was damaged."""
+        try:
+            return load(self.file)
+        except Exception:  # the engines raise nearly anything
+            self.file.unlink(missing_ok=True)
+            del self.file
+            return load(self.file)
+
+
+class _OpenVINO(_Graph):
+    """A module in OpenVINO, compiled once for each precision and kept compiled in the cache."""
+
+    def __call__(self, images: Images) -> list[Tensor]:
+        made = self.compiled("bf16" if torch.is_autocast_enabled("cpu") else "f32")(_array(images))
+        return [torch.from_numpy(made[i]) for i in range(len(made))]
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def compiled(self, precision: str) -> Any:
+        """Return the compiled model."""
+        import openvino
+
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Of its own for each precision: compiled for float32 and loaded for bfloat16, a model computes NaN.
+            "CACHE_DIR": str(self.file.with_suffix(f".{precision}")),
+        }
+        return self.loaded(lambda file: openvino.Core().compile_model(str(file), "CPU", settings))
+
+
+class _ONNXRuntime(_Graph):
+    """A module in ONNX Runtime, always in float32."""
+
+    def __call__(self, images: Images) -> list[Tensor]:
+        return [torch.from_numpy(made) for made in self.session.run(None, {"images": _array(images)})]
+
+    @cached_property
+    def session(self) -> Any:
+        """The loaded model."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        return self.loaded(lambda file: onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]))
+
+
+_ENGINES = {"openvino": _OpenVINO, "onnxruntime": _ONNXRuntime}
+
+
+def _array(images: Images) -> Any:
+    return images.float().contiguous().numpy()

@@ -1,0 +1,171 @@
+"""The image encoder in other engines gives what PyTorch gives."""
+
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from groupvit import api
+from groupvit.errors import InputError
+from groupvit.models import GroupViT, ImageFeatures, ModelConfig, Stage, build_model, with_stages
+from groupvit.models.config import ImageEncoderConfig, TextEncoderConfig, ViTConfig
+from groupvit.segmentation import Segmenter, engine
+from groupvit.segmentation.engine import Engine, chosen
+
+SMALL = ModelConfig(
+    image=ImageEncoderConfig(image_size=64, dim=32, heads=2, stages=(Stage(1, 8, 8), Stage(1, 4, 4), Stage(1))),
+    text=TextEncoderConfig(width=16, heads=2, layers=1),
+    embed_dim=16,
+    projector_dim=32,
+)
+PLAIN = with_stages(SMALL, Stage(2))
+VIT = ViTConfig(image_size=32, patch_size=8, dim=24, heads=2, depth=2)
+SEEDED = ModelConfig(
+    image=ImageEncoderConfig(
+        image_size=32, patch_size=8, dim=32, heads=2, stages=(Stage(0, 0, 6, seeded=True),), stem="vit", vit=VIT
+    ),
+    text=SMALL.text,
+    embed_dim=16,
+    projector_dim=32,
+)
+ENGINES: list[Engine] = ["openvino", "onnxruntime"]
+SHAPES = ((1, 64, 64), (3, 64, 64), (2, 90, 50), (1, 16, 16), (1, 65, 200))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "groupvit" / "engines"
+
+
+def model_of(config: ModelConfig) -> GroupViT:
+    torch.manual_seed(0)
+    return build_model(config).eval()
+
+
+def assert_close(made: ImageFeatures, wanted: ImageFeatures) -> None:
+    assert made.grid == wanted.grid
+    torch.testing.assert_close(made.segments, wanted.segments, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.pooled, wanted.pooled, atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(made.assignments, wanted.assignments, strict=True):
+        assert (ours.joined == theirs.joined).float().mean() >= 0.999
+    for ours, theirs in zip(made.ungrouped, wanted.ungrouped, strict=True):
+        torch.testing.assert_close(ours.group_tokens, theirs.group_tokens, atol=1e-4, rtol=1e-4)
+    assert (made.trunk is None) == (wanted.trunk is None)
+
+
+@pytest.mark.parametrize("config", [SMALL, PLAIN, SEEDED], ids=["two stages", "plain", "seeded"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_images_of_any_number_and_size_give_the_features_of_pytorch(name: Engine, config: ModelConfig) -> None:
+    model = model_of(config)
+    with torch.inference_mode():
+        encoder = Segmenter(model, config, device="cpu", precision="fp32", engine=name).encoder
+        for batch, height, width in SHAPES:
+            images = torch.randn(batch, 3, height, width)
+            assert_close(encoder(images), model.image_encoder(images))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_label_maps_are_those_of_pytorch(name: Engine) -> None:
+    rng = np.random.default_rng(0)
+    photos = [np.kron(rng.integers(0, 256, (6, 5, 3), np.uint8), np.ones((20, 20, 1), np.uint8)) for _ in range(2)]
+    photos.append(photos[0][:80])
+    other, torch_ = (
+        api.load("photos-trunk", precision="fp32", engine=kind).segment(photos, ["cat", "grass"], short_side=64)
+        for kind in (name, "torch")
+    )
+    for ours, theirs in zip(other, torch_, strict=True):
+        assert (ours.label_map == theirs.label_map).mean() >= 0.999
+        for own, peer in zip(ours.groups, theirs.groups, strict=True):
+            assert (own == peer).mean() >= 0.999
+
+
+def test_openvino_computes_in_the_precision_that_is_asked_for() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    confidences = [
+        Segmenter(model_of(SMALL), SMALL, device="cpu", precision=precision, engine="openvino")
+        .segment(photo, ["cat", "dog"])
+        .confidence
+        for precision in ("fp32", "bf16")
+    ]
+    np.testing.assert_allclose(*confidences, atol=0.05)
+    measured = Segmenter(model_of(SMALL), SMALL, device="cpu", engine="openvino").precision
+    assert measured in ("fp32", "bf16")
+
+
+def test_onnxruntime_computes_in_float32_only() -> None:
+    assert Segmenter(model_of(SMALL), SMALL, device="cpu", engine="onnxruntime").precision == "fp32"
+    with pytest.raises(InputError, match="onnxruntime computes in fp32: drop"):
+        Segmenter(model_of(SMALL), SMALL, precision="bf16", engine="onnxruntime")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_other_weights_have_another_graph_and_a_damaged_one_is_written_again(name: Engine, cache: Path) -> None:
+    model, images = model_of(PLAIN), torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        model.image_encoder.norm.bias += 0.5
+    before = set(cache.glob("*.onnx"))
+    for _ in range(2):
+        with torch.inference_mode():
+            made = Segmenter(model, PLAIN, device="cpu", precision="fp32", engine=name).encoder(images)
+            assert_close(made, model.image_encoder(images))
+        files = set(cache.glob("*.onnx")) - before or before
+        for file in files:
+            file.write_bytes(file.read_bytes()[:1000])
+
+
+def present(*packages: str) -> object:
+    return lambda name: ModuleSpec(name, None) if name in packages else None
+
+
+@pytest.mark.parametrize(
+    ("packages", "gpu", "expected"),
+    [
+        (("openvino", "onnx"), False, "openvino"),
+        (("openvino", "onnx"), True, "torch"),
+        (("openvino",), False, "torch"),
+        (("onnxruntime", "onnx"), False, "torch"),
+        ((), False, "torch"),
+    ],
+)
+def test_auto_takes_openvino_where_it_can_run(
+    packages: tuple[str, ...], gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "find_spec", present(*packages))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert chosen("auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "extra"),
+    [
+        ("openvino", ("onnx",), "fast"),
+        ("openvino", ("openvino",), "fast"),
+        ("onnxruntime", ("onnx",), "onnx"),
+        ("onnxruntime", ("onnxruntime",), "onnx"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_its_extra(
+    name: Engine, packages: tuple[str, ...], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "find_spec", present(*packages))
+    with pytest.raises(InputError, match=rf"{name} is not installed: pip install 'groupvit\[{extra}\]'"):
+        chosen(name)
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(InputError, match="engine 'tensorrt' must be auto, torch, onnxruntime or openvino"):
+        chosen("tensorrt")
+
+
+def test_pytorch_imports_no_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("openvino", "onnxruntime", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    photo = np.zeros((64, 64, 3), np.uint8)
+    assert Segmenter(model_of(SMALL), SMALL, device="cpu").segment(photo, ["cat", "dog"]).label_map.shape == (64, 64)
