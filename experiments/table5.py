@@ -19,7 +19,6 @@ from experiments.record import commit, print_rows, record_table
 
 from groupvit import api
 from groupvit.checkpoints import latest, native
-from groupvit.cli.progress import progress
 from groupvit.cli.transfer import load_encoder
 from groupvit.evaluation.benchmark import describe_weights, evaluate
 from groupvit.evaluation.datasets import Dataset
@@ -94,7 +93,7 @@ def transferred(
         raise KeyboardInterrupt
     protocol = {"name": "transfer", "short_side": SHORT_SIDE, "share": share, "steps": steps, "masks": len(photos)}
     model = describe_weights(network, source) | {"precision": "fp32"}
-    return score_into(folder / "result.json", network, dataset, protocol, model, progress)
+    return score_into(folder / "result.json", network, dataset, protocol, model)
 
 
 def zero_shot(dataset: Dataset, file: Path) -> Result:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def transfer(
     recipe |= {"masks": len(photos), "share": share, "train": train}
     described = describe_weights(network, model) | {"pre-trained": source["sha256"], "precision": "fp32"}
     file = out / f"{benchmark}.transfer.json"
-    score_into(file, network, dataset, {"name": "transfer", **recipe}, described, progress)
+    score_into(file, network, dataset, {"name": "transfer", **recipe}, described)
     print_result(file, root, compare)
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.benchmark import Progress
 from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, MaskFolder
 from groupvit.evaluation.metrics import IndexMap
 from groupvit.evaluation.partial import PartialResult
@@ -18,6 +17,7 @@ from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import score_prediction
 from groupvit.evaluation.thresholds import unchanged
 from groupvit.models.dense import DenseClassifier
+from groupvit.progress import progress
 from groupvit.segmentation.windows import resampled_argmax, resized
 
 
@@ -75,7 +75,6 @@ def score_into(
     dataset: Dataset,
     protocol: Mapping[str, Any],
     model: Mapping[str, Any],
-    progress: Progress,
 ) -> Result:
     """Write a result file as `evaluate` does, or go on with one that was interrupted; a whole one of the same stays."""
     result = Result(dataset.benchmark, dataset.classes, protocol, model)
