@@ -16,7 +16,6 @@ from PIL import Image
 import layouts
 from groupvit.checkpoints import native
 from groupvit.cli import main
-from groupvit.cli.progress import progress
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import open_benchmark
 from groupvit.evaluation.masks import MaskedPhoto
@@ -206,11 +205,11 @@ def test_shares_are_drawn_by_the_seed_and_part_of_each_other(tmp_path: Path) -> 
 def test_an_interrupted_score_goes_on_and_another_model_does_not(tmp_path: Path) -> None:
     dataset, network = voc(tmp_path, ["2007_2"]), DenseClassifier(vit(), 21).eval()
     given = (network, dataset, {"name": "transfer", "short_side": 64})
-    whole = score_into(tmp_path / "a.json", *given, {"sha256": "a"}, progress)
+    whole = score_into(tmp_path / "a.json", *given, {"sha256": "a"})
     assert [p.name for p in whole.photos] == ["2007_0", "2007_1"]
-    assert score_into(tmp_path / "a.json", *given, {"sha256": "a"}, progress).photos[0].digest
+    assert score_into(tmp_path / "a.json", *given, {"sha256": "a"}).photos[0].digest
     with pytest.raises(InputError, match="holds another evaluation"):
-        score_into(tmp_path / "a.json", *given, {"sha256": "b"}, progress)
+        score_into(tmp_path / "a.json", *given, {"sha256": "b"})
 
 
 @pytest.mark.filterwarnings("ignore:.*no mask shows")
