@@ -58,6 +58,7 @@ def random_segmenter(*stages: Stage) -> Segmenter:
         TextEncoderConfig(16, 2, 1),
         embed_dim=8,
         projector_dim=16,
+        rivals=("grass", "wall"),
     )
     torch.manual_seed(0)
     model = build_model(config)
