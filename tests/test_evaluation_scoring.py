@@ -79,7 +79,7 @@ def test_scores_are_what_segmenting_photo_by_photo_gives(segmenter):
     scores = score(segmenter, set_of_photos, LABELS)
     named = oracle = 0
     for photo in set_of_photos:
-        result = segmenter.segment(photo.image, LABELS)
+        result = segmenter.segment(photo.image, LABELS, background=None)
         named = named + confusion_matrix(photo.mask, result.label_map, 3)
         oracle = oracle + confusion_matrix(photo.mask, oracle_names(result.groups[-1], photo.mask, 3), 3)
     assert np.array_equal(scores.named, named)
