@@ -11,6 +11,7 @@ from groupvit.errors import InputError
 if TYPE_CHECKING:
     from groupvit.evaluation.datasets import Dataset
     from groupvit.evaluation.protocols import Protocol
+    from groupvit.evaluation.results import Result
     from groupvit.segmentation import Segmenter
 
 
@@ -102,16 +103,15 @@ def _print(
     pictures: Path | None,
 ) -> None:
     from groupvit.evaluation.pictures import draw
-    from groupvit.evaluation.results import Result
 
-    print_result(out, dataset.root, compare)
+    result = print_result(out, dataset.root, compare)
     if pictures:
-        for path in draw(Result.load(out), segmenter, dataset, protocol, pictures):
+        for path in draw(result, segmenter, dataset, protocol, pictures):
             print(path)
 
 
-def print_result(out: Path, root: Path, compare: Path | None) -> None:
-    """Print a result file's numbers, and how far they are ahead of another's."""
+def print_result(out: Path, root: Path, compare: Path | None) -> "Result":
+    """Print a result file's numbers, and how far they are ahead of another's; return the result."""
     from groupvit.evaluation.report import format_difference, report, unseen
     from groupvit.evaluation.results import Result
     from groupvit.evaluation.results import compare as compare_files
@@ -123,6 +123,7 @@ def print_result(out: Path, root: Path, compare: Path | None) -> None:
     if compare:
         print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
     print(f"{out} has the counts of each photo")
+    return result
 
 
 def _whole_photos(model: str, benchmark: Literal["classification", "retrieval"], root: Path, out: Path) -> None:

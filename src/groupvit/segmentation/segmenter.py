@@ -73,10 +73,9 @@ class Segmenter:
         self.precision: Precision = precision or self._faster_precision()
         self._tokenizer = Tokenizer(config.text.context_length)
         self._embed = lru_cache(maxsize=8)(self._embed_uncached)
-        self._known: dict[tuple[str, ...], dict[str, Tensor]] = {}  # by templates
+        self._nouns: dict[str, Tensor] = {}
         if self.model.rivals is not None:
-            rivals = self.model.rivals.to(self.device)
-            self._known[SIMPLE_TEMPLATE,] = dict(zip(config.rivals, rivals, strict=True))
+            self._nouns = dict(zip(config.rivals, self.model.rivals.to(self.device), strict=True))
 
     def _faster_precision(self) -> Precision:
         if self.engine == "onnxruntime":
@@ -163,7 +162,9 @@ class Segmenter:
         if parsed[0].name == BACKGROUND or not nouns:
             return parsed
         words = [word for label in parsed for word in label.words]
-        likeness = self.embed_words(nouns, (SIMPLE_TEMPLATE,)) @ self.embed_words(words, (SIMPLE_TEMPLATE,)).T
+        embedded = self.embed_words(nouns, (SIMPLE_TEMPLATE,))
+        self._nouns = self._nouns or dict(zip(nouns, embedded, strict=True))
+        likeness = embedded @ self.embed_words(words, (SIMPLE_TEMPLATE,)).T
         rivals = choose_rivals(words, nouns, likeness.amax(dim=1).cpu().numpy())
         return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
 
@@ -173,7 +174,7 @@ class Segmenter:
         return self._embed(tuple(words), tuple(templates))
 
     def _embed_uncached(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "words embed"]:
-        known = self._known.setdefault(templates, {})
+        known = dict(self._nouns) if templates == (SIMPLE_TEMPLATE,) else {}
         if new := [word for word in dict.fromkeys(words) if word not in known]:
             known.update(zip(new, self._encode_words(new, templates), strict=True))
         return torch.stack([known[word] for word in words])

@@ -36,7 +36,7 @@ from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_o
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
-_SKIPS = 10  # steps on end without a finite gradient: there is no hope
+SKIPS = 10  # steps on end without a finite gradient: there is no hope
 _UNREAD = "another process cannot read its data; its message says why"
 _GO, _STOP, _FAILED = 0, 1, 2  # what a process asks for before a step; the largest wish of all counts
 
@@ -261,8 +261,8 @@ def _loop(
             state = state.advance()
             temperatures = {name: temperature(scale) for name, scale in scales.items()}
             progress.step(state.step, rate, {**terms, "grad_norm": norm, **temperatures, **health})
-            if progress.skips_on_end == _SKIPS:
-                raise InputError(f"no finite gradient in {_SKIPS} steps up to {state.step - 1}; {last_saved(out)}")
+            if progress.skips_on_end == SKIPS:
+                raise InputError(f"no finite gradient in {SKIPS} steps up to {state.step - 1}; {last_saved(out)}")
             ended = state.step == schedule.steps
             if evaluate and (ended or state.step % schedule.evaluate_every == 0):
                 state = _evaluated(state, evaluate, progress, out, keep)

@@ -25,7 +25,7 @@ from groupvit.files import write_atomically
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.health import Alarm
-from groupvit.training.loop import stop_requests
+from groupvit.training.loop import SKIPS, stop_requests
 from groupvit.training.monitor import Progress, draw_curves
 from groupvit.training.optim import Schedule, set_rate
 from groupvit.training.state import differences, locked, plain
@@ -38,7 +38,6 @@ _IGNORE = 255
 _SAVE_EVERY = 500
 _WEIGHT_DECAY = 0.05
 _ENCODER_RATE = 0.1  # as a share of the rate of the convolutions, which start at random
-_SKIPS = 10
 _READERS = 4
 
 
@@ -134,12 +133,12 @@ def _loop(
                 terms, norm = step(network, gradient, optimizer, batch, keys)
                 done += 1
                 progress.step(done, rate, {**terms, "grad_norm": norm})
-                if progress.skips_on_end == _SKIPS:
-                    raise InputError(f"no finite gradient in {_SKIPS} steps up to {done - 1}: take a lower --lr")
+                if progress.skips_on_end == SKIPS:
+                    raise InputError(f"no finite gradient in {SKIPS} steps up to {done - 1}: take a lower --lr")
                 if done % _SAVE_EVERY == 0 or done == transfer.steps:
                     _save(out / STATE, network, optimizer, transfer, saved := done)
     finally:
-        if saved < done and progress.skips_on_end < _SKIPS:
+        if saved < done and progress.skips_on_end < SKIPS:
             _save(out / STATE, network, optimizer, transfer, done)
     return done
 
