@@ -131,6 +131,19 @@ class Momentum(nn.Module):
                 mean.lerp_(now, moved)
 
 
+def _two_views(batch: Batch, keys: Keys, area: tuple[float, float]) -> list[Tensor]:
+    """Return two views of each photo at its own size."""
+    side = batch.images.shape[-1]
+    return [
+        draw_view(batch.images, fold(keys, 300 + i), side, area, blurred=blur, solarized=solar)
+        for i, (blur, solar) in enumerate(zip(_BLURRED, _SOLARIZED, strict=True))
+    ]
+
+
+def _prototype_logits(head: nn.Module, prototypes: nn.Module, pooled: Rows) -> Float[Tensor, "batch prototypes"]:
+    return F.linear(F.normalize(head(pooled), dim=-1), F.normalize(prototypes.weight, dim=-1))  # pyright: ignore[reportArgumentType]
+
+
 class DinoModule(nn.Module):
     """DINO's head, prototypes, teacher and centre."""
 
@@ -152,33 +165,26 @@ class DinoModule(nn.Module):
         self.health: dict[str, Tensor] = {}
 
     def forward(self, encoder: ImageEncoder, batch: Batch, keys: Keys, pool: Pool) -> Loss:
-        side = batch.images.shape[-1]
         patch = encoder.patch_size
-        local = max(patch, round(side * _LOCAL / patch) * patch)
-        views = [
-            draw_view(batch.images, fold(keys, 300 + i), side, _GLOBAL_AREA, blurred=blur, solarized=solar)
-            for i, (blur, solar) in enumerate(zip(_BLURRED, _SOLARIZED, strict=True))
-        ]
+        local = max(patch, round(batch.images.shape[-1] * _LOCAL / patch) * patch)
+        views = _two_views(batch, keys, _GLOBAL_AREA)
         locals_ = [
             draw_view(batch.images, fold(keys, 310 + i), local, _LOCAL_AREA, blurred=0.5)
             for i in range(self.term.local_crops)
         ]
         student = torch.stack(
-            [self._logits(pool(encoder, v, fold(keys, 400 + i))) for i, v in enumerate(views + locals_)]
+            [
+                _prototype_logits(self.head, self.prototypes, pool(encoder, v, fold(keys, 400 + i)))
+                for i, v in enumerate(views + locals_)
+            ]
         )
         with torch.no_grad():
-            teacher = torch.stack([self._taught(pool(self.teacher.copies[0], view, None)) for view in views])  # pyright: ignore[reportArgumentType]
+            slow, head, prototypes = self.teacher.copies
+            teacher = torch.stack([_prototype_logits(head, prototypes, pool(slow, view, None)) for view in views])  # pyright: ignore[reportArgumentType]
             self._watch(teacher)
             centre = self.centre.clone()
             self.centre.lerp_(teacher.mean(dim=(0, 1)), 1 - _CENTRE)
         return dino_loss(student, teacher, centre)
-
-    def _logits(self, pooled: Rows) -> Float[Tensor, "batch prototypes"]:
-        return F.linear(F.normalize(self.head(pooled), dim=-1), F.normalize(self.prototypes.weight, dim=-1))
-
-    def _taught(self, pooled: Rows) -> Float[Tensor, "batch prototypes"]:
-        _, head, prototypes = self.teacher.copies
-        return F.linear(F.normalize(head(pooled), dim=-1), F.normalize(prototypes.weight, dim=-1))  # pyright: ignore[reportArgumentType]
 
     def _watch(self, teacher: Float[Tensor, "views batch prototypes"]) -> None:
         """Note the entropy of a photo's prototypes (1: all alike) and that of the batch's mean (0: always one)."""
@@ -205,11 +211,7 @@ class MocoModule(nn.Module):
         self.health: dict[str, Tensor] = {}
 
     def forward(self, encoder: ImageEncoder, batch: Batch, keys: Keys, pool: Pool) -> Loss:
-        side = batch.images.shape[-1]
-        views = [
-            draw_view(batch.images, fold(keys, 300 + i), side, _MOCO_AREA, blurred=blur, solarized=solar)
-            for i, (blur, solar) in enumerate(zip(_BLURRED, _SOLARIZED, strict=True))
-        ]
+        views = _two_views(batch, keys, _MOCO_AREA)
         queries = [
             F.normalize(self.predictor(self.projector(pool(encoder, view, fold(keys, 400 + i)))), dim=-1)
             for i, view in enumerate(views)
