@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tempfile
 import uuid
 from contextlib import suppress
@@ -33,6 +34,17 @@ def cache_folder() -> Path:
             if os.access(folder, os.W_OK):
                 return folder
     return next(iter(folders), Path("groupvit-cache"))  # whoever writes there is told what is wrong
+
+
+def refuse_address(photo: str) -> None:
+    """Refuse standard input and addresses, of which no photo is read, with the way to do it."""
+    if photo == "-":
+        raise InputError("-: no photo is read from standard input: write it to a file first (cat > photo.jpg)")
+    if match := re.match(r"([a-z][a-z0-9+.-]+):(//|.*;base64,)", photo, re.IGNORECASE):
+        ways = {"file": f"give its path, {photo[match.end() :]}", "data": "decode it into a file first"}
+        ways |= dict.fromkeys(("http", "https", "ftp"), f"download it first (curl -LO '{photo}')")
+        way = ways.get(match[1].lower(), "download it first")
+        raise InputError(f"{photo[:200]}: photos are read from files only: {way}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
