@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "training": {"machine", "models", "text", "checkpoints", "data"},
     "evaluation": {"models", "text", "segmentation", "data"},
     "api": {"checkpoints", "machine", "segmentation"},
+    "demo": {"__init__", "api", "checkpoints", "segmentation"},
     "__init__": {"api", "models", "segmentation"},
     "__main__": {"cli"},
     "cli": {
@@ -35,6 +36,7 @@ MAY_IMPORT = {
         "api",
         "checkpoints",
         "data",
+        "demo",
         "evaluation",
         "machine",
         "models",

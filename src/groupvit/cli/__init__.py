@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 import groupvit
-from groupvit.cli import convert, data, evaluate, segment, train
+from groupvit.cli import convert, data, demo, evaluate, segment, train
 from groupvit.errors import InputError
 from groupvit.machine import keep_freed_memory
 
@@ -32,7 +32,12 @@ _DATA = Annotated[
     tyro.conf.subcommand("data", description="Index, examine, pack and make training data."),
 ]
 _COMMANDS = (
-    _command(segment.segment) | _command(train.train) | _command(evaluate.evaluate) | _command(convert.convert) | _DATA
+    _command(segment.segment)
+    | _command(train.train)
+    | _command(evaluate.evaluate)
+    | _command(convert.convert)
+    | _command(demo.demo)
+    | _DATA
 )
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"
 
