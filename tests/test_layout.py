@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "training": {"machine", "models", "text", "checkpoints", "data"},
     "evaluation": {"models", "text", "segmentation", "data"},
     "api": {"checkpoints", "machine", "segmentation"},
-    "demo": {"__init__", "api", "checkpoints", "segmentation"},
+    "demo": {"__init__", "api", "checkpoints", "machine", "segmentation"},
     "__init__": {"api", "models", "segmentation"},
     "__main__": {"cli"},
     "cli": {

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ import groupvit
 from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.errors import InputError
+from groupvit.machine import share_freed_memory
 from groupvit.photos import load_rgb
 from groupvit.segmentation import BACKGROUND, Segmentation, Segmenter, View, drawing
 
@@ -33,6 +35,7 @@ MAX_BYTES = 20_000_000  # of a request
 MAX_PIXELS = 25_000_000
 MAX_LENGTH = 8  # times the shorter side: a strip of one row would become millions of patches
 MAX_WORDS = 100
+MAX_LETTERS = 5000
 MAX_WAITING = 20
 SECONDS = 60  # for a request to arrive
 _KEPT = 600  # seconds
@@ -47,12 +50,12 @@ def split_labels(text: str) -> list[str]:
     parts = re.split(r"[;\n]+|,\s+|,(?=[^,;\n]*=)", text)
     labels = [label.strip() for part in parts for label in ([part] if "=" in part else part.split(","))]
     labels = [label for label in labels if label]
-    if sum(1 + label.count(",") for label in labels) > MAX_WORDS:
-        raise InputError(f"more than {MAX_WORDS} words: look for fewer at once")
+    if sum(1 + label.count(",") for label in labels) > MAX_WORDS or len(text) > MAX_LETTERS:
+        raise InputError(f"more than {MAX_WORDS} words or {MAX_LETTERS:,} letters: look for fewer at once")
     return labels
 
 
-def answer(segmenter: Segmenter, photo: str | None, text: str, scale: float, background: float) -> Segmentation:
+def answer(segmenter: Segmenter, photo: str | None, text: str | None, scale: float, background: float) -> Segmentation:
     """Segment an uploaded photo; an `InputError` says what the visitor may change."""
     if not photo:
         raise InputError("no photo: drop one first")
@@ -63,7 +66,7 @@ def answer(segmenter: Segmenter, photo: str | None, text: str, scale: float, bac
         raise InputError("scale lies between 0.5 and 2, background between 0 and 1")
     side = round(scale * segmenter.config.image.short_side)
     view = View(short_side=side, background=background or "auto")
-    return segmenter.segment(image, split_labels(text), view)
+    return segmenter.segment(image, split_labels(text or ""), view)
 
 
 def page(segmenter: Segmenter) -> "Blocks":
@@ -72,11 +75,11 @@ def page(segmenter: Segmenter) -> "Blocks":
 
     stages = sum(stage.output_groups > 0 for stage in segmenter.config.image.stages)
 
-    def run(photo: str | None, text: str, scale: float, background: float) -> list[Any]:
+    def run(photo: str | None, text: str | None, scale: Any, background: Any) -> list[Any]:
         began = time.perf_counter()
         try:
             with warnings.catch_warnings(record=True) as notes:
-                result = answer(segmenter, photo, text, scale, background)
+                result = answer(segmenter, photo, text, float(scale), float(background))
             shown = _shown(result, stages)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -222,14 +225,15 @@ class _Limits:
         await self.app(scope, limited if scope["type"] == "http" else receive, send)
 
 
-def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860, *, block: bool = True) -> "Blocks":
+def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860) -> None:
     """Show the page at an address until Ctrl-C. Uploads lie in a temporary folder that is removed at the end."""
+    share_freed_memory()
     segmenter = _load_beside_gradio(model)
     from starlette.middleware import Middleware
 
-    folder = tempfile.mkdtemp(prefix="groupvit-demo-")
-    os.environ["GRADIO_TEMP_DIR"] = folder
-    try:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
+    with tempfile.TemporaryDirectory(prefix="groupvit-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(segmenter)
         options = {"middleware": [Middleware(_Limits)], "docs_url": None, "redoc_url": None, "openapi_url": None}
         try:
@@ -241,6 +245,8 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
                 show_error=False,
                 quiet=True,
                 prevent_thread_lock=True,
+                max_threads=4,
+                state_session_capacity=100,
                 max_file_size=MAX_BYTES,
                 app_kwargs=options,
                 footer_links=[],
@@ -248,12 +254,7 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
         except OSError as error:
             raise InputError(f"cannot listen at {host}, port {port}: choose another --port") from error
         print(f"groupvit: {blocks.local_url} (Ctrl-C ends it)", flush=True)
-        if block:
-            threading.Event().wait()
-        return blocks
-    finally:
-        if block:
-            shutil.rmtree(folder, ignore_errors=True)
+        threading.Event().wait()
 
 
 def _load_beside_gradio(model: str) -> Segmenter:
@@ -309,7 +310,7 @@ def write_space(folder: Path, model: str) -> None:
     if model not in api.BUNDLED:
         native.save(folder / "model", *api.load_model(place))
     name = model if model in api.BUNDLED else "model"
-    app = f'from groupvit.demo import serve\n\nserve({name!r}, host="0.0.0.0")\n'
+    app = f'from groupvit.demo import serve\n\nserve("{name}", host="0.0.0.0")\n'
     (folder / "app.py").write_text(app)
     needed = [re.sub(r"\s*;.*", "", line) for line in requires("groupvit") or () if _for_demo(line)]
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
