@@ -58,7 +58,7 @@ def test_version_is_the_package_s(run_cli: RunCli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ((), "Expected one of {segment, train, evaluate, transfer, convert, data}; see groupvit --help"),
+        ((), "Expected one of {segment, train, evaluate, transfer, convert, demo, data}; see groupvit --help"),
         (("nonsense",), "Unrecognized options: nonsense; Available subcommands: "),
         (("data",), "Expected one of {index, doctor"),
         (("convert",), "Missing from groupvit convert: "),

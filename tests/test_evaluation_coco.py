@@ -163,7 +163,7 @@ def test_photos_of_one_stem_are_two(edited, tmp_path):
     ("change", "said"),
     [
         (lambda d: d["images"][0].update(width=99), "width of 000000000000.jpg is 99, but the photo's is 48 pixels"),
-        (lambda d: d["categories"][1].update(name="ball"), "category 'ball' is none of COCO's 80"),
+        (lambda d: d["categories"][1].update(name="ball"), "category 'ball' is none of the 81 labels"),
         (lambda d: d["annotations"][0].update(category_id=999), "annotation 0 has category 999, which is not listed"),
         (each("annotations", segmentation=None), "no annotation can be painted .* boxes alone are no masks"),
         (lambda d: d["images"].append(d["images"][0]), "two images have the id 0"),

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "training": {"machine", "models", "text", "checkpoints", "data"},
     "evaluation": {"models", "text", "segmentation", "data"},
     "api": {"checkpoints", "machine", "segmentation"},
+    "demo": {"__init__", "api", "checkpoints", "machine", "segmentation"},
     "__init__": {"api", "models", "segmentation"},
     "__main__": {"cli"},
     "cli": {
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "api",
         "checkpoints",
         "data",
+        "demo",
         "evaluation",
         "machine",
         "models",

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def translucent():
      ("RGB", "PPM"), ("RGBA", "WEBP")],
 )  # fmt: skip
 def test_every_mode_becomes_the_same_rgb_picture(mode, file_format):
-    options = {"lossless": True} if file_format == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"}}.get(file_format, {})
     image = load_rgb(encoded(gradient().convert(mode), file_format, **options), "x")
     assert (image.mode, image.size) == ("RGB", (60, 40))
     expected = gradient().convert("L" if mode in ("L", "LA", "1") else "RGB").convert("RGB")
@@ -147,7 +148,7 @@ ODD = {  # how cameras, scanners and editors save photos
     "deep.tiff": (lambda: Image.fromarray(np.asarray(gradient().convert("L")).astype(">u2") * 257), {}),
     "colour-key.png": (lambda: gradient().convert("L"), {"transparency": 84}),
     "print.jpg": (lambda: gradient().convert("CMYK"), {}),
-    "ycbcr.tiff": (lambda: gradient().convert("YCbCr"), {}),
+    "ycbcr.tiff": (lambda: gradient().convert("YCbCr"), {"compression": "tiff_lzw"}),
     "moving.gif": (lambda: gradient(), {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]}),
     "mirrored.jpg": (gradient, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\1\x12\0\3\0\0\0\1\0\7\0\0\0\0\0\0"}),
 }
@@ -197,3 +198,24 @@ def test_a_truncated_image_is_refused_when_it_is_used(tmp_path):
         pytest.raises(InputError, match=r"cut\.tif.* cannot read the image"),
     ):
         rgb_of(image)
+
+
+@pytest.mark.parametrize(
+    ("address", "way"),
+    [
+        ("-", "write it to a file first"),
+        ("http://example.org/a.jpg", "download it first (curl -LO 'http://example.org/a.jpg')"),
+        ("HTTPS://example.org/a.jpg?x=1", "download it first (curl"),
+        ("s3://bucket/a.jpg", "download it first"),
+        ("gs://bucket/a.jpg", "download it first"),
+        ("hf://datasets/a/b.jpg", "download it first"),
+        ("file:///photos/a.jpg", "give its path, /photos/a.jpg"),
+        ("data:image/png;base64,AAAA", "decode it into a file first"),
+    ],
+)
+def test_addresses_are_refused_with_the_way_to_do_it(address, way):
+    from groupvit.cli.segment import segment
+
+    for read in (rgb_of, lambda photo: segment((photo,), labels=("dog",))):
+        with pytest.raises(InputError, match=re.escape(way)):
+            read(address)

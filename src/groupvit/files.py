@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -11,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from groupvit.errors import input_error
+from groupvit.errors import InputError, input_error
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,6 +61,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_address(photo: str) -> None:
+    """Refuse standard input and addresses, of which no photo is read, with the way to do it."""
+    if photo == "-":
+        raise InputError("-: no photo is read from standard input: write it to a file first (cat > photo.jpg)")
+    if match := re.match(r"([a-z][a-z0-9+.-]+):(//|.*;base64,)", photo, re.IGNORECASE):
+        ways = {"file": f"give its path, {photo[match.end() :]}", "data": "decode it into a file first"}
+        ways |= dict.fromkeys(("http", "https", "ftp"), f"download it first (curl -LO '{photo}')")
+        way = ways.get(match[1].lower(), "download it first")
+        raise InputError(f"{photo[:200]}: photos are read from files only: {way}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

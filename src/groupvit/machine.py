@@ -15,7 +15,7 @@ from groupvit.files import cache_folder
 if TYPE_CHECKING:
     import torch
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 _ANSWERS: dict[Path, bool] = {}  # of `bfloat16_is_faster`
 
 
@@ -25,13 +25,19 @@ def keep_freed_memory() -> None:
     glibc hands large blocks back to the kernel, which clears the pages of each new one: a tenth to a third of an
     encoder's time on two cores. What the process holds does not shrink after its peak. Does nothing without glibc.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_TRIM_THRESHOLD, -1)  # never
+    _mallopt(_TRIM_THRESHOLD, -1)  # never
     for size in (32 << 20, 1 << 30):  # larger blocks are still handed back; older versions refuse the second
-        mallopt(_MMAP_THRESHOLD, size)
+        _mallopt(_MMAP_THRESHOLD, size)
+
+
+def share_freed_memory() -> None:
+    """Let all threads that start from now on use the memory that one of them has freed: a server has many."""
+    _mallopt(_ARENA_MAX, 1)
+
+
+def _mallopt(option: int, value: int) -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(option, value)
 
 
 def bfloat16_is_faster(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from groupvit.errors import InputError
-from groupvit.files import MAX_PIXELS
+from groupvit.files import MAX_PIXELS, refuse_address
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 """Without EPS, which starts Ghostscript."""
@@ -61,6 +61,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except FileNotFoundError:
+        refuse_address(name)
         raise InputError(f"{name}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 import groupvit
-from groupvit.cli import convert, data, evaluate, segment, train, transfer
+from groupvit.cli import convert, data, demo, evaluate, segment, train, transfer
 from groupvit.errors import InputError
 from groupvit.machine import keep_freed_memory
 
@@ -37,6 +37,7 @@ _COMMANDS = (
     | _command(evaluate.evaluate)
     | _command(transfer.transfer)
     | _command(convert.convert)
+    | _command(demo.demo)
     | _DATA
 )
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"

@@ -7,13 +7,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from groupvit.cli.formats import Export, Format
 from groupvit.errors import InputError
-from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
+from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, refuse_address, write_atomically, write_picture
 from groupvit.progress import progress
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
-_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
+_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
 _LONGEST_NAME = 255  # bytes, of nearly all file systems
@@ -45,6 +47,7 @@ def segment(
     batch_size: int = 8,
     recursive: bool = False,
     masks: bool = False,
+    formats: Annotated[tuple[Format, ...], tyro.conf.arg(name="format", help_behavior_hint="")] = (),
     max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Name every pixel of photos with words.
@@ -74,12 +77,14 @@ def segment(
         batch_size: Photos or windows to encode at once.
         recursive: Look into subfolders, too.
         masks: Write a mask of 0 and 255 for each label, too: NAME.mask-LABEL.png.
+        formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
     """
     _refuse_photos(labels, photos)
     files = _find(photos, recursive)
     labels = _all_labels(labels, labels_file)
     _prepare(out, labels, background, batch_size)
+    export = Export(formats, files, out, labels)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
     settings = {"templates": templates, **asked, "batch_size": batch_size}
@@ -90,7 +95,7 @@ def segment(
     view = View(templates=_prompts(templates), **asked)
     segmenter = api.load(model, precision=precision, engine=engine)
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
-    options = {"masks": masks, "max_pixels": max_pixels}
+    options = {"masks": masks, "max_pixels": max_pixels, "export": export}
     return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record, **options)
 
 
@@ -143,17 +148,19 @@ def _segment(
     record: dict[str, Any],
     masks: bool,
     max_pixels: int,
+    export: Export,
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
     names, lines = _output_names(files), []
     kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds([label.name for label in labels]))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
-    with progress("segmenting", len(files), shown=len(files) > 1) as advance:
+    with closing(export), progress("segmenting", len(files), shown=len(files) > 1) as advance:
         for chunk in _load(files, names, batch_size, longest=longest, max_pixels=max_pixels):
             images = {i: image for i, image in chunk.items() if image}
             results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
             for i, result in zip(images, results, strict=True):
+                export.add(out / names[i], files[i], result)
                 lines.append(_write(out / names[i], result, labels, {"photo": str(files[i]), **record}, masks=masks))
             advance(len(chunk), len(chunk))
     print("\n".join(lines))
@@ -165,6 +172,7 @@ def _find(photos: Sequence[str], recursive: bool = False) -> list[Path]:
     files: dict[Path, None] = {}
     for photo in photos:
         path, others = Path(photo), ""
+        refuse_address(photo)
         if path.is_dir():
             matches, others = _inside(path, recursive)
             problem = "folder has no images" + f" (passed over {others})" * bool(others)

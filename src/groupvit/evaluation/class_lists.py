@@ -26,16 +26,16 @@ def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
     colours = _read_colours(root / "labelmap.txt") if (root / "labelmap.txt").is_file() else {}
     listing = root / "classes.txt"
     if listing.is_file() or not colours:
-        labels = _parse(listing, read_classes(listing))
+        labels = parse_lines(listing, read_classes(listing))
     else:
         listing = root / "labelmap.txt"
-        labels = _parse(listing, list(colours))
+        labels = parse_lines(listing, list(colours))
     order = {label.partition("=")[0].lower(): index for index, label in enumerate(labels)}
     indices = {colour: order.get(clean(name).lower()) for name, colour in colours.items()}
     return labels, {colour: index for colour, index in indices.items() if index is not None}, listing.name
 
 
-def _parse(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
+def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
     """Return labels as they will be looked for: "traffic light" for `traffic_light`."""
     if len(lines) > IGNORE:
         raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")

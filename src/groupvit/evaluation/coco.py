@@ -13,23 +13,28 @@ import numpy as np
 from jaxtyping import UInt8
 
 from groupvit.errors import InputError, input_error
-from groupvit.segmentation.labels import clean
+from groupvit.evaluation.class_lists import parse_lines
+from groupvit.evaluation.metrics import IGNORE
+from groupvit.segmentation.labels import BACKGROUND, clean
 
 Size = tuple[int, int]
 """Height and width."""
 
 
 def open_instances(
-    listing: Path, folder: Path, classes: Sequence[str]
+    listing: Path, folder: Path, labels: Sequence[str]
 ) -> tuple[dict[str, Path], Callable[[str, Size], UInt8[np.ndarray, "height width"]]]:
-    """Return the photos in `folder` by name, and what paints a photo's mask: 0, and 1 + the index of each class.
+    """Return the photos in `folder` by name, and what paints a photo's mask of indices of `labels`.
+
+    What no instance covers is background where there is such a label, else not labelled.
 
     Crowds come first, then instances from large to small, so that small things stay visible. Annotations without an
     outline or a photo are passed over and counted in a warning.
     """
     document = _read(listing)
     images, categories = (_by_id(document[part], part, listing) for part in ("images", "categories"))
-    order = {name: index for index, name in enumerate(classes, start=1)}
+    order = {label.partition("=")[0].lower(): index for index, label in enumerate(labels)}
+    ground = order.get(BACKGROUND, IGNORE)
     index = {key: order.get(clean(str(entry.get("name"))).lower()) for key, entry in categories.items()}
     things: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
     passed = Counter[str]()
@@ -42,11 +47,11 @@ def open_instances(
             passed["without an outline of three points or more"] += 1
         elif category not in index:
             raise InputError(f"{listing}: annotation {thing.get('id')} has category {category}, which is not listed")
-        elif not (which := index[category]):
+        elif (which := index[category]) is None:
             name = categories[category].get("name")
             raise InputError(
-                f"{listing}: category {name!r} is none of COCO's {len(classes)}: call it as COCO does, or make an "
-                "evaluation folder of images/, masks/ and classes.txt"
+                f"{listing}: category {name!r} is none of the {len(labels)} labels, such as {labels[-1]!r}: rename it, "
+                "or evaluate it as a folder of your own"
             )
         else:
             things[image].append(thing | {"class": which})
@@ -63,9 +68,15 @@ def open_instances(
             told = images[key].get(side)  # some tools write -1 or nothing
             if isinstance(told, int | float) and told > 0 and told != pixels:
                 raise InputError(f"{listing}: {side} of {path.name} is {told}, but the photo's is {pixels} pixels")
-        return _paint(things[key], size, f"of {name}", listing)
+        return _paint(things[key], size, ground, f"of {name}", listing)
 
     return {name: path for name, (_, path) in photos.items()}, paint
+
+
+def category_labels(listing: Path) -> tuple[str, ...]:
+    """Return background and a label for each category, in the order of the list."""
+    names = [str(category.get("name")) for category in _read(listing)["categories"]]
+    return parse_lines(listing, [BACKGROUND, *(name for name in names if clean(name).lower() != BACKGROUND)])
 
 
 def _read(listing: Path) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def _points(polygon: Any) -> list[float]:
 
 
 def _paint(
-    things: Sequence[dict[str, Any]], size: Size, of_photo: str, listing: Path
+    things: Sequence[dict[str, Any]], size: Size, ground: int, of_photo: str, listing: Path
 ) -> UInt8[np.ndarray, "height width"]:
     def shape(thing: dict[str, Any]) -> UInt8[np.ndarray, "height width"]:
         try:
@@ -142,7 +153,7 @@ def _paint(
         area = area if isinstance(area, int | float) and area > 0 else int(shape(thing).sum())
         return thing.get("iscrowd") not in (1, "1"), -area, number if isinstance(number, int) else 0
 
-    mask = np.zeros(size, np.uint8)
+    mask = np.full(size, ground, np.uint8)
     for thing in sorted(things, key=order):
         mask[shape(thing) > 0] = thing["class"]
     return mask

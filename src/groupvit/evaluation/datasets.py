@@ -13,7 +13,7 @@ import numpy as np
 
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_labels, read_text
-from groupvit.evaluation.coco import open_instances
+from groupvit.evaluation.coco import category_labels, open_instances
 from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, Table, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.files import PHOTO_SUFFIXES
@@ -71,7 +71,10 @@ class Dataset:
 
 
 class MaskFolder:
-    """A folder with `images/NAME.*`, `masks/NAME.png` (class indices) and `classes.txt` (one label a line)."""
+    """A folder with `images/NAME.*`, `masks/NAME.png` (class indices) and `classes.txt` (one label a line).
+
+    Without `masks/`, the one JSON file in it or in `annotations/` is COCO's list of instances.
+    """
 
     @staticmethod
     def open(root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False) -> Dataset:
@@ -80,6 +83,9 @@ class MaskFolder:
         Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0, and 1 is the first
         class. Masks in colours have those of `labelmap.txt`, or else VOC's.
         """
+        listings = [*root.glob("*.json"), *(root / "annotations").glob("*.json")]
+        if len(listings) == 1 and not (root / "masks").exists():
+            return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
         parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
         _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
         labels, colours, listing = read_labels(root)
@@ -202,14 +208,27 @@ def _open_camvid(root: Path, split: str) -> Dataset:
 def _open_coco_instances(root: Path) -> Dataset:
     parts = "val2017", "annotations/instances_val2017.json"
     _require(root, *parts, holds="give the folder with val2017/ and annotations/")
+    return _instances("coco-object-instances", root, root / parts[1], root / parts[0], (BACKGROUND, *_COCO))
+
+
+def _open_listed(root: Path, listing: Path, *, asked: bool) -> Dataset:
+    """Return the photos of a list of instances; its categories are the labels, unless there is `classes.txt`."""
+    if asked:
+        raise InputError(f"{listing} says what its values mean: --ignore-index and --reduce-zero-label are for masks")
+    labels = read_labels(root)[0] if (root / "classes.txt").is_file() else category_labels(listing)
+    folder = root / "images"
+    return _instances("folder", root, listing, folder if folder.is_dir() else root, labels)
+
+
+def _instances(benchmark: str, root: Path, listing: Path, folder: Path, labels: tuple[str, ...]) -> Dataset:
     if not find_spec("pycocotools"):
         raise InputError("COCO's masks need pycocotools: pip install pycocotools")
-    photos, paint = open_instances(root / parts[1], root / parts[0], _COCO)
+    photos, paint = open_instances(listing, folder, labels)
 
     def read(name: str) -> MaskedPhoto:
         return masked(name, photos[name], lambda image: paint(name, (image.height, image.width)))
 
-    return Dataset("coco-object-instances", root, (BACKGROUND, *_COCO), tuple(photos), read)
+    return Dataset(benchmark, root, labels, tuple(photos), read)
 
 
 BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {

@@ -12,18 +12,14 @@ from PIL import Image
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.photos import load_rgb
+from groupvit.segmentation.formats import voc_palette
 
 Mask = UInt8[np.ndarray, "height width"]
 Table = Int[np.ndarray, "65536"]
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _LOSSLESS = ("PNG", "TIFF", "BMP")
-_VOC_COLOURS = {
-    sum(
-        (value >> (3 * bit + channel) & 1) << (23 - 8 * channel - bit) for bit in range(3) for channel in range(3)
-    ): value
-    for value in range(256)
-}
+_VOC_COLOURS = {int.from_bytes(bytes(colour)): value for value, colour in enumerate(voc_palette().tolist())}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt
 from PIL import Image
 
-from groupvit.segmentation import drawing
+from groupvit.segmentation import drawing, formats
 from groupvit.segmentation.windows import Window, covered, resampled_argmax
 
 IndexMap = UInt[np.ndarray, "height width"]
@@ -73,3 +73,26 @@ class Segmentation:
             {"index": i, "name": name, "share": share, "score": score} for i, (name, share, score) in enumerate(rows)
         ]
         return {"width": self.image.width, "height": self.image.height, "labels": labels}
+
+    def to_coco(self, file_name: str, *, polygons: bool = False) -> dict[str, Any]:
+        """Return COCO's list of instances with one annotation a label: run lengths, or polygons. CVAT reads it, too."""
+        return formats.coco(file_name, self.image.size, self.names, self._regions(), polygons)
+
+    def to_detections(self) -> Any:
+        """Return `supervision.Detections` with one mask a label."""
+        return formats.detections(self._regions(), self.label_map.shape)
+
+    def to_label_studio(self, image: str, *, polygons: bool = False) -> dict[str, Any]:
+        """Return a task of Label Studio for the photo at the address `image`: brush strokes, or polygons."""
+        return formats.label_studio(image, self.image.size, self._regions(), polygons)
+
+    def to_labelme(self, image_path: str) -> dict[str, Any]:
+        """Return labelme's JSON; `image_path` leads from its file to the photo."""
+        return formats.labelme(image_path, self.image.size, self._regions())
+
+    def to_voc(self) -> Image.Image:
+        """Return a mask of PASCAL VOC's kind: 0 is background, and the other labels count from 1."""
+        return formats.voc(self.label_map, self.names)
+
+    def _regions(self) -> list[formats.Region]:
+        return formats.regions(self.label_map, self.names, self.scores)
