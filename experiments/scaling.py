@@ -22,6 +22,8 @@ from groupvit.training.runs import get_run
 
 BATCH = 4096
 PROMPTS = 3
+BUCKET = 25 << 20
+"""Bytes of gradients that DistributedDataParallel sends at a time."""
 PHOTOS = 30 * (PAIRS["cc12m"] + PAIRS["yfcc14m"])
 PAPER_RATE = PHOTOS / (16 * 48 * 3600)
 """Photos a second and V100: the paper's 30 epochs in two days on 16 of them (§4.1), loss and messages included, which
@@ -29,7 +31,10 @@ the table counts once more."""
 
 
 def count_flops() -> tuple[float, float]:
-    """Count FLOPs of a step, forward and backward: encoders for one photo, projectors and loss for a batch."""
+    """Count FLOPs of a step, forward and backward: encoders for one photo, projectors and loss for a batch.
+
+    Of the latter each process has an equal share: it projects its own rows and compares them with all.
+    """
     torch.manual_seed(0)
     run = get_run("groupvit-s-gcc-yfcc")
     objective = tuple(term for term in run.objective if isinstance(term, PairTerm))
@@ -73,19 +78,23 @@ def main(
     with torch.device("meta"):
         run = get_run("groupvit-s-gcc-yfcc")
         gradients = 4 * sum(parameter.numel() for parameter in build_model(run.model).parameters())
-    features = 4 * BATCH * (run.model.image.dim + (1 + PROMPTS) * run.model.text.width)
+    embeddings = 4 * BATCH * (2 + PROMPTS) * run.model.embed_dim
     rows = []
     for count in gpus:
         encode = BATCH / (rate * count)
-        loss = whole / (each * rate)
-        send = (2 * gradients + features) * (count - 1) / count / bandwidth
+        loss = whole / (each * rate) / count
+        # Embeddings are gathered once and their gradients summed. The weights' gradients go while the backward pass,
+        # two thirds of a step, still runs; the last bucket comes after it.
+        others = (count - 1) / count / bandwidth
+        late = max(2 * gradients * others - 2 / 3 * encode, 2 * BUCKET * others)
+        send = 3 * embeddings * others + late
         speed = BATCH / (encode + loss + send)
         rows.append(
             {
                 "GPUs": count,
                 "encoders, ms a step": f"{1000 * encode:,.0f}",
-                "projectors and loss": f"{1000 * loss:.0f}",
-                "messages": f"{1000 * send:.0f}",
+                "projectors and loss": f"{1000 * loss:.1f}",
+                "messages": f"{1000 * send:.1f}",
                 "photos/s": f"{speed:,.0f}",
                 "of perfect scaling, %": f"{100 * speed / (count * rate):.0f}",
                 "the paper's run, days": f"{PHOTOS / speed / 86400:.1f}",

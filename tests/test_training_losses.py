@@ -261,7 +261,7 @@ def test_local_alignment_in_parts_is_the_whole(monkeypatch):
         return local_alignment_loss(at, occupied, words, exist, SCALE)
 
     whole = loss(segments), gradient(loss, segments)
-    monkeypatch.setattr(losses, "_IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(losses, "_ROWS_AT_ONCE", 2)
     torch.testing.assert_close((loss(segments), gradient(loss, segments)), whole)
 
 

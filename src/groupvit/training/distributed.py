@@ -34,18 +34,33 @@ class World:
     rank: int = 0
     size: int = 1
 
-    def gather(self, share: Shaped[Tensor, "_ *rest"]) -> Shaped[Tensor, "_ *rest"]:
-        """Return the shares of all processes, which have one shape, one after the other.
+    def gather(self, share: Shaped[Tensor, "_ *rest"], count: int | None = None) -> Shaped[Tensor, "_ *rest"]:
+        """Return the shares of all processes one after the other: of one shape, or those of `count` rows (`own`).
 
-        Every process takes the same loss of them, and gradients are averaged in the end, so a share's is times `size`.
+        The gradient of a share is the sum of what the losses of all processes make of it.
         """
-        return share if self.size == 1 else _Gather.apply(share, self)  # pyright: ignore[reportReturnType]
+        if self.size == 1:
+            return share
+        missing = 0 if count is None else -(-count // self.size) - len(share)
+        share = torch.cat([share, share.new_zeros(missing, *share.shape[1:])])
+        return _Gather.apply(share, self)[:count]  # pyright: ignore[reportOptionalSubscript]
+
+    def own(self, count: int) -> slice:
+        """Return which of so many rows are this process's; the last ones may have fewer."""
+        size = -(-count // self.size)
+        return slice(min(self.rank * size, count), min((self.rank + 1) * size, count))
 
     def share(self, whole: Shaped[Tensor, "count *rest"]) -> Shaped[Tensor, "_ *rest"]:
         """Return this process's part of rows that all have; the last parts are filled up with the first row."""
-        size = -(-len(whole) // self.size)
-        rows = whole[self.rank * size : (self.rank + 1) * size]
-        return torch.cat([rows, whole[:1].expand(size - len(rows), *whole.shape[1:])])
+        rows = whole[self.own(len(whole))]
+        return torch.cat([rows, whole[:1].expand(-(-len(whole) // self.size) - len(rows), *whole.shape[1:])])
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means over the processes of some numbers, without a gradient."""
+        together = torch.stack(list(values.values())).detach()
+        if self.size > 1:
+            dist.all_reduce(together)
+        return dict(zip(values, together / self.size, strict=True))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes, in one message."""
@@ -106,8 +121,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        start = ctx.world.rank * ctx.count
-        return ctx.world.size * gradients[0][start : start + ctx.count], None
+        gradient, start = gradients[0].contiguous(), ctx.world.rank * ctx.count
+        dist.all_reduce(gradient)
+        return gradient[start : start + ctx.count], None
 
 
 def mark_started(out: Path, world: World) -> None:

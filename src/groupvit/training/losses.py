@@ -1,6 +1,7 @@
 """The objectives (§3.2): captions, noun prompts, and nouns of single segments; forms of them for small batches.
 
-All take unit vectors of the whole batch and a temperature factor (see `groupvit.models.temperature`).
+All take unit vectors and a temperature factor (see `groupvit.models.temperature`). Those that contrast a photo with the
+others take the whole batch, and can give the part of their mean that belongs to some rows, `own`.
 """
 
 from typing import Literal
@@ -15,19 +16,24 @@ Form = Literal["release", "paper"]
 Rows = Float[Tensor, "batch dim"]
 Scalar = Float[Tensor, ""]
 
-_IMAGES_AT_ONCE = 16
+_ROWS_AT_ONCE = 16
+_ALL = slice(None)
 
 
-def contrastive_loss(images: Rows, texts: Rows, scale: Scalar, form: Form = "release") -> Scalar:
+def _identify(logits: Float[Tensor, "own batch"], own: slice) -> Scalar:
+    """Return the cross-entropy of each of the rows with itself among all, summed and over the number of all."""
+    targets = torch.arange(logits.shape[1], device=logits.device)[own]
+    return F.cross_entropy(logits, targets, reduction="sum") / logits.shape[1]
+
+
+def contrastive_loss(images: Rows, texts: Rows, scale: Scalar, form: Form = "release", own: slice = _ALL) -> Scalar:
     """Image-text contrastive loss (Eq. 6): the paper adds the two directions, the release takes their mean."""
-    logits = scale * images @ texts.T
-    targets = torch.arange(len(logits), device=logits.device)
-    total = F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
+    total = _identify(scale * images[own] @ texts.T, own) + _identify(scale * texts[own] @ images.T, own)
     return total if form == "paper" else total / 2
 
 
 def multi_label_loss(
-    images: Rows, prompts: Float[Tensor, "batch count dim"], scale: Scalar, form: Form = "release"
+    images: Rows, prompts: Float[Tensor, "batch count dim"], scale: Scalar, form: Form = "release", own: slice = _ALL
 ) -> Scalar:
     """Multi-label contrastive loss between an image and its noun prompts (Eq. 7).
 
@@ -35,14 +41,15 @@ def multi_label_loss(
     mean of their -log probabilities, and it takes half of the two directions' sum.
     """
     batch, count, _ = prompts.shape
-    logits = scale * torch.einsum("i d, j k d -> i j k", images, prompts)
+    logits = scale * torch.einsum("i d, j k d -> i j k", images[own], prompts)
     log_p = logits.flatten(1).log_softmax(dim=1).view_as(logits)
-    positives = log_p.diagonal(dim1=0, dim2=1).T
-    targets = torch.arange(batch, device=logits.device)[:, None].expand(batch, count)
-    to_images = F.cross_entropy(logits.transpose(0, 1).transpose(1, 2).flatten(0, 1), targets.flatten())
+    targets = torch.arange(batch, device=logits.device)[own]
+    positives = log_p[torch.arange(len(targets), device=logits.device), targets]
+    by_prompt = scale * prompts[own].flatten(0, 1) @ images.T
+    to_images = F.cross_entropy(by_prompt, targets.repeat_interleave(count), reduction="sum") / (batch * count)
     if form == "paper":
-        return to_images - positives.logsumexp(dim=1).mean()
-    return (to_images - positives.mean()) / 2
+        return to_images - positives.logsumexp(dim=1).sum() / batch
+    return (to_images - positives.sum() / (batch * count)) / 2
 
 
 def multi_positive_multi_label_loss(
@@ -51,6 +58,8 @@ def multi_positive_multi_label_loss(
     counts: Int[Tensor, "batch prompts"],
     scale: Scalar,
     form: Form = "release",
+    own: slice = _ALL,
+    own_prompts: slice = _ALL,
 ) -> Scalar:
     """Multi-label contrastive loss (Eq. 7) over distinct prompts: equal prompts of other photos are positives too.
 
@@ -58,13 +67,14 @@ def multi_positive_multi_label_loss(
     probability of all its copies. Text to image, each photo that drew a prompt stands only against those that did not
     (false negative elimination, Huynh et al., WACV 2022). Where no prompt was drawn twice, this is `multi_label_loss`.
     """
-    logits, drawn = scale * images @ prompts.T, counts > 0
+    logits, drawn = scale * images @ prompts[own_prompts].T, counts[:, own_prompts]
+    rivals = logits.masked_fill(drawn > 0, -torch.inf).logsumexp(dim=0)
+    to_images = -(drawn * F.logsigmoid(logits - rivals)).sum() / counts.sum()
+    logits, drawn = scale * images[own] @ prompts.T, counts[own]
     log_p = (logits + counts.sum(dim=0).to(logits.dtype).log()).log_softmax(dim=1)
-    rivals = logits.masked_fill(drawn, -torch.inf).logsumexp(dim=0)
-    to_images = -(counts * F.logsigmoid(logits - rivals)).sum() / counts.sum()
     if form == "paper":
-        return to_images - log_p.masked_fill(~drawn, -torch.inf).logsumexp(dim=1).mean()
-    return (to_images - ((counts * log_p).sum(dim=1) / counts.sum(dim=1)).mean()) / 2
+        return to_images - log_p.masked_fill(drawn == 0, -torch.inf).logsumexp(dim=1).sum() / len(images)
+    return (to_images - ((drawn * log_p).sum(dim=1) / drawn.sum(dim=1)).sum() / len(images)) / 2
 
 
 def _masked_mean(
@@ -79,22 +89,35 @@ def local_alignment_loss(
     words: Float[Tensor, "batch words dim"],
     exist: Bool[Tensor, "batch words"],
     scale: Scalar,
+    own: slice = _ALL,
 ) -> Scalar:
     """Late interaction of segments and words (FILIP, Yao et al., ICLR 2022), contrasted over the batch.
 
     A photo looks for its caption by the mean over its segments of their best word's similarity, a caption for its
     photo by the mean over its words of their best segment's. Every photo needs an `occupied` segment, every caption a
-    word that exists. A few photos are compared at a time, for all pairs need much memory. Not in the paper.
+    word that exists. Not in the paper.
     """
-    to_texts, to_images = [], []
-    for some, occupies in zip(segments.split(_IMAGES_AT_ONCE), occupied.split(_IMAGES_AT_ONCE), strict=True):
-        both = occupies[:, None, :, None] & exist[None, :, None, :]
-        similarity = torch.einsum("b s d, c w d -> b c s w", some, words).masked_fill(~both, -torch.inf)
-        to_texts.append(_masked_mean(similarity.max(dim=3).values, occupies[:, None]))
-        to_images.append(_masked_mean(similarity.max(dim=2).values, exist[None]))
-    targets = torch.arange(len(segments), device=segments.device)
-    by_image, by_text = scale * torch.cat(to_texts), scale * torch.cat(to_images).T
-    return (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
+    by_image = _best_matches(segments[own], occupied[own], words, exist)
+    by_text = _best_matches(words[own], exist[own], segments, occupied)
+    return (_identify(scale * by_image, own) + _identify(scale * by_text, own)) / 2
+
+
+def _best_matches(
+    parts: Float[Tensor, "own parts dim"],
+    exist: Bool[Tensor, "own parts"],
+    others: Float[Tensor, "batch others dim"],
+    others_exist: Bool[Tensor, "batch others"],
+) -> Float[Tensor, "own batch"]:
+    """Return the mean over the parts of their best similarity to a part of each other.
+
+    A few are compared at a time, for all pairs need much memory.
+    """
+    found = []
+    for some, there in zip(parts.split(_ROWS_AT_ONCE), exist.split(_ROWS_AT_ONCE), strict=True):
+        similarity = torch.einsum("a p d, b q d -> a b p q", some, others)
+        best = similarity.masked_fill(~others_exist[None, :, None], -torch.inf).max(dim=3).values
+        found.append(_masked_mean(best, there[:, None]))
+    return torch.cat(found)
 
 
 def segment_noun_loss(

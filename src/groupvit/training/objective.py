@@ -21,6 +21,7 @@ from groupvit.text.nouns import Style
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
+from groupvit.training.distributed import ALONE, World
 from groupvit.training.losses import Form
 from groupvit.training.self_supervised import PhotoTerm
 
@@ -81,16 +82,35 @@ class Images:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A whole batch as unit vectors, which the terms compare. `exist` says which `words` stand in a caption."""
+    """A whole batch as unit vectors, which the terms compare; `images` are this process's share of it.
+
+    `exist` says which `words` stand in a caption. `segments`, `occupied` and `words` of all are there only for terms
+    that need words.
+    """
 
     batch: Batch
     vocabulary: Vocabulary
+    world: World
     images: Images
+    pooled: Float[Tensor, "batch embed"]
+    segments: Float[Tensor, "batch segments embed"]
+    occupied: Bool[Tensor, "batch _"]
     captions: Float[Tensor, "batch embed"]
     prompts: Float[Tensor, "prompts embed"]
     texts: Float[Tensor, "texts embed"]
     words: Float[Tensor, "batch places embed"]
     exist: Bool[Tensor, "batch places"]
+
+    @property
+    def own(self) -> slice:
+        """This process's rows of the batch."""
+        return self.world.own(len(self.batch.human))
+
+    @property
+    def own_human(self) -> slice:
+        """This process's rows of the photos with human captions."""
+        before = self.batch.human[: self.own.start].sum()
+        return slice(int(before), int(before + self.batch.human[self.own].sum()))
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,8 @@ class Captions:
         human, scale = of.batch.human, temperature(model.logit_scale)
         if int(human.sum()) < 2:
             return _nothing(model, of)
-        return losses.contrastive_loss(of.images.pooled[human], of.captions[human], scale, self.form)
+        given = (of.pooled[human], of.captions[human], scale, self.form, of.own_human)
+        return of.world.size * losses.contrastive_loss(*given)
 
     def chance(self, batch_size: int) -> float:
         """Return the weighted loss of a model that tells no photo of a batch from another."""
@@ -125,8 +146,9 @@ class LocalAlignment:
         human = of.batch.human
         if int(human.sum()) < 2:
             return _nothing(model, of)
-        given = (of.images.segments[human], of.images.occupied[human], of.words[human], of.exist[human])
-        return losses.local_alignment_loss(*given, temperature(model.logit_scale))
+        given = (of.segments[human], of.occupied[human], of.words[human], of.exist[human])
+        loss = losses.local_alignment_loss(*given, temperature(model.logit_scale), of.own_human)
+        return of.world.size * loss
 
 
 @dataclass(frozen=True)
@@ -148,10 +170,13 @@ class MultiLabel:
         return ("distinct",) if self.distinct else ()
 
     def __call__(self, model: GroupViT, of: Embeddings) -> Loss:
-        scale, images = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale)), of.images.pooled
+        scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
         if self.distinct:
-            return losses.multi_positive_multi_label_loss(images, of.prompts, _distinct(of.batch)[1], scale, self.form)
-        return losses.multi_label_loss(images, of.prompts.unflatten(0, (-1, self.prompts)), scale, self.form)
+            own = (of.own, of.world.own(len(of.prompts)))
+            given = (of.pooled, of.prompts, _distinct(of.batch)[1], scale, self.form)
+            return of.world.size * losses.multi_positive_multi_label_loss(*given, *own)
+        prompts = of.prompts.unflatten(0, (-1, self.prompts))
+        return of.world.size * losses.multi_label_loss(of.pooled, prompts, scale, self.form, of.own)
 
 
 @dataclass(frozen=True)
@@ -180,10 +205,10 @@ class Nouns:
         scale, bias, weights = temperature(model.segment_logit_scale), model.segment_logit_bias, words.weights
         if self.prior is not None:
             count = bias.new_tensor(segments.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
-            bias = bias - SEGMENT_LOGIT_BIAS + self.prior * words.log_odds - count.log()
+            bias = bias - SEGMENT_LOGIT_BIAS + self.prior * words.log_odds.to(bias.dtype) - count.log()
             weights = torch.ones_like(weights)
-        nouns = of.texts[: len(words.nouns)]
-        return losses.segment_noun_loss(segments, exist, nouns, batch.present, batch.known, scale, bias, weights)
+        nouns, present, known = of.texts[: len(words.nouns)], batch.present[of.own], batch.known[of.own]
+        return losses.segment_noun_loss(segments, exist, nouns, present, known, scale, bias, weights)
 
 
 @dataclass(frozen=True)
@@ -266,16 +291,34 @@ def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: 
 
 
 def loss_terms(
-    model: GroupViT, objective: Pairs, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
+    model: GroupViT,
+    objective: Pairs,
+    images: Images,
+    texts: Sequence[Tensor],
+    batch: Batch,
+    vocabulary: Vocabulary,
+    world: World = ALONE,
+    counts: Sequence[int] = (),
 ) -> dict[str, Loss]:
-    """Return every weighted term; `texts` are the encoded `texts_of` the batch."""
-    of = _embedded(model, images, texts, batch, vocabulary)
+    """Return this process's part of every weighted term: the mean over the processes is the term of the whole batch.
+
+    `batch` is the whole one. `images` are this process's, and `texts` its own of the encoded `texts_of` the batch, of
+    which there are `counts` in all. It projects these, and compares its own rows with all others (open_clip's local
+    loss).
+    """
+    of = _embedded(model, images, texts, batch, vocabulary, world, counts or [len(each) for each in texts])
     with torch.autocast(of.captions.device.type, enabled=False):  # products of float32 must be float32, too
         return {term.name: term.weight * term(model, of) for term in objective}
 
 
 def _embedded(
-    model: GroupViT, images: Images, texts: Sequence[Tensor], batch: Batch, vocabulary: Vocabulary
+    model: GroupViT,
+    images: Images,
+    texts: Sequence[Tensor],
+    batch: Batch,
+    vocabulary: Vocabulary,
+    world: World,
+    counts: Sequence[int],
 ) -> Embeddings:
     """Project all images in one call and all texts in one: BatchNorm sees everything, empty groups too.
 
@@ -286,9 +329,10 @@ def _embedded(
     pooled, segments, patches = embedded.split([part.shape[1] for part in visual], dim=1)
     images = replace(images, pooled=pooled[:, 0], segments=segments, patches=patches)
     captions, exist = texts[0], torch.zeros(len(texts[0]), 0, dtype=torch.bool, device=texts[0].device)
-    between = captions[:0]
-    if captions.ndim == 3:  # word by word
+    between, by_word = captions[:0], captions.ndim == 3
+    if by_word:
         place, ends = torch.arange(captions.shape[1], device=captions.device), batch.captions.argmax(dim=1)
+        ends = ends[world.own(len(ends))]
         exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
         captions, between = captions[torch.arange(len(ends), device=ends.device), ends], captions[exist]
     kinds = [captions, *texts[1:], between]
@@ -296,9 +340,25 @@ def _embedded(
     captions, prompts, every, between = embedded.split([len(kind) for kind in kinds])
     words = between.new_zeros(*exist.shape, between.shape[-1])
     words[exist] = between
-    return Embeddings(batch, vocabulary, images, captions, prompts, every, words, exist)
+    of_words = (images.segments, images.occupied, words, exist)
+    segments, occupied, words, exist = map(world.gather, of_words) if by_word else of_words
+    captions, prompts, every = map(world.gather, (captions, prompts, every), counts)
+    return Embeddings(
+        batch=batch,
+        vocabulary=vocabulary,
+        world=world,
+        images=images,
+        pooled=world.gather(images.pooled),
+        segments=segments,
+        occupied=occupied,
+        captions=captions,
+        prompts=prompts,
+        texts=every,
+        words=words,
+        exist=exist,
+    )
 
 
 def _nothing(model: GroupViT, of: Embeddings) -> Loss:
     """Return 0 with the graph of a caption loss, for all steps must have the same."""
-    return 0 * (of.images.pooled.sum() + of.captions.sum()) * temperature(model.logit_scale)
+    return 0 * (of.pooled.sum() + of.captions.sum()) * temperature(model.logit_scale)

@@ -60,7 +60,8 @@ class Learner(nn.Module):
         self._autocast = partial(torch.autocast, vocabulary.tokens.device.type, torch.bfloat16, enabled=bfloat16)
 
     def forward(self, batch: Batch, keys: Keys) -> Terms:
-        """Return the weighted terms of the loss; `batch` and `keys` are this process's share."""
+        """Return this process's part of the weighted terms, whose mean over the processes is the loss of the batch;
+        `batch` and `keys` are its share."""
         whole, texts = self.gathered(batch)
         terms: Terms = {}
         if self.objective:
@@ -101,11 +102,13 @@ class Learner(nn.Module):
         return [(images, len(batch.captions)), *((partial(rows_of, *share), len(share[0])) for share in shares)]
 
     def loss(self, whole: Batch, texts: Texts, features: Sequence[Features]) -> Terms:
-        """Return the weighted terms for the features of this process's share."""
-        images, *encoded = [[self.world.gather(each) for each in of] for of in features]
+        """Return this process's part of the weighted terms from the features of its share."""
+        images, *encoded = features
+        counts = [len(tokens) for tokens, _ in texts]
+        own = [every[: of.stop - of.start] for (every,), of in zip(encoded, map(self.world.own, counts), strict=True)]
         with self._autocast():
-            of_texts = [every[: len(tokens)] for (every,), (tokens, _) in zip(encoded, texts, strict=True)]
-            return loss_terms(self.model, self.objective, Images(*images, joined=()), of_texts, whole, self.vocabulary)
+            given = (self.model, self.objective, Images(*images, joined=()), own, whole, self.vocabulary)
+            return loss_terms(*given, self.world, counts)
 
 
 def gradient_of(learner: Learner, chunk: int = 0) -> Gradient:
@@ -122,7 +125,7 @@ def gradient_of(learner: Learner, chunk: int = 0) -> Gradient:
     def ordinary(batch: Batch, keys: Keys) -> Terms:
         terms = module(batch, keys)
         _total(terms).backward()
-        return terms
+        return world.mean(terms)
 
     def chunked(batch: Batch, keys: Keys) -> Terms:
         whole, texts = learner.gathered(batch)
@@ -131,7 +134,7 @@ def gradient_of(learner: Learner, chunk: int = 0) -> Gradient:
         terms = cached_backward(encoders, partial(learner.loss, whole, texts), chunks)
         # DistributedDataParallel averages a gradient at the first backward pass; here each chunk has one of its own.
         world.average_gradients(learner.parameters())
-        return terms
+        return world.mean(terms)
 
     return chunked if chunk else ordinary
 
