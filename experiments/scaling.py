@@ -46,7 +46,8 @@ def count_flops() -> tuple[float, float]:
         features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, objective, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
 
-    batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), present=torch.zeros(BATCH, 0, dtype=torch.bool))
+    masks = {"present": torch.zeros(BATCH, 0, dtype=torch.bool), "human": torch.ones(BATCH, dtype=torch.bool)}
+    batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), **masks)
     nothing = torch.zeros(BATCH, 0, run.model.image.dim)
     pooled = torch.randn(BATCH, run.model.image.dim, requires_grad=True)
     texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * PROMPTS, 0)]
