@@ -183,6 +183,7 @@ PHOTOS_TRUNK = Run(
         batch_size=128,
         held_out="flickr8k-test-*.tar",
         crop=(0.3, 1.0),
+        augment="weather",
         cached_crops=1,
     ),
     objective=(Captions(0.5), Nouns("segment", 0.1, prior=0.6), Nouns("patch", 0.1, prior=0.6), Teacher()),
@@ -198,7 +199,6 @@ PHOTOS_TRUNK = Run(
 PHOTOS_TRUNK_GPU = vary(
     PHOTOS_TRUNK,
     batch_size=512,
-    augment="color",
     cached_crops=0,
     steps=3000,
     lr=2e-3,
