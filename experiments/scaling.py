@@ -16,7 +16,8 @@ from experiments.record import commit, print_rows, record_table
 
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.objective import Images, PairTerm, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Images, PairTerm, Vocabulary
 from groupvit.training.paper_runs import PAIRS
 from groupvit.training.runs import get_run
 

@@ -19,7 +19,8 @@ from groupvit.data.batches import Batch
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.models.layers import attend
 from groupvit.segmentation import Segmenter
-from groupvit.training.objective import Captions, Images, MultiLabel, Vocabulary, encode_texts, loss_terms, texts_of
+from groupvit.training.embedding import encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Captions, Images, MultiLabel, Vocabulary
 from groupvit.training.runs import get_run
 
 LABELS = ["cat", "traffic light", "grass"]

@@ -17,18 +17,8 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.objective import (
-    Captions,
-    LocalAlignment,
-    MultiLabel,
-    Nouns,
-    Objective,
-    Vocabulary,
-    encode_images,
-    encode_texts,
-    loss_terms,
-    texts_of,
-)
+from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Captions, LocalAlignment, MultiLabel, Nouns, Objective, Vocabulary
 
 CONFIG = ModelConfig(
     ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 3, 3),), group_residual=False),

@@ -1,8 +1,8 @@
-"""The objective of a run: a tuple of weighted terms over one batch (§3.2, Fig. 3)."""
+"""The objective of a run: a tuple of weighted terms over one batch (§3.2, Fig. 3). `embedding` makes what they see."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal, TypeVar
 
@@ -14,14 +14,11 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import SEGMENT_LOGIT_BIAS, GroupViT, temperature
-from groupvit.models.layers import at_least_float32
-from groupvit.models.noise import Keys
-from groupvit.models.trunks import EfficientNetLite
 from groupvit.text.nouns import Style
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
-from groupvit.training.distributed import ALONE, World
+from groupvit.training.distributed import World
 from groupvit.training.losses import Form
 from groupvit.training.self_supervised import PhotoTerm
 
@@ -173,7 +170,7 @@ class MultiLabel:
         scale = temperature(getattr(model, "multi_label_logit_scale", model.logit_scale))
         if self.distinct:
             own = (of.own, of.world.own(len(of.prompts)))
-            given = (of.pooled, of.prompts, _distinct(of.batch)[1], scale, self.form)
+            given = (of.pooled, of.prompts, distinct_prompts(of.batch)[1], scale, self.form)
             return of.world.size * losses.multi_positive_multi_label_loss(*given, *own)
         prompts = of.prompts.unflatten(0, (-1, self.prompts))
         return of.world.size * losses.multi_label_loss(of.pooled, prompts, scale, self.form, of.own)
@@ -240,123 +237,10 @@ def terms_of(objective: Objective, kind: type[_Kind]) -> list[_Kind]:
     return [term for term in objective if isinstance(term, kind)]
 
 
-def _needs(objective: Pairs) -> set[str]:
-    return {need for term in objective for need in term.needs}
-
-
-def encode_images(
-    model: GroupViT, images: Pixels, objective: Pairs, keys: Keys, *, joined: Joined = (), early: Maps = ()
-) -> Images:
-    """Encode images for the terms; `joined` and `early` are those of `ImageEncoder.forward`."""
-    encoder, needs = model.image_encoder, _needs(objective)
-    features = encoder(encoder.preprocess(images), keys, joined=joined, early=early)
-    taught = nothing = features.segments[:, :0].detach()
-    if "taught" in needs:
-        assert features.trunk is not None
-        assert isinstance(encoder.trunk, EfficientNetLite)
-        with torch.no_grad():
-            logits = encoder.trunk.classify(features.trunk.last)
-            taught = at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
-    return Images(
-        pooled=features.pooled,
-        segments=features.segments if "segments" in needs else nothing,
-        patches=encoder.patches_alone(features) if "patches" in needs else nothing,
-        occupied=features.occupied(),
-        taught=taught,
-        joined=tuple(assignment.joined for assignment in features.assignments),
-    )
-
-
-def texts_of(batch: Batch, objective: Pairs, vocabulary: Vocabulary) -> tuple[tuple[Int[Tensor, "_ _"], bool], ...]:
-    """Return captions, noun prompts and vocabulary, and whether each is encoded word by word.
-
-    Texts of one kind have about one length, so encoding the kinds apart spares padding.
-    """
-    needs, longest = _needs(objective), int(batch.captions.argmax(dim=1).max()) + 1
-    prompts = _distinct(batch)[0] if "distinct" in needs else batch.prompts.flatten(0, 1)
-    return (batch.captions[:, :longest], "words" in needs), (prompts, False), (vocabulary.tokens, False)
-
-
-def _distinct(batch: Batch) -> tuple[Int[Tensor, "prompts length"], Int[Tensor, "batch prompts"]]:
+def distinct_prompts(batch: Batch) -> tuple[Int[Tensor, "prompts length"], Int[Tensor, "batch prompts"]]:
     """Return the prompts without repetitions, and how often each photo drew each."""
     prompts, place = batch.prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
     return prompts, F.one_hot(place.unflatten(0, batch.prompts.shape[:2]), len(prompts)).sum(dim=1)
-
-
-def encode_texts(model: GroupViT, texts: Int[Tensor, "texts length"], *, words: bool = False) -> Tensor:
-    """Return each text's feature, or with `words` that of each of its places."""
-    if not len(texts):
-        return model.text_encoder.norm.weight.new_empty(0, len(model.text_encoder.norm.weight))
-    return model.text_encoder.words(texts) if words else model.text_encoder(texts)
-
-
-def loss_terms(
-    model: GroupViT,
-    objective: Pairs,
-    images: Images,
-    texts: Sequence[Tensor],
-    batch: Batch,
-    vocabulary: Vocabulary,
-    world: World = ALONE,
-    counts: Sequence[int] = (),
-) -> dict[str, Loss]:
-    """Return this process's part of every weighted term: the mean over the processes is the term of the whole batch.
-
-    `batch` is the whole one. `images` are this process's, and `texts` its own of the encoded `texts_of` the batch, of
-    which there are `counts` in all. It projects these, and compares its own rows with all others (open_clip's local
-    loss).
-    """
-    of = _embedded(model, images, texts, batch, vocabulary, world, counts or [len(each) for each in texts])
-    with torch.autocast(of.captions.device.type, enabled=False):  # products of float32 must be float32, too
-        return {term.name: term.weight * term(model, of) for term in objective}
-
-
-def _embedded(
-    model: GroupViT,
-    images: Images,
-    texts: Sequence[Tensor],
-    batch: Batch,
-    vocabulary: Vocabulary,
-    world: World,
-    counts: Sequence[int],
-) -> Embeddings:
-    """Project all images in one call and all texts in one: BatchNorm sees everything, empty groups too.
-
-    Without that, nouns that the images do not tell apart yet are drawn into one point, and stay there.
-    """
-    visual = [images.pooled[:, None], images.segments, images.patches]
-    embedded = at_least_float32(model.embed_image_features(torch.cat(visual, dim=1)))
-    pooled, segments, patches = embedded.split([part.shape[1] for part in visual], dim=1)
-    images = replace(images, pooled=pooled[:, 0], segments=segments, patches=patches)
-    captions, exist = texts[0], torch.zeros(len(texts[0]), 0, dtype=torch.bool, device=texts[0].device)
-    between, by_word = captions[:0], captions.ndim == 3
-    if by_word:
-        place, ends = torch.arange(captions.shape[1], device=captions.device), batch.captions.argmax(dim=1)
-        ends = ends[world.own(len(ends))]
-        exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
-        captions, between = captions[torch.arange(len(ends), device=ends.device), ends], captions[exist]
-    kinds = [captions, *texts[1:], between]
-    embedded = at_least_float32(model.embed_text_features(torch.cat(kinds)))
-    captions, prompts, every, between = embedded.split([len(kind) for kind in kinds])
-    words = between.new_zeros(*exist.shape, between.shape[-1])
-    words[exist] = between
-    of_words = (images.segments, images.occupied, words, exist)
-    segments, occupied, words, exist = map(world.gather, of_words) if by_word else of_words
-    captions, prompts, every = map(world.gather, (captions, prompts, every), counts)
-    return Embeddings(
-        batch=batch,
-        vocabulary=vocabulary,
-        world=world,
-        images=images,
-        pooled=world.gather(images.pooled),
-        segments=segments,
-        occupied=occupied,
-        captions=captions,
-        prompts=prompts,
-        texts=every,
-        words=words,
-        exist=exist,
-    )
 
 
 def _nothing(model: GroupViT, of: Embeddings) -> Loss:

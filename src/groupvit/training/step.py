@@ -25,7 +25,8 @@ from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.layers import Block
 from groupvit.models.noise import Keys
 from groupvit.training.distributed import ALONE, World
-from groupvit.training.objective import Images, Objective, Vocabulary, encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
+from groupvit.training.objective import Images, Objective, Vocabulary
 from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos, pooled
 
 Terms = dict[str, Float[Tensor, ""]]
