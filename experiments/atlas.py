@@ -182,8 +182,8 @@ def page(model: str, stages: Sequence[Sequence[Look]], segmenter: Segmenter, wor
         purity = sum(token.purity * token.patches for token in found)
         what = "clusters (this stage has no tokens: its groups start from the photo)" if kind.seeded else "group tokens"
         body.append(
-            f"<h2>Stage {number}: {len(found)} of {count} {what} used</h2><p>Mean purity {100 * purity:.0f} %. Groups "
-            f"that mean nothing would have {100 * floor:.0f} %: so many patches are called <em>{html.escape(noun)}</em>.</p>"
+            f"<h2>Stage {number}: {len(found)} of {count} {what} used</h2><p>Mean purity {100 * purity:.0f} %. A "
+            f"meaningless group would have {100 * floor:.0f} %, the share of {html.escape(noun)} in all patches.</p>"
         )
         body += map(_section, found)
     head = (

@@ -29,7 +29,8 @@ class Options:
         resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
         workers: Processes that read and decode.
         keep: Checkpoints to keep, besides the best.
-        tensorboard: Write the curves as TensorBoard's event files, too.
+        pictures: Steps between pictures of four photos' groups, in OUT/emergence.png; without it there are none.
+        tensorboard: Write the curves as TensorBoard's event files, too, and the pictures.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
         trunk: A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT,
@@ -51,6 +52,7 @@ class Options:
     resume: bool = False
     workers: int = 1
     keep: int = 2
+    pictures: int | None = None
     tensorboard: bool = False
     compile: bool = False
     trunk: Path | None = None
@@ -68,6 +70,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
     from groupvit import api
     from groupvit.checkpoints import latest
+    from groupvit.evaluation.emergence import Emergence, photos_to_watch
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.distributed import connected, restarted
     from groupvit.training.loop import train as train_run
@@ -79,6 +82,10 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
         again = restarted(out, world) and latest(out) is not None
         measured = bool(run.data.held_out) and not world.rank
+        draw = None
+        if options.pictures is not None and not world.rank:
+            photos = photos_to_watch(options.data, run.data.held_out, run.data.train)
+            draw = Emergence(run.model, photos, out / "emergence.png", options.pictures, run.schedule.steps)
         state = train_run(
             run,
             options.data,
@@ -91,6 +98,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             keep=options.keep,
             device=device,
             evaluate=evaluation_of(run.model, Path(options.data) / run.data.held_out) if measured else None,
+            draw=draw,
             world=world,
             tensorboard=options.tensorboard,
             compiled=options.compile,
