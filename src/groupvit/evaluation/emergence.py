@@ -40,7 +40,7 @@ class Emergence:
 
     def __post_init__(self):
         if self.every < 1:
-            raise InputError("pictures are drawn every 1 step or more")
+            raise InputError("pictures are drawn every N steps, and N is at least 1")
         grouping = [stage for stage in self.config.image.stages if stage.groups]
         if not grouping or grouping[-1].seeded:
             raise InputError("this run learns no groups of which segments could emerge: leave out --pictures")
