@@ -39,7 +39,7 @@ _STYLE = """body{font:15px/1.4 sans-serif;max-width:75rem;margin:2rem auto;paddi
 section{break-inside:avoid;border-top:1px solid #ccc;padding:.6rem 0}h3{margin:0}img{max-width:100%}
 p{margin:.2rem 0}"""
 _HOW = """<p>Each patch bears the noun of the final segment that owns it. The first noun's share of a group's patches is
-the group's purity; the mean purity counts each patch once. Crops are centred on the patches that the group claims most,
+the group's purity; the mean purity counts each patch once. Crops are around the patches that the group claims most,
 one a photo.</p>"""
 
 
@@ -207,9 +207,13 @@ def _section(token: Token) -> str:
 def _strip(crops: Sequence[Crop]) -> Image.Image:
     strip = Image.new("RGB", ((_CROP + 4) * len(crops) - 4, _CROP), "white")
     for i, crop in enumerate(crops):
-        left, top, side = round(crop.x - crop.side / 2), round(crop.y - crop.side / 2), round(crop.side)
-        box = (left, top, left + side, top + side)
-        strip.paste(rgb_of(crop.photo).crop(box).resize((_CROP, _CROP)), (i * (_CROP + 4), 0))
+        photo = rgb_of(crop.photo)
+        side = min(round(crop.side), *photo.size)
+        left, top = (  # inside the photo
+            min(max(round(at - side / 2), 0), whole - side)
+            for at, whole in zip((crop.x, crop.y), photo.size, strict=True)
+        )
+        strip.paste(photo.crop((left, top, left + side, top + side)).resize((_CROP, _CROP)), (i * (_CROP + 4), 0))
     return strip
 
 

@@ -9,9 +9,13 @@ from PIL import Image
 
 from groupvit import api
 from groupvit.errors import InputError
-from groupvit.models import Stage
+from groupvit.models import Stage, build_model, with_stages
+from groupvit.segmentation import Segmenter
 from test_evaluation_scoring import random_segmenter
+from test_experiments_trunk_baselines import ONE, TWO
+from test_training_loop import TINY
 
+LEARNED = with_stages(TINY, Stage(1, 6, 6), Stage(1, 4, 4))
 WORDS = ["cat", "sky", "grass"]
 
 
@@ -58,16 +62,14 @@ def test_groups_without_tokens_are_known_by_what_they_became():
 
 
 @pytest.mark.filterwarnings("ignore:this model's training never saw")
-@pytest.mark.parametrize("stages", [(), (Stage(1, 6, 6),), (Stage(1, 6, 6), Stage(1, 4, 4))])
-def test_a_page_holds_every_stage_and_needs_nothing_else(photos, monkeypatch, stages, tmp_path, capsys):
-    model = "photos-trunk" if not stages else "tiny"
-    if stages:
-        monkeypatch.setattr(api, "load", lambda _: random_segmenter(*stages))
+@pytest.mark.parametrize("config", [TINY, LEARNED, ONE, TWO], ids=["one", "two", "seeded", "seeded, then learned"])
+def test_a_page_holds_every_stage_and_needs_nothing_else(photos, monkeypatch, config, tmp_path, capsys):
+    monkeypatch.setattr(api, "load", lambda _: Segmenter(build_model(config), config, precision="fp32"))
     (photos / "torn.png").write_bytes((photos / "red.png").read_bytes()[:60])
-    main(model, photos, tmp_path / "atlas.html", tmp_path / "words.txt")
+    main("tiny", photos, tmp_path / "atlas.html", tmp_path / "words.txt")
     page, told = (tmp_path / "atlas.html").read_text(), capsys.readouterr()
-    assert re.findall(r"<h2>Stage (\d)", page) == [str(i + 1) for i in range(max(1, len(stages)))]
-    assert ("this stage has no tokens" in page) == (not stages)
+    assert re.findall(r"<h2>Stage (\d)", page) == [str(i + 1) for i in range(len(config.image.stages))]
+    assert page.count("this stage has no tokens") == config.image.stages[0].seeded
     assert page.count("<section>") == page.count("<img") > 0
     assert not re.search(r"https?://|<grass>", page)
     assert "2 photos, 1 left out" in told.out
