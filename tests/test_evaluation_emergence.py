@@ -1,6 +1,7 @@
 import io
 import os
 import signal
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from groupvit.evaluation.emergence import Emergence, photos_to_watch
 from groupvit.models import Stage, build_model, with_stages
 from groupvit.training.loop import train
 from groupvit.training.run import vary
+from test_experiments_trunk_baselines import ONE
 from test_training_loop import RUN, TINY, weights
 
 SQUARES = [Image.new("RGB", (192, 192), colour) for colour in ("red", "green", "blue", "white")]
@@ -81,7 +83,10 @@ def test_held_out_photos_are_watched_else_those_of_the_training_and_broken_ones_
     file = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(file, "PNG")
     samples = [Sample(str(i), image, ("a ball",), "") for i, image in enumerate([b"\x89PNG torn", file.getvalue()])]
-    write_shards(samples, tmp_path, prefix="some")
+    [shard] = write_shards(samples, tmp_path, prefix="some")
+    (tmp_path / "alone.png").write_bytes(file.getvalue())
+    with tarfile.open(shard, "a") as tar:
+        tar.add(tmp_path / "alone.png", "alone.png")  # it has no caption, so a training leaves it out
     for held_out, shards in (("some-*.tar", ""), ("", "some-*.tar")):
         [photo] = photos_to_watch(str(tmp_path), held_out, shards)
         assert photo.getpixel((5, 5)) == (255, 0, 0)
@@ -91,11 +96,19 @@ def test_held_out_photos_are_watched_else_those_of_the_training_and_broken_ones_
 
 
 @pytest.mark.parametrize(
-    ("stages", "every"), [((Stage(1),), 1), (TINY.image.stages, 0), (TINY.image.stages, -5)], ids=str
+    ("config", "every", "said"),
+    [
+        (with_stages(TINY, Stage(1)), 9, "leave out --pictures"),
+        (ONE, 9, "leave out --pictures"),
+        (TINY, 0, "at least 5 steps"),
+        (TINY, -5, "at least 5 steps"),
+        (TINY, 4, "at least 5 steps"),
+    ],
 )
-def test_what_cannot_emerge_is_said_at_once(tmp_path, stages, every):
-    with pytest.raises(InputError, match="pictures"):
-        Emergence(with_stages(TINY, *stages), SQUARES, tmp_path / "strip.png", every, steps=10)
+def test_what_cannot_be_drawn_is_said_at_once(tmp_path, config, every, said):
+    Emergence(TINY, SQUARES, tmp_path / "strip.png", 5, steps=999)
+    with pytest.raises(InputError, match=said):
+        Emergence(config, SQUARES, tmp_path / "strip.png", every, steps=999)
 
 
 def test_a_strip_that_cannot_be_written_loses_no_step(data, tmp_path, monkeypatch):

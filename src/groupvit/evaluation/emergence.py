@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from groupvit.data.shards import find_shards, read_shard
-from groupvit.data.storage import File
+from groupvit.data.shards import find_shards, read_image, scan_shard
+from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.files import write_picture
@@ -21,6 +21,7 @@ from groupvit.photos import load_rgb
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
+_COLUMNS = 200  # more make a strip that no viewer opens
 _PHOTOS, _SIDE, _GAP, _TITLE = 4, 96, 4, 18  # pixels
 
 
@@ -39,8 +40,8 @@ class Emergence:
     steps: int
 
     def __post_init__(self):
-        if self.every < 1:
-            raise InputError("pictures are drawn every N steps, and N is at least 1")
+        if self.every < (least := max(1, -(-self.steps // _COLUMNS))):
+            raise InputError(f"--pictures of {self.steps} steps are at least {least} steps apart")
         grouping = [stage for stage in self.config.image.stages if stage.groups]
         if not grouping or grouping[-1].seeded:
             raise InputError("this run learns no groups of which segments could emerge: leave out --pictures")
@@ -89,6 +90,7 @@ def photos_to_watch(data: str, held_out: str, train: str) -> list[Image.Image]:
 
 def _of_shards(shards: Sequence[File]) -> Iterator[Image.Image]:
     for shard in shards:
-        for sample in read_shard(shard):
-            with suppress(InputError):  # a training counts it
-                yield load_rgb(sample.image, sample.key)
+        now = stamp(shard)
+        for row in scan_shard(shard)[0]:
+            with suppress(InputError):  # a training counts it, and what the scan left out
+                yield load_rgb(read_image(shard, row, now), row.key)
