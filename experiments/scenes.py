@@ -74,7 +74,7 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     untrained = score(Segmenter(build_model(run.model), run.model, precision="fp32"), photos, scenes.LABELS, VIEW)
     began = time.monotonic()
     watched, steps = photos_to_watch(str(data), run.data.held_out, run.data.train), run.schedule.steps
-    draw = Emergence(run.model, watched, out / "emergence.png", max(1, steps // 12), steps)
+    draw = Emergence(run.model, *watched, out / "emergence.png", max(1, steps // 12), steps)
     state = train(run, data, out, seed=seed, resume=latest(out) is not None, draw=draw)
     if state.step < run.schedule.steps:
         raise KeyboardInterrupt

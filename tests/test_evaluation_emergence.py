@@ -14,11 +14,13 @@ from groupvit.errors import InputError
 from groupvit.evaluation import emergence
 from groupvit.evaluation.emergence import Emergence, photos_to_watch
 from groupvit.models import Stage, build_model, with_stages
+from groupvit.segmentation import Segmenter, drawing, parse_labels
 from groupvit.training.loop import train
 from groupvit.training.run import vary
 from test_experiments_trunk_baselines import ONE
 from test_training_loop import RUN, TINY, weights
 
+WORDS = parse_labels(["red", "green", "blue"])
 SQUARES = [Image.new("RGB", (192, 192), colour) for colour in ("red", "green", "blue", "white")]
 
 
@@ -36,9 +38,10 @@ def strip(file):
 
 def test_pictures_change_no_weight_and_a_resumed_strip_is_the_whole_one(data, tmp_path):
     run = vary(RUN, steps=5, batch_size=4)
-    photos = photos_to_watch(str(data), "eval", "")
+    watched = photos_to_watch(str(data), "eval", "")
     whole, parts = (
-        Emergence(run.model, photos, tmp_path / name / "emergence.png", every=2, steps=5) for name in ("whole", "parts")
+        Emergence(run.model, *watched, tmp_path / name / "emergence.png", every=2, steps=5)
+        for name in ("whole", "parts")
     )
 
     def interrupted(model, step):
@@ -56,7 +59,7 @@ def test_pictures_change_no_weight_and_a_resumed_strip_is_the_whole_one(data, tm
 
 
 def test_a_strip_grows_by_a_column_and_a_step_taken_again_replaces_its_own(tmp_path):
-    draw = Emergence(TINY, SQUARES, tmp_path / "strip.png", every=10, steps=25)
+    draw = Emergence(TINY, SQUARES, WORDS, tmp_path / "strip.png", every=10, steps=25)
     first, second = build_model(TINY).train(), build_model(TINY)
     columns = [draw(first, step) for step in (0, 10, 20, 25)]
     assert first.training
@@ -72,50 +75,56 @@ def test_a_strip_grows_by_a_column_and_a_step_taken_again_replaces_its_own(tmp_p
 
 
 def test_tensorboard_shows_the_pictures(data, tmp_path):
-    draw = Emergence(TINY, SQUARES, tmp_path / "run/emergence.png", every=1, steps=1)
+    draw = Emergence(TINY, SQUARES, WORDS, tmp_path / "run/emergence.png", every=1, steps=1)
     train(vary(RUN, steps=1), data, tmp_path / "run", workers=0, draw=draw, tensorboard=True)
     (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
     assert events.read_bytes().count(b"PNG") == 2
 
 
 def test_held_out_photos_are_watched_else_those_of_the_training_and_broken_ones_passed_over(data, tmp_path):
-    assert [photo.size for photo in photos_to_watch(str(data), "eval", "")] == [(192, 192)] * 4
+    photos, labels = photos_to_watch(str(data), "eval", "")
+    assert [photo.size for photo in photos] == [(192, 192)] * 4
+    assert labels == parse_labels(scenes.LABELS)
     file = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(file, "PNG")
-    samples = [Sample(str(i), image, ("a ball",), "") for i, image in enumerate([b"\x89PNG torn", file.getvalue()])]
+    samples = [
+        Sample(str(i), image, ("a ball on a background",), "")
+        for i, image in enumerate([b"\x89PNG torn", file.getvalue()])
+    ]
     [shard] = write_shards(samples, tmp_path, prefix="some")
     (tmp_path / "alone.png").write_bytes(file.getvalue())
     with tarfile.open(shard, "a") as tar:
         tar.add(tmp_path / "alone.png", "alone.png")  # it has no caption, so a training leaves it out
     for held_out, shards in (("some-*.tar", ""), ("", "some-*.tar")):
-        [photo] = photos_to_watch(str(tmp_path), held_out, shards)
+        [photo], labels = photos_to_watch(str(tmp_path), held_out, shards)
+        assert [label.name for label in labels] == ["background", "ball"]
         assert photo.getpixel((5, 5)) == (255, 0, 0)
     write_shards(samples[:1], tmp_path, prefix="torn")
     with pytest.raises(InputError, match="no photo that can be read"):
         photos_to_watch(str(tmp_path), "", "torn-*.tar")
 
 
-@pytest.mark.parametrize(
-    ("config", "every", "said"),
-    [
-        (with_stages(TINY, Stage(1)), 9, "leave out --pictures"),
-        (ONE, 9, "leave out --pictures"),
-        (TINY, 0, "at least 5 steps"),
-        (TINY, -5, "at least 5 steps"),
-        (TINY, 4, "at least 5 steps"),
-    ],
-)
-def test_what_cannot_be_drawn_is_said_at_once(tmp_path, config, every, said):
-    Emergence(TINY, SQUARES, tmp_path / "strip.png", 5, steps=999)
-    with pytest.raises(InputError, match=said):
-        Emergence(config, SQUARES, tmp_path / "strip.png", every, steps=999)
+@pytest.mark.parametrize("every", [0, -5, 4])
+def test_a_strip_of_too_many_pictures_is_refused_at_once(tmp_path, every):
+    Emergence(TINY, SQUARES, WORDS, tmp_path / "strip.png", 5, steps=999)
+    with pytest.raises(InputError, match="at least 5 steps"):
+        Emergence(TINY, SQUARES, WORDS, tmp_path / "strip.png", every, steps=999)
+
+
+@pytest.mark.parametrize("config", [with_stages(TINY, Stage(1)), ONE], ids=["plain", "seeded"])
+def test_without_learned_groups_the_strip_shows_words(tmp_path, config):
+    model, file = build_model(config), tmp_path / "strip.png"
+    column = Emergence(config, SQUARES, WORDS, file, 1, steps=2)(model, 0)
+    result = Segmenter(model, config, precision="fp32").segment(SQUARES[3], WORDS, background=None)
+    shown = np.asarray(drawing.groups(SQUARES[3], result.label_map).resize((96, 96)))
+    assert (column[-96:] == shown).all()
 
 
 def test_a_strip_that_cannot_be_written_loses_no_step(data, tmp_path, monkeypatch):
     def full(*_):
         raise InputError("no space")
 
-    draw = Emergence(TINY, SQUARES, tmp_path / "emergence.png", every=2, steps=6)
+    draw = Emergence(TINY, SQUARES, WORDS, tmp_path / "emergence.png", every=2, steps=6)
     monkeypatch.setattr(emergence, "write_picture", lambda path, picture: full() if picture.width > 300 else None)
     with pytest.raises(InputError, match="no space"):
         train(RUN, data, tmp_path / "run", workers=0, draw=draw)

@@ -30,7 +30,7 @@ class Options:
         resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
         workers: Processes that read and decode.
         keep: Checkpoints to keep, besides the best.
-        pictures: Steps between pictures of four photos' groups, in OUT/emergence.png; without it there are none.
+        pictures: Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
         tensorboard: Write the curves as TensorBoard's event files, too, and the pictures.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
@@ -113,8 +113,8 @@ def _emergence(options: Options, run: "Run", out: Path) -> "Emergence | None":
 
     if options.pictures is None:
         return None
-    photos = photos_to_watch(options.data, run.data.held_out, run.data.train)
-    return Emergence(run.model, photos, out / "emergence.png", options.pictures, run.schedule.steps)
+    watched = photos_to_watch(options.data, run.data.held_out, run.data.train)
+    return Emergence(run.model, *watched, out / "emergence.png", options.pictures, run.schedule.steps)
 
 
 def _run(options: Options) -> "Run":
