@@ -5,13 +5,16 @@ PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: demo train-demo test test-slow test-gpu test-hub bench bench-gpu check clean
+.PHONY: demo train-demo docs test test-slow test-gpu test-hub bench bench-gpu check clean
 
 demo: .venv/.demo
 	.venv/bin/python -m experiments.demo --out runs/demo
 
 train-demo: .venv/.demo
 	.venv/bin/python -m experiments.scenes --seeds 1 --out runs/train-demo
+
+docs: .venv/.docs
+	.venv/bin/python -m mkdocs build
 
 test: .venv/.dev
 	$(PYTEST) -m "not slow and not gpu and not hub"
@@ -36,8 +39,11 @@ clean:
 .venv/.demo: pyproject.toml constraints.txt
 	$(call install,train$(comma)eval$(comma)demo,.demo)
 
+.venv/.docs: pyproject.toml constraints.txt
+	$(call install,docs,.docs)
+
 .venv/.dev: pyproject.toml constraints.txt
-	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)onnx$(comma)fast$(comma)dev,.demo .dev)
+	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)onnx$(comma)fast$(comma)docs$(comma)dev,.demo .docs .dev)
 
 comma := ,
 # install,EXTRAS,STAMPS. The mark .installing outlives an installation that was cut off: the next run starts afresh.
@@ -63,7 +69,7 @@ fit := $(shell [ ! -e .venv/.installing ] && grep -qs '$(CURDIR)/.venv' .venv/bi
 	&& .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { [ -z '$(asked)' ] || [ '$(asked)' = "$$(.venv/bin/python -c '$(version)')" ]; } && echo yes)
 ifndef fit
-.PHONY: .venv/.demo .venv/.dev
+.PHONY: .venv/.demo .venv/.docs .venv/.dev
 endif
 
 # One line that says why $(PYTHON) cannot make .venv; empty when it can.

@@ -4,8 +4,8 @@
     python -m experiments.scenes --seeds 3 --record             # a table of docs/RESULTS.md
 
 Draws the scenes, trains each run from captions alone with each seed, scores held-out scenes, prints the table beside
-baselines, and writes pictures: scene, groups of each stage, named segments, truth. After an interruption the same
-command goes on where it was.
+baselines, and writes pictures: scene, groups of each stage, named segments, truth, and OUT/RUN-seed0/emergence.png, in
+which segments emerge step by step. After an interruption the same command goes on where it was.
 """
 
 import json
@@ -29,6 +29,7 @@ from groupvit import checkpoints
 from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
+from groupvit.evaluation.emergence import Emergence, photos_to_watch
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.evaluation.scoring import score
 from groupvit.models import build_model
@@ -72,7 +73,9 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     torch.manual_seed(seed)
     untrained = score(Segmenter(build_model(run.model), run.model, precision="fp32"), photos, scenes.LABELS, VIEW)
     began = time.monotonic()
-    state = train(run, data, out, seed=seed, resume=latest(out) is not None)
+    watched, steps = photos_to_watch(str(data), run.data.held_out, run.data.train), run.schedule.steps
+    draw = Emergence(run.model, *watched, out / "emergence.png", max(1, steps // 12), steps)
+    state = train(run, data, out, seed=seed, resume=latest(out) is not None, draw=draw)
     if state.step < run.schedule.steps:
         raise KeyboardInterrupt
     CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")

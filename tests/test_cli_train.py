@@ -55,15 +55,18 @@ def test_a_run_trains_on_shards_of_any_name(run_here, scenes_folder, tmp_path):
     (tmp_path / "own").mkdir()
     shard = next((scenes_folder / "train").iterdir())
     (tmp_path / "own" / "mine-7.tar").write_bytes(shard.read_bytes())
-    options = ("--train", "mine-*.tar", "--held-out", "", "--steps", 2, "--out", "run")
+    options = ("--train", "mine-*.tar", "--held-out", "", "--steps", 2, "--out", "run", "--pictures", 1)
     code, out, err = run_here("train", "debug", "--data", "own", *options)
     assert code == 0, err
     assert "2 of 2 steps" in out
     assert "miou" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert (tmp_path / "run" / "emergence.png").is_file()
 
 
 @pytest.mark.parametrize(
-    "option", [("--steps", 0), ("--batch-size", 1), ("--batch-size", -1), ("--workers", -1), ("--seed", -1)], ids=str
+    "option",
+    [("--steps", 0), ("--batch-size", 1), ("--batch-size", -1), ("--workers", -1), ("--seed", -1), ("--pictures", 0)],
+    ids=str,
 )
 def test_impossible_numbers_are_one_line(run_here, scenes_folder, option):
     code, out, err = run_here("train", "debug", "--data", scenes_folder, *option)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
+    from groupvit.evaluation.emergence import Emergence
     from groupvit.training.run import Run
 
 
@@ -29,7 +30,8 @@ class Options:
         resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
         workers: Processes that read and decode.
         keep: Checkpoints to keep, besides the best.
-        tensorboard: Write the curves as TensorBoard's event files, too.
+        pictures: Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
+        tensorboard: Write the curves as TensorBoard's event files, too, and the pictures.
         compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
             compiler, or Triton on a GPU.
         trunk: A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT,
@@ -51,6 +53,7 @@ class Options:
     resume: bool = False
     workers: int = 1
     keep: int = 2
+    pictures: int | None = None
     tensorboard: bool = False
     compile: bool = False
     trunk: Path | None = None
@@ -75,6 +78,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     run = _run(options)
     _check(options, run)
     out = options.out or Path("runs") / options.run
+    draw = _emergence(options, run, out)
     with connected(60 * options.patience) as (world, device):
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
         again = restarted(out, world) and latest(out) is not None
@@ -91,6 +95,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             keep=options.keep,
             device=device,
             evaluate=evaluation_of(run.model, Path(options.data) / run.data.held_out) if measured else None,
+            draw=draw,
             world=world,
             tensorboard=options.tensorboard,
             compiled=options.compile,
@@ -101,6 +106,15 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         print(f"{latest(out)}: {state.step} of {run.schedule.steps} steps")
         if state.step < run.schedule.steps:
             print("continue with:", _continue(options, out, several=world.size > 1))
+
+
+def _emergence(options: Options, run: "Run", out: Path) -> "Emergence | None":
+    from groupvit.evaluation.emergence import Emergence, photos_to_watch
+
+    if options.pictures is None:
+        return None
+    watched = photos_to_watch(options.data, run.data.held_out, run.data.train)
+    return Emergence(run.model, *watched, out / "emergence.png", options.pictures, run.schedule.steps)
 
 
 def _run(options: Options) -> "Run":

@@ -7,7 +7,9 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import nn
 
 from groupvit.checkpoints import latest, load
@@ -35,6 +37,7 @@ from groupvit.training.state import TrainingState, average_of, folder_of, last_s
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
+Draw = Callable[[GroupViT, int], UInt8[np.ndarray, "height width 3"] | None]
 
 SKIPS = 10  # steps on end without a finite gradient: there is no hope
 _UNREAD = "another process cannot read its data; its message says why"
@@ -53,6 +56,7 @@ def train(
     keep: int = 2,
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
+    draw: Draw | None = None,
     init: Path | None = None,
     world: World = ALONE,
     tensorboard: bool = False,
@@ -65,6 +69,8 @@ def train(
     docs/TRAINING.md says what it writes, and what its options do. SIGINT, SIGTERM and data that cannot be read end it
     with a checkpoint. With `resume` it goes on from the newest one, to the bit as if it had not been interrupted, or
     for more steps than it was made for.
+
+    `draw` gets the model and the step before the first and after each one; TensorBoard shows the pictures it returns.
 
     `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
     imported. A trunk has its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps.
@@ -91,9 +97,8 @@ def train(
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
         gradient = gradient_of(learner, run.data.chunk)
         with closing(_progress(state, out, tensorboard, world)) as progress:
-            state = _loop(
-                state, learner, gradient, batches, progress, out, keep, evaluate if first else None, device, world
-            )
+            measured = (evaluate, draw) if first else (None, None)
+            state = _loop(state, learner, gradient, batches, progress, out, keep, *measured, device, world)
         world.wait()  # until the first one has saved
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")
@@ -233,6 +238,7 @@ def _loop(
     out: Path,
     keep: int,
     evaluate: Evaluate | None,
+    draw: Draw | None,
     device: torch.device,
     world: World,
 ) -> TrainingState:
@@ -240,6 +246,8 @@ def _loop(
     share = state.run.data.batch_size // world.size
     positions = torch.arange(share, device=device) + world.rank * share
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
+    if not state.step:
+        _drawn(state, draw, progress, out, keep)
     with stop_requests() as stop:
         while state.step < schedule.steps:
             batch = _next(batches, progress)
@@ -263,6 +271,7 @@ def _loop(
             progress.step(state.step, rate, {**terms, "grad_norm": norm, **temperatures, **health})
             if progress.skips_on_end == SKIPS:
                 raise InputError(f"no finite gradient in {SKIPS} steps up to {state.step - 1}; {last_saved(out)}")
+            _drawn(state, draw, progress, out, keep)
             ended = state.step == schedule.steps
             if evaluate and (ended or state.step % schedule.evaluate_every == 0):
                 state = _evaluated(state, evaluate, progress, out, keep)
@@ -275,15 +284,29 @@ def _loop(
 
 def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out: Path, keep: int) -> TrainingState:
     state.weights.eval()
-    try:
+    with _none_lost(state, out, keep):
         scores = evaluate(state.weights)
-    except InputError:
-        save(out, state, keep=keep)
-        raise
     state.model.train()
     progress.write(state.step, scores)
     progress.restart_clock(state.step)
     return state.scored(scores)
+
+
+def _drawn(state: TrainingState, draw: Draw | None, progress: Progress, out: Path, keep: int) -> None:
+    with _none_lost(state, out, keep):
+        picture = draw(state.weights, state.step) if draw else None
+    if picture is not None:
+        progress.show(state.step, picture)
+
+
+@contextmanager
+def _none_lost(state: TrainingState, out: Path, keep: int) -> Iterator[None]:
+    """Save the training before an `InputError` of the block ends it."""
+    try:
+        yield
+    except InputError:
+        save(out, state, keep=keep)
+        raise
 
 
 def _save_once(out: Path, state: TrainingState, keep: int, world: World) -> None:

@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -78,6 +79,12 @@ class Progress:
         if self.board:
             for name in values.keys() - {"step", "time", "warning"}:
                 self.board.add_scalar(name, values[name], values["step"])
+
+    def show(self, step: int, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Give a picture of the groups to TensorBoard."""
+        if self.board:
+            self.board.add_image("groups", picture, step, dataformats="HWC")
+        self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         """Leave evaluating and saving out of the rate."""
