@@ -10,19 +10,14 @@ from types import FrameType
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import nn
 
-from groupvit.checkpoints import latest, load
-from groupvit.checkpoints.native import check
-from groupvit.checkpoints.trunks import PUBLISHED, load_trunk
+from groupvit.checkpoints import latest
+from groupvit.checkpoints.trunks import PUBLISHED
 from groupvit.data.batches import Batch
-from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster
-from groupvit.models import GroupViT, build_model, noise, temperature
-from groupvit.models.layers import resampled
-from groupvit.models.trunks import EfficientNetLite, ViTTrunk
+from groupvit.models import GroupViT, noise, temperature
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary, open_photos
 from groupvit.training.distributed import ALONE, World, mark_started
@@ -30,10 +25,11 @@ from groupvit.training.health import Alarm, distinct_share, watched
 from groupvit.training.loader import batches_from
 from groupvit.training.monitor import EVERY, Progress, draw_curves
 from groupvit.training.objective import Captions, Teacher, terms_of
-from groupvit.training.optim import make_optimizer, set_rate
+from groupvit.training.optim import set_rate
+from groupvit.training.prepare import prepare
 from groupvit.training.run import Run
-from groupvit.training.self_supervised import modules_of, of_photos
-from groupvit.training.state import TrainingState, average_of, folder_of, last_saved, locked, restore, save
+from groupvit.training.self_supervised import of_photos
+from groupvit.training.state import TrainingState, folder_of, last_saved, locked, save
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
@@ -134,59 +130,6 @@ def _compile(model: GroupViT, device: torch.device, bfloat16: bool, world: World
         compile_blocks(model)
     elif not world.rank:  # PyTorch's compiler would use its own, slower product
         print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
-
-
-def prepare(
-    run: Run,
-    seed: int,
-    photos: CaptionedPhotos,
-    nouns: tuple[str, ...],
-    device: torch.device,
-    bfloat16: bool,
-    init: Path | None,
-    trunk: Path | None,
-    resumed: Path | None,
-) -> TrainingState:
-    """Return the state that a training starts in, with the weights of `init` or `trunk`, or goes on in."""
-    torch.manual_seed(seed)
-    model = build_model(run.model)
-    pretrained = model.image_encoder.trunk
-    if init and not resumed:
-        initialise(model, init)
-    elif pretrained is not None and not resumed:
-        pretrained.load_state_dict(load_trunk(run.model.image.stem, trunk).state_dict())
-    if pretrained is not None:
-        pretrained.requires_grad_(False)
-        for module in _tuned(pretrained, run):
-            module.requires_grad_()
-    model = model.to(device).train()
-    extras = modules_of(run.objective, model, len(nouns)).to(device)
-    optimizer = make_optimizer(nn.ModuleList([model, extras]), run.optimizer, bfloat16=bfloat16)
-    average = average_of(model, run.optimizer.ema)
-    state = TrainingState(run, seed, nouns, photos, model, optimizer, average, extras=extras)
-    return restore(resumed, state) if resumed else state
-
-
-def _tuned(trunk: EfficientNetLite | ViTTrunk, run: Run) -> list[nn.Module]:
-    """Return the parts of the trunk that the run tunes: none, those after the cached maps, or all."""
-    if not run.optimizer.trunk:
-        return []
-    return trunk.late_modules() if run.data.cached_crops and isinstance(trunk, EfficientNetLite) else [trunk]
-
-
-def initialise(model: GroupViT, source: Path) -> None:
-    """Give `model` the weights of a checkpoint, whose positions are resampled if it saw images of another size.
-
-    Raises `InputError` for a checkpoint of another architecture.
-    """
-    trained, _ = load(source)
-    positions = trained.image_encoder.pos_embed
-    if model.image_encoder.pos_embed is not None and positions is not None:
-        side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
-        with torch.no_grad():
-            trained.image_encoder.pos_embed = nn.Parameter(resampled(positions, side, side).clone())
-    check(trained.state_dict(), model.state_dict(), source)
-    model.load_state_dict(trained.state_dict())
 
 
 def _begin(state: TrainingState, out: Path, world: World) -> None:
