@@ -111,26 +111,32 @@ export function windows(width, height, shortSide) {
 
 // For each of `count` pixels, `step` cells apart: the two nearest cells, and the second one's weight.
 function taps(count, step, cells) {
-  const places = Array.from({ length: count }, (_, i) => Math.min(Math.max((i + 0.5) * step - 0.5, 0), cells - 1));
-  return places.map((place) => [Math.floor(place), Math.min(Math.floor(place) + 1, cells - 1), place - Math.floor(place)]);
+  const places = Float64Array.from({ length: count }, (_, i) => Math.min(Math.max((i + 0.5) * step - 0.5, 0), cells - 1));
+  const low = Int32Array.from(places, Math.floor);
+  const high = low.map((cell) => Math.min(cell + 1, cells - 1));
+  return { low, high, weight: places.map((place, i) => place - low[i]) };
 }
 
 /** Return the map with the largest value at each pixel, after bilinear resampling; `steps` are cells per pixel. */
 export function winners({ data, dims: [, count, rows, columns] }, width, height, steps) {
   const [along, down] = [taps(width, steps[0], columns), taps(height, steps[1], rows)];
+  const { low, high, weight } = along;
   const owners = new Uint16Array(width * height);
   const best = new Float32Array(width);
   const line = new Float32Array(columns);
   for (let y = 0; y < height; y++) {
-    const [top, bottom, low] = down[y];
+    const start = y * width;
     best.fill(-Infinity);
     for (let group = 0; group < count; group++) {
-      const [above, below] = [(group * rows + top) * columns, (group * rows + bottom) * columns];
-      for (let c = 0; c < columns; c++) line[c] = data[above + c] + low * (data[below + c] - data[above + c]);
+      const [above, below] = [(group * rows + down.low[y]) * columns, (group * rows + down.high[y]) * columns];
+      for (let c = 0; c < columns; c++) line[c] = data[above + c] + down.weight[y] * (data[below + c] - data[above + c]);
       for (let x = 0; x < width; x++) {
-        const [left, right, far] = along[x];
-        const value = line[left] + far * (line[right] - line[left]);
-        if (value > best[x]) [best[x], owners[y * width + x]] = [value, group];
+        const left = line[low[x]];
+        const value = left + weight[x] * (line[high[x]] - left);
+        if (value > best[x]) {
+          best[x] = value;
+          owners[start + x] = group;
+        }
       }
     }
   }
@@ -146,17 +152,21 @@ export function sharedScores(encoded, width, height, labels) {
   for (const { top, left, width: across, height: down, finals } of encoded) {
     for (const { owners, fit } of finals) {
       const known = new Map();
+      let [last, row] = [-1, 0]; // neighbours mostly have the same groups
       for (let y = 0; y < down; y++) {
         for (let x = 0; x < across; x++) {
           const at = (top + y) * width + left + x;
           const owner = owners[y * across + x];
           const pair = rows[at] * fit.length + owner;
-          if (!known.has(pair)) {
-            known.set(pair, sums.length);
-            sums.push(sums[rows[at]].map((sum, label) => sum + fit[owner][label]));
-            counts.push(counts[rows[at]] + 1);
+          if (pair !== last) {
+            if (!known.has(pair)) {
+              known.set(pair, sums.length);
+              sums.push(sums[rows[at]].map((sum, label) => sum + fit[owner][label]));
+              counts.push(counts[rows[at]] + 1);
+            }
+            [last, row] = [pair, known.get(pair)];
           }
-          rows[at] = known.get(pair);
+          rows[at] = row;
         }
       }
     }
@@ -172,11 +182,10 @@ export function decide({ table, rows }, from, width, height) {
   const map = new Uint8Array(width * height);
   const [counts, sums] = [Array(labels).fill(0), Array(labels).fill(0)];
   for (let y = 0; y < height; y++) {
-    const [top, bottom, low] = down[y];
+    const [top, bottom, low] = [down.low[y] * from.width, down.high[y] * from.width, down.weight[y]];
     for (let x = 0; x < width; x++) {
-      const [left, right, far] = along[x];
-      const [a, b] = [rows[top * from.width + left], rows[top * from.width + right]];
-      const [c, d] = [rows[bottom * from.width + left], rows[bottom * from.width + right]];
+      const [left, right, far] = [along.low[x], along.high[x], along.weight[x]];
+      const [a, b, c, d] = [rows[top + left], rows[top + right], rows[bottom + left], rows[bottom + right]];
       let winner = best[a];
       let highest = table[a][winner];
       if (a !== b || a !== c || a !== d) {
