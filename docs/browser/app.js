@@ -212,11 +212,11 @@ function labelMap() {
 
 // ---- what the visitor does
 
-let [file, encoding, turn] = [null, null, 0]; // `encoding` is of `file`
+let [file, encoding, turn] = [null, null, 0]; // `encoding` is of the latest photo that was asked about
 let queue = Promise.resolve(); // the model does one thing at a time
 
 function choose(photo) {
-  [file, encoding] = [photo, null];
+  file = photo;
   if (element("words").value.trim()) run();
   else tell(`${photo.name || "The photo"}: now type what to look for.`);
 }
@@ -225,16 +225,20 @@ function run() {
   const mine = ++turn;
   queue = queue.then(async () => {
     if (mine !== turn) return; // overtaken
+    const chosen = file;
     try {
-      if (!file) throw new Mistake("Choose a photo first.");
+      if (!chosen) throw new Mistake("Choose a photo first.");
       parseLabels(element("words").value);
       const model = await ready;
       const began = performance.now();
       tell("Looking …");
-      encoding ??= await decoded(file).then(async (photo) => ({ photo, ...(await encode(model, photo)) }));
+      if (encoding?.file !== chosen) {
+        const photo = await decoded(chosen);
+        encoding = { file: chosen, photo, ...(await encode(model, photo)) };
+      }
       const labels = await nameLabels(model, element("words").value);
       const result = segment(model, encoding.photo, encoding, labels);
-      if (mine === turn) show(result, file.name || "The photo", (performance.now() - began) / 1000);
+      if (mine === turn) show(result, chosen.name || "The photo", (performance.now() - began) / 1000);
     } catch (error) {
       if (!(error instanceof Mistake)) console.error(error);
       tell(error instanceof Mistake ? error.message : "That did not work. Try another photo, or reload the page.", true);
