@@ -107,9 +107,10 @@ def main(out: Path = Path("build/browser")) -> None:
             files[name] = halved((Path(folder) / name).read_bytes())
     files["nouns.f32"] = model.rivals.numpy().tobytes()
     files["tokenizer.json"] = gzip.decompress((Path(text.__file__).parent / "clip_tokenizer.json.gz").read_bytes())
-    packed = {f"{name}.gz": gzip.compress(data, mtime=0) for name, data in files.items()}
+    # Servers would announce files called .gz as encoded, and browsers unpack them before the page does.
+    packed = {f"{name}.gzip": gzip.compress(data, mtime=0) for name, data in files.items()}
     known = description(model, config) | {"bytes": sum(map(len, packed.values()))}
-    packed["model.json.gz"] = gzip.compress(json.dumps(known).encode(), mtime=0)
+    packed["model.json.gzip"] = gzip.compress(json.dumps(known).encode(), mtime=0)
     for name, data in packed.items():
         (out / name).write_bytes(data)
     for name in ("index.html", "app.js", "segment.js", "tokenizer.js", "style.css"):

@@ -27,8 +27,8 @@ async function fetched(name, total) {
 }
 
 async function loadModel() {
-  const model = JSON.parse(new TextDecoder().decode(await fetched("model.json.gz")));
-  const names = ["ort.wasm.gz", "model.onnx.gz", "text.onnx.gz", "nouns.f32.gz", "tokenizer.json.gz"];
+  const model = JSON.parse(new TextDecoder().decode(await fetched("model.json.gzip")));
+  const names = ["ort.wasm.gzip", "model.onnx.gzip", "text.onnx.gzip", "nouns.f32.gzip", "tokenizer.json.gzip"];
   const [wasm, image, text, nouns, pairs] = await Promise.all(names.map((name) => fetched(name, model.bytes)));
   tell("Starting the model …");
   ort.env.wasm.wasmBinary = wasm;
