@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tyro
+from experiments.command import errors_in_one_line
 from experiments.demo import PHOTOS, photograph
 
 from groupvit import api, text
@@ -122,4 +123,5 @@ def main(out: Path = Path("build/browser")) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with errors_in_one_line():
+        tyro.cli(main)
