@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: demo train-demo docs test test-slow test-gpu test-hub bench bench-gpu check clean
+.PHONY: demo train-demo docs browser test test-slow test-gpu test-hub test-browser bench bench-gpu check clean
 
 demo: .venv/.demo
 	.venv/bin/python -m experiments.demo --out runs/demo
@@ -16,11 +16,17 @@ train-demo: .venv/.demo
 docs: .venv/.docs
 	.venv/bin/python -m mkdocs build
 
+browser: .venv/.dev
+	.venv/bin/python -m experiments.browser_page --out build/browser
+
 test: .venv/.dev
-	$(PYTEST) -m "not slow and not gpu and not hub"
+	$(PYTEST) -m "not slow and not gpu and not hub and not browser"
 
 test-slow test-gpu test-hub: test-%: .venv/.dev
 	$(PYTEST) -m $*
+
+test-browser: .venv/.dev
+	.venv/bin/python -m pytest -m browser
 
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks.speed
@@ -43,7 +49,7 @@ clean:
 	$(call install,docs,.docs)
 
 .venv/.dev: pyproject.toml constraints.txt
-	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)onnx$(comma)fast$(comma)docs$(comma)dev,.demo .docs .dev)
+	$(call install,train$(comma)eval$(comma)demo$(comma)remote$(comma)onnx$(comma)fast$(comma)docs$(comma)browser$(comma)dev,.demo .docs .dev)
 
 comma := ,
 # install,EXTRAS,STAMPS. The mark .installing outlives an installation that was cut off: the next run starts afresh.

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import groupvit
-from groupvit.checkpoints.onnx import Groups, _any_size, save
+from groupvit.checkpoints.native import forget_unseen
+from groupvit.checkpoints.onnx import Groups, _any_size, save, save_texts
 from groupvit.errors import InputError
 from groupvit.models import PAPER, RELEASE, ModelConfig, build_model
 from groupvit.models.grouping import SeededGrouping
+from groupvit.text.tokenizer import Tokenizer
 from test_segmentation_engine import PLAIN, SEEDED, SMALL, model_of
 
 SHAPES = ((1, 64, 64), (3, 90, 50), (1, 16, 16), (2, 8, 70))
@@ -53,6 +55,19 @@ def test_a_file_takes_images_of_any_number_and_size_and_any_words(config: ModelC
                 assert (made[name].argmax(axis=1) == value.argmax(dim=1).numpy()).mean() >= 0.999
             else:
                 np.testing.assert_allclose(made[name][:, : value.shape[1]], value, atol=1e-4)
+
+
+@pytest.mark.parametrize("texts", [["a photo of a cat."], ["a dog", "", "zebra crossing", "cat " * 50]])
+def test_a_file_turns_any_texts_into_vectors_and_tells_unseen_words(texts: list[str], tmp_path: Path) -> None:
+    model, path, tokens = model_of(SMALL), tmp_path / "text.onnx", Tokenizer(SMALL.text.context_length)(texts)
+    forget_unseen(model, Tokenizer()(["a photo of a cat.", "a dog", "crossing"]).unique())
+    assert "PyTorch's within" in save_texts(path, model, SMALL)
+    session, longest = onnxruntime.InferenceSession(path), int(tokens.argmax(dim=1).max()) + 1
+    for row in (tokens, tokens[:, :longest]):
+        words, unseen = session.run(["words", "unseen"], {"tokens": row.numpy()})
+        with torch.inference_mode():
+            np.testing.assert_allclose(words, model.encode_text(tokens), atol=1e-5)
+        assert unseen.tolist() == ["zebra" in text for text in texts]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (5, 13), (1, 1), (40, 3), (2, 60), (7, 1)])

@@ -69,6 +69,7 @@ def test_an_onnx_file_is_written_in_a_folder_or_under_its_name(
     assert json.loads(metadata["labels"]) == [label.partition("=")[0] for label in labels]
     assert metadata["licence"] == f"that of {source}"
     assert "100.00 % of pixels are PyTorch's" in capsys.readouterr().out
+    assert (file.parent / "text.onnx").exists() == (out == "out" and not labels)
 
 
 @pytest.mark.parametrize("to", ["native", "release", "transformers"])

@@ -16,7 +16,7 @@ from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.models.trunks import EfficientNetLite
-from groupvit.training import loop
+from groupvit.training import prepare
 from groupvit.training.data import Data
 from groupvit.training.loop import train
 from groupvit.training.objective import Captions, Nouns, Teacher, terms_of
@@ -61,7 +61,7 @@ def weights(out: Path) -> dict[str, bytes]:
 
 
 def test_a_training_on_a_trunk_resumes_to_the_bit_and_leaves_it_as_it_was(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "load_trunk", published)
+    monkeypatch.setattr(prepare, "load_trunk", published)
     state = train(RUN, data, tmp_path / "whole", workers=0)
     assert "caching the trunk's maps of 32 crops" in capsys.readouterr().err
     for name, tensor in published().state_dict().items():
@@ -70,7 +70,7 @@ def test_a_training_on_a_trunk_resumes_to_the_bit_and_leaves_it_as_it_was(data, 
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "step-00000002")
     (tmp_path / "cut" / "latest").write_text("step-00000001")
-    monkeypatch.setattr(loop, "load_trunk", lambda *_: pytest.fail("the weights are in the checkpoint"))
+    monkeypatch.setattr(prepare, "load_trunk", lambda *_: pytest.fail("the weights are in the checkpoint"))
     train(RUN, data, tmp_path / "cut", workers=0, resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert "caching" not in capsys.readouterr().err
@@ -84,7 +84,7 @@ def test_a_training_on_a_trunk_resumes_to_the_bit_and_leaves_it_as_it_was(data, 
 def test_a_trunk_is_tuned_at_a_rate_of_its_own_but_for_cached_maps_classifier_and_statistics(
     cached_crops: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "load_trunk", published)
+    monkeypatch.setattr(prepare, "load_trunk", published)
     run = vary(RUN, optimizer=Optimizer(muon=4.0, ema=0.5, trunk=0.1), cached_crops=cached_crops)
     state = train(run, data, tmp_path / "run", workers=0)
     trunk = state.model.image_encoder.trunk

@@ -19,6 +19,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import groupvit
 from groupvit import api
 from groupvit.checkpoints import native
@@ -254,6 +256,7 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
         except OSError as error:
             raise InputError(f"cannot listen at {host}, port {port}: choose another --port") from error
         print(f"groupvit: {blocks.local_url} (Ctrl-C ends it)", flush=True)
+        segmenter.segment(np.zeros((448, 672, 3), np.uint8), ["photo"])  # the first one takes seconds more
         threading.Event().wait()
 
 

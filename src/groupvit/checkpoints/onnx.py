@@ -1,4 +1,4 @@
-"""Models as ONNX files, for programs without Python: images to groups, or photos to label maps."""
+"""Models as ONNX files, for programs without Python: images to groups, texts to vectors, or photos to label maps."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from groupvit.errors import InputError, input_error
@@ -162,6 +162,54 @@ class Labelled(nn.Module):
         mean = rearrange(total / len(self.groups.sizes()), "h w l -> 1 l h w")
         best, index = F.interpolate(mean, photo.shape[:2], mode="bilinear", align_corners=False)[0].max(dim=0)
         return index, best
+
+
+class _Known(nn.Embedding):
+    """Embeddings of the tokens that training saw, and zeros for all others (`native.forget_unseen`)."""
+
+    row: Int[Tensor, " vocabulary"]
+
+    def __init__(self, weight: Float[Tensor, "vocabulary width"]):
+        seen = weight.any(dim=1)
+        super().__init__(int(seen.sum()) + 1, weight.shape[1], _weight=F.pad(weight[seen], (0, 0, 1, 0)))
+        self.register_buffer("row", (seen.cumsum(dim=0) * seen).int())
+
+    def forward(self, input: Int[Tensor, "texts length"]) -> Float[Tensor, "texts length width"]:
+        return super().forward(self.row[input])
+
+
+class Texts(nn.Module):
+    """Tokens of texts to their unit vectors, and whether training never saw some part of each text."""
+
+    def __init__(self, model: GroupViT):
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.known = _Known(model.text_encoder.token_embedding.weight.detach())
+        self.model.text_encoder.token_embedding = self.known
+
+    def forward(
+        self, tokens: Int[Tensor, "texts length"]
+    ) -> tuple[Float[Tensor, "texts embed"], Bool[Tensor, " texts"]]:
+        inner = torch.arange(tokens.shape[1]) < tokens.argmax(dim=1, keepdim=True)
+        return self.model.encode_text(tokens), ((self.known.row[tokens] == 0) & inner).any(dim=1)
+
+
+def save_texts(path: Path, model: GroupViT, config: ModelConfig, *, licence: str = "") -> str:
+    """Write the ONNX file of the text encoder, once it has been checked, and return what was compared."""
+    onnx, onnxruntime = _packages()
+    longest = torch.tensor([[*range(1, config.text.context_length), config.text.vocab_size - 1]]).repeat(2, 1)
+    names, axes = ("words", "unseen"), {"tokens": ("texts", "length"), "words": ("texts",), "unseen": ("texts",)}
+    graph = onnx.load_from_string(onnx_graph(Texts(model), {"tokens": longest}, names, axes))
+    onnx.helper.set_model_props(graph, {"context_length": str(config.text.context_length), "licence": licence})
+    onnx.checker.check_model(graph, full_check=True)
+    data, texts = graph.SerializeToString(), longest[:, -6:].repeat(2, 1)
+    made = onnxruntime.InferenceSession(data).run(["words"], {"tokens": texts.numpy()})[0]
+    with torch.inference_mode():
+        error = float(np.abs(made - model.encode_text(texts).numpy()).max())
+    if not error <= 1e-4:
+        raise InputError(f"ONNX Runtime differs: texts' vectors by {error:.0e}; nothing was written")
+    write_atomically(path, data)
+    return f"texts' vectors are PyTorch's within {error:.0e}"
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig, *, labels: Bank | None = None, licence: str = "") -> str:

@@ -29,7 +29,8 @@ def convert(
 
     Args:
         src: A bundled name, a folder, a .pth file, or OWNER/NAME[@REVISION] on the hub.
-        dst: Where to write; must not exist. A folder (for `onnx` of model.onnx), for `release` a .pth file.
+        dst: Where to write; must not exist. A folder (for `onnx` of model.onnx and text.onnx), for `release` a .pth
+            file.
         to: The layout to write.
         labels: For `onnx`: labels to put into the file, as in `groupvit segment`, which then resizes photos, too.
         verify: Read the result again and compare every tensor bit for bit; for NVIDIA's checkpoints on the hub, also
@@ -47,25 +48,27 @@ def convert(
         raise InputError("--labels go into an ONNX file: add --to onnx, or drop them")
     source = api.locate(src, revision=revision, allow_pickle=allow_pickle)
     if to == "onnx":
-        file = dst if dst.suffix == ".onnx" else dst / "model.onnx"
-        print(_write_onnx(source, file, labels, "Apache-2.0" if src in api.BUNDLED else f"that of {src}"))
-        print(f"wrote {file}")
+        _write_onnx(source, dst, labels, "Apache-2.0" if src in api.BUNDLED else f"that of {src}")
         return
     for line in write(source, dst, to, verify=verify, published=src.partition("@")[0], photo=photo):
         print(line)
     print(f"wrote {dst}")
 
 
-def _write_onnx(source: Path, file: Path, labels: Sequence[str], licence: str) -> str:
-    """Write the model, with labels as `groupvit segment` would look for them; return what was compared."""
+def _write_onnx(source: Path, dst: Path, labels: Sequence[str], licence: str) -> None:
+    """Write the model, with labels as `groupvit segment` would look for them, or into a folder with its texts' half."""
     from groupvit import checkpoints
-    from groupvit.checkpoints.onnx import save
+    from groupvit.checkpoints.onnx import save, save_texts
     from groupvit.segmentation import Segmenter, View
 
     model, config = checkpoints.load(source)
-    if not labels:
-        return save(file, model, config, licence=licence)
-    segmenter, view = Segmenter(model, config, device="cpu", precision="fp32"), View()
-    named = {label.name: label.words for label in segmenter.labels_of(labels, view)}
-    bank = {name: segmenter.embed_words(words, view.templates) for name, words in named.items()}
-    return save(file, model, config, labels=bank, licence=licence)
+    bank, file = None, dst if dst.suffix == ".onnx" else dst / "model.onnx"
+    if labels:
+        segmenter, view = Segmenter(model, config, device="cpu", precision="fp32"), View()
+        named = {label.name: label.words for label in segmenter.labels_of(labels, view)}
+        bank = {name: segmenter.embed_words(words, view.templates) for name, words in named.items()}
+    print(save(file, model, config, labels=bank, licence=licence))
+    print(f"wrote {file}")
+    if not labels and file != dst:
+        print(save_texts(dst / "text.onnx", model, config, licence=licence))
+        print(f"wrote {dst / 'text.onnx'}")

@@ -37,7 +37,7 @@ def attend(
     # On a CPU plain products beat PyTorch's fused kernel for short sequences in bfloat16 (5.5 against 13.4 ms for 844
     # tokens) and where gradients are wanted; the fused kernel wins in float32 without gradients.
     logits = q.shape[1] * q.shape[2] * k.shape[2]
-    short = q.device.type == "cpu" and len(q) and 0 < logits <= _LONGEST
+    short = q.device.type == "cpu" and not torch.jit.is_tracing() and len(q) and 0 < logits <= _LONGEST
     if short and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         return _attend(q, k, v, causal)
     if short and (causal or q.dtype != torch.float32):

@@ -36,7 +36,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts width"]:
         """Return the feature at end-of-text."""
         ends = tokens.argmax(dim=-1)
-        return self.norm(self._encode(tokens)[torch.arange(len(tokens), device=tokens.device), ends])
+        return self.norm(self._encode(tokens)[torch.arange(tokens.shape[0], device=tokens.device), ends])
 
     def words(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts length width"]:
         """Return the features at all places, each of the text up to there; zeros beyond the longest text."""

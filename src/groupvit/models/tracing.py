@@ -33,6 +33,7 @@ def onnx_graph(
                 file,
                 dynamo=False,  # the other exporter simplifies formulas of sizes, and takes minutes for a trunk's
                 opset_version=OPSET,
+                training=torch.onnx.TrainingMode.PRESERVE,  # batch norms stay: float16 weights remain what they were
                 input_names=list(examples),
                 output_names=list(outputs),
                 dynamic_axes={name: {i: a for i, a in enumerate(named) if a} for name, named in axes.items()},
