@@ -1,4 +1,5 @@
-"""What mkdocs needs to show this repository as it is: its README as first page, and its links out of docs/."""
+"""What mkdocs needs to show this repository as it is: its README as first page, its links out of docs/, and the page
+that runs in the visitor's browser, where `make browser` has built it."""
 
 import os
 import posixpath
@@ -11,10 +12,24 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 NOTEBOOK = "examples/quickstart.ipynb"
+BROWSER = ROOT / "build" / "browser"
 REPOSITORY = os.environ.get("REPOSITORY_URL")  # without it, a link to a file outside docs/ shows as its text
 
 
+def on_config(config: Any) -> Any:
+    if BROWSER.is_dir():
+        config.nav.insert(1, {"In the browser": "browser/index.html"})
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
+    for file in [file for file in files if file.src_uri.startswith("browser/")]:
+        files.remove(file)  # the page's sources
+    for path in BROWSER.rglob("*"):
+        if path.is_file():
+            files.append(
+                File.generated(config, f"browser/{path.relative_to(BROWSER).as_posix()}", abs_src_path=str(path))
+            )
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, NOTEBOOK, abs_src_path=str(ROOT / NOTEBOOK)))
