@@ -17,7 +17,7 @@ REPOSITORY = os.environ.get("REPOSITORY_URL")  # without it, a link to a file ou
 
 
 def on_config(config: Any) -> Any:
-    if BROWSER.is_dir():
+    if (BROWSER / "index.html").is_file():
         config.nav.insert(1, {"In the browser": "browser/index.html"})
     return config
 

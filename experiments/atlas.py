@@ -92,9 +92,10 @@ class Crop:
 def looks(segmenter: Segmenter, photo: Path, labels: Sequence[Label]) -> list[Look]:
     """Return a photo's look at each stage."""
     result = segmenter.segment(photo, labels, background=None, keep_features=True)
-    [window] = result.windows
-    assert window.features is not None
-    features = window.features
+    if len(result.windows) > 1:
+        raise InputError(f"{photo}: so long that a window slides over it")
+    [features] = [window.features for window in result.windows]
+    assert features is not None
     found = []
     for stage, maps in enumerate(features.stages(keep_empty=segmenter.config.image.group_residual)):
         share, owner = maps[0].max(dim=0)

@@ -97,8 +97,21 @@ def main(out: Path = Path("build/browser")) -> None:
     Args:
         out: Folder to write; what it held is replaced.
     """
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if out.exists() and not (out / "model.json.gzip").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not a page that was built before: name another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent) as folder:
+        build(built := Path(folder) / "page")
+        shutil.rmtree(out, ignore_errors=True)
+        built.rename(out)
+    for path in sorted(out.iterdir(), key=lambda path: -path.stat().st_size):
+        print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
+    print(f"{sum(path.stat().st_size for path in out.iterdir()) / 1e6:6.2f} MB  {out}")
+
+
+def build(out: Path) -> None:
+    """Fill a new folder with the page."""
+    out.mkdir()
     files = runtime(out)
     model, config = api.load_model("photos-trunk")
     assert model.rivals is not None
@@ -117,9 +130,6 @@ def main(out: Path = Path("build/browser")) -> None:
     for name in ("index.html", "app.js", "segment.js", "tokenizer.js", "style.css"):
         shutil.copy(SOURCE / name, out)
     photograph(EXAMPLE).save(out / f"{EXAMPLE}.jpg", quality=90)
-    for path in sorted(out.iterdir(), key=lambda path: -path.stat().st_size):
-        print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
-    print(f"{sum(path.stat().st_size for path in out.iterdir()) / 1e6:6.2f} MB  {out}")
 
 
 if __name__ == "__main__":

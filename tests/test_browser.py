@@ -37,6 +37,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PATIENCE = 40_000  # milliseconds; CI's cores are busy
 ODD = ["Café naïve", "it's the dogs' we'll", "500 m² ½", "привет мир 日本語", "👍🏽 a—b", "x_y #tag @you", "İÇ ß"]
+ODD += ["constructor toString", "__proto__"]
 NODE = """
 import { readFileSync } from "node:fs";
 import { tokenizer } from "%s/docs/browser/tokenizer.js";

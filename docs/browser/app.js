@@ -151,6 +151,13 @@ function paint(highlighted = null) {
   context.putImageData(image, 0, 0);
 }
 
+// Shows the label that a click keeps, or all.
+function rest() {
+  const kept = view() === "labels" && element("legend").querySelector("button[aria-pressed=true]");
+  pointed = undefined;
+  paint(kept ? Number(kept.value) : null);
+}
+
 function legend() {
   const order = shown.names.map((_, i) => i).filter((i) => shown.shares[i]).sort((a, b) => shown.shares[b] - shown.shares[a]);
   element("legend").replaceChildren(...order.map((i) => {
@@ -162,8 +169,7 @@ function legend() {
       textContent: `${(100 * shown.shares[i]).toFixed(1)} %, score ${shown.scores[i].toFixed(2)}`,
     });
     button.append(swatch, `${shown.names[i]} `, share);
-    const pinned = () => [...element("legend").querySelectorAll("button")].findIndex((other) => other.ariaPressed === "true");
-    const rest = () => paint(pinned() < 0 ? null : order[pinned()]);
+    button.value = i;
     for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => paint(i));
     for (const event of ["pointerleave", "blur"]) button.addEventListener(event, rest);
     button.addEventListener("click", () => {
@@ -213,6 +219,7 @@ function labelMap() {
 // ---- what the visitor does
 
 let [file, encoding, turn] = [null, null, 0]; // `encoding` is of the latest photo that was asked about
+let pointed; // what the pointer is on, in the picture
 let queue = Promise.resolve(); // the model does one thing at a time
 
 function choose(photo) {
@@ -256,15 +263,16 @@ element("example").addEventListener("click", async () => {
 for (const radio of document.querySelectorAll("input[name=view]")) {
   radio.addEventListener("change", () => {
     element("legend").hidden = view() !== "labels";
-    paint();
+    rest();
   });
 }
 element("picture").addEventListener("pointermove", ({ offsetX, offsetY, target }) => {
   const [x, y] = [(offsetX / target.clientWidth) * target.width, (offsetY / target.clientHeight) * target.height].map(Math.floor);
-  paint((view() === "labels" ? shown.map : shown.groups)[y * target.width + x] ?? null);
+  const under = (view() === "labels" ? shown.map : shown.groups)[y * target.width + x] ?? null;
+  if (under !== pointed) paint((pointed = under)); // a whole photo is painted in a tenth of a second
 });
-element("picture").addEventListener("pointerleave", () => paint());
-element("save-picture").addEventListener("click", () => (paint(), save(element("picture"), "segments.png")));
+element("picture").addEventListener("pointerleave", rest);
+element("save-picture").addEventListener("click", () => (rest(), save(element("picture"), "segments.png")));
 element("save-map").addEventListener("click", () => save(labelMap(), "labels.png"));
 for (const [event, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(event, (dragged) => {

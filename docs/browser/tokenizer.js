@@ -43,7 +43,7 @@ export function tokenizer({ vocab, merges }, length) {
   }
 
   const special = { "<|startoftext|>": START, "<|endoftext|>": END };
-  const ids = (piece) => (piece in special ? [special[piece]] : pairs(piece).map((part) => vocab[part]));
+  const ids = (piece) => (Object.hasOwn(special, piece) ? [special[piece]] : pairs(piece).map((part) => vocab[part]));
   return (texts) => {
     const rows = texts.map((text) => {
       const inner = (clean(text).match(PIECES) ?? []).flatMap(ids);

@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import requires
 from importlib.util import find_spec
 from io import BytesIO
@@ -25,6 +26,7 @@ import groupvit
 from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.errors import InputError
+from groupvit.files import new_folder
 from groupvit.machine import share_freed_memory
 from groupvit.photos import load_rgb
 from groupvit.segmentation import BACKGROUND, Segmentation, Segmenter, View, drawing
@@ -274,14 +276,19 @@ def _load_beside_gradio(model: str) -> Segmenter:
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError('the page needs Gradio: pip install "groupvit[demo]"') from error
+        _gradio()
     finally:
         thread.join()
     if isinstance(loaded[0], BaseException):
         raise loaded[0]
     return loaded[0]
+
+
+def _gradio() -> Any:
+    try:
+        return import_module("gradio")
+    except ImportError as error:
+        raise InputError('the page needs Gradio: pip install "groupvit[demo]"') from error
 
 
 _README = """---
@@ -302,24 +309,22 @@ Written by `groupvit demo --space` of groupvit {version}. Push this folder to a 
 
 def write_space(folder: Path, model: str) -> None:
     """Write a Hugging Face Space: the package with the model, `app.py`, `requirements.txt` and a README."""
-    import gradio
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: choose an empty folder")
-    place = api.locate(model)
-    package = Path(groupvit.__file__).parent
+    place, package, gradio = api.locate(model), Path(groupvit.__file__).parent, _gradio()
     others = [name for name in api.BUNDLED if name != model]
-    shutil.copytree(package, folder / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
-    if model not in api.BUNDLED:
-        native.save(folder / "model", *api.load_model(place))
     name = model if model in api.BUNDLED else "model"
-    app = f'from groupvit.demo import serve\n\nserve("{name}", host="0.0.0.0")\n'
-    (folder / "app.py").write_text(app)
     needed = [re.sub(r"\s*;.*", "", line) for line in requires("groupvit") or () if _for_demo(line)]
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
-    (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
     values = {"title": _TITLE, "gradio": gradio.__version__, "version": groupvit.__version__}
-    (folder / "README.md").write_text(_README.format(**values), encoding="utf-8")
+    with new_folder(folder) as space:
+        shutil.copytree(package, space / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
+        if model not in api.BUNDLED:
+            native.save(space / "model", *api.load_model(place))
+        app = f'from groupvit.demo import serve\n\nserve("{name}", host="0.0.0.0")\n'
+        (space / "app.py").write_text(app)
+        (space / "requirements.txt").write_text("\n".join(lines) + "\n")
+        (space / "README.md").write_text(_README.format(**values), encoding="utf-8")
 
 
 def _for_demo(requirement: str) -> bool:

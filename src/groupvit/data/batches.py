@@ -20,9 +20,10 @@ from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
 
 Augmentation = Literal["crop", "color", "weather", "randaugment"]
-COLORS = {"color": draw_color, "weather": draw_weather}
 """Random crops, mirrored or not; those with brightness, contrast and saturation changed too, which keeps captions
 true; or those with the release's RandAugment and random erasing."""
+
+COLORS = {"color": draw_color, "weather": draw_weather}
 
 _NEIGHBOURS = 16
 

@@ -51,7 +51,7 @@ def open_instances(
             name = categories[category].get("name")
             raise InputError(
                 f"{listing}: category {name!r} is none of the {len(labels)} labels, such as {labels[-1]!r}: rename it, "
-                "or evaluate it as a folder of your own"
+                "or give a folder with a classes.txt that names it"
             )
         else:
             things[image].append(thing | {"class": which})

@@ -2,59 +2,18 @@
 
 import math
 from dataclasses import asdict
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groupvit.models.config import ModelConfig
 from groupvit.models.image_encoder import ImageEncoder
-from groupvit.models.layers import at_least_float32
 from groupvit.models.text_encoder import TextEncoder
 
 SEGMENT_LOGIT_BIAS = -5.0
 """Where the bias of the segment-level noun loss starts: a segment is most nouns with a probability near 0."""
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm which in a training by several processes sees the rows of all; PyTorch's own does so on GPUs only."""
-
-    def forward(self, input: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not (self.training and several):
-            return super().forward(input)
-        x = at_least_float32(input)
-        sums = _SumOfAll.apply(torch.cat([x.sum(dim=0), x.new_tensor([len(x)])]))
-        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
-        variance = _SumOfAll.apply((x - mean).square().sum(dim=0)) / count
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0)
-            unbiased = variance * count / (count - 1)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum or 0)
-            self.num_batches_tracked += 1
-        return ((x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
-
-
-class _SumOfAll(torch.autograd.Function):
-    """The sum over all processes, forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        total = share.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
 
 
 class Projector(nn.Module):
@@ -63,7 +22,7 @@ class Projector(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.norm = BatchNorm(hidden_dim)
+        self.norm = nn.BatchNorm1d(hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:

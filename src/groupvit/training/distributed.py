@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from groupvit.data.workers import launched
 from groupvit.errors import InputError
 from groupvit.files import write_atomically
+from groupvit.models.layers import at_least_float32
 
 _LOST = (
     "another process is lost or silent, and says why if it can; torchrun --max-restarts N starts all again N times, "
@@ -121,9 +122,46 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient, start = gradients[0].contiguous(), ctx.world.rank * ctx.count
+        gradient, start = gradients[0].clone(memory_format=torch.contiguous_format), ctx.world.rank * ctx.count
         dist.all_reduce(gradient)
         return gradient[start : start + ctx.count], None
+
+
+class BatchNormOfAll(nn.BatchNorm1d):
+    """Batch norm over the rows of all processes while training; PyTorch's own is for GPUs only."""
+
+    def forward(self, input: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+        if not self.training:
+            return super().forward(input)
+        x = at_least_float32(input)
+        sums = _SumOfAll.apply(torch.cat([x.sum(dim=0), x.new_tensor([len(x)])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        variance = _SumOfAll.apply((x - mean).square().sum(dim=0)) / count
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0)
+            unbiased = variance * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum or 0)
+            self.num_batches_tracked += 1
+        return ((x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        total = share.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 def mark_started(out: Path, world: World) -> None:

@@ -24,7 +24,7 @@ from groupvit.models import GroupViT
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.layers import Block
 from groupvit.models.noise import Keys
-from groupvit.training.distributed import ALONE, World
+from groupvit.training.distributed import ALONE, BatchNormOfAll, World
 from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
 from groupvit.training.objective import Images, Objective, Vocabulary
 from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos, pooled
@@ -53,6 +53,8 @@ class Learner(nn.Module):
     ):
         super().__init__()
         self.model = model
+        for projector in (model.image_projector, model.text_projector) if world.size > 1 else ():
+            projector.norm.__class__ = BatchNormOfAll  # with its weights and sums
         self.objective = tuple(term for term in objective if not isinstance(term, PhotoTerm))
         self.photo_terms = of_photos(objective)
         self.extras = extras or modules_of(objective, model, len(vocabulary.nouns))
