@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiments import demo
+from experiments import browser_page, demo
 from experiments.hostile_page import encoded
 from PIL import Image
 
 import groupvit
 from groupvit import text as text_room
+from groupvit.errors import InputError
 from groupvit.segmentation import drawing
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.tokenizer import Tokenizer
@@ -299,6 +300,13 @@ def test_the_keyboard_is_enough(page: Page, visit: Callable[..., Any]) -> None:
     assert tab.locator(page.picture).first.screenshot() != before
 
 
+def test_a_folder_that_is_no_page_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("mine")
+    with pytest.raises(InputError, match="name another --out"):
+        browser_page.main(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.txt"]
+
+
 @pytest.mark.browser
 def test_a_legend_and_the_picture_highlight_and_groups_are_another_view(
     static: Page, visit: Callable[..., Any]
@@ -313,6 +321,9 @@ def test_a_legend_and_the_picture_highlight_and_groups_are_another_view(
     tab.locator(static.legend).first.click()
     tab.mouse.move(1, 1)
     assert plain != highlighted == picture.screenshot()
+    picture.hover(position={"x": 5, "y": 5})
+    tab.mouse.move(1, 1)
+    assert highlighted == picture.screenshot()  # what a click keeps outlasts the pointer in the picture
     tab.locator(static.legend).first.click()
     tab.locator("#words").focus()
     assert picture.screenshot() == plain

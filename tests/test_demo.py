@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,23 @@ def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> 
     assert api.load(tmp_path / "space/model").config == api.load(model).config
     with pytest.raises(InputError, match="choose an empty folder"):
         demo.write_space(tmp_path / "space", model)
+
+
+def test_a_space_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path,
+    model: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(demo.native, "save", full)
+    with pytest.raises(InputError, match="full"):
+        demo.write_space(tmp_path / "space", model)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=r"pip install .groupvit\[demo\]"):
+        demo.write_space(tmp_path / "space", model)
+    assert not list(tmp_path.glob("space*"))
 
 
 @pytest.mark.slow
