@@ -28,7 +28,7 @@ def test_what_the_notebook_imports_is_there() -> None:
                 assert hasattr(module, alias.name) or import_module(f"{module.__name__}.{alias.name}")
 
 
-@pytest.mark.slow
+@pytest.mark.browser  # where it is read; `make test` has no time for it
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, 4)
