@@ -52,13 +52,12 @@ def without_teacher(run: Run) -> Run:
 
 TWO_STAGES = (Stage(0, output_groups=32, seeded=True), Stage(1, 12, 12))
 TRAINED: dict[str, Callable[[Run], Run]] = {
-    "colours as they are": lambda run: run,
+    "as the run has it": lambda run: run,
     "without the teacher": without_teacher,
     "tags as captions": lambda run: run,
     "trunk tuned at a tenth of the rate": lambda run: vary(run, optimizer=replace(run.optimizer, trunk=0.1)),
     "EfficientNet-Lite0": lambda run: with_image(run, stem="efficientnet-lite0"),
     "32 seeded groups, merged by 12 learned tokens": lambda run: with_image(run, stages=TWO_STAGES),
-    "paler and greyer photos": lambda run: vary(run, augment="weather"),
 }
 
 
@@ -78,7 +77,7 @@ def trained(name: str, run: Run, captions: Path, out: Path, seed: int) -> Segmen
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     run = TRAINED[name](run)
     if not (last := latest(folder)) or last.name != f"step-{run.schedule.steps:08d}":
-        cache = out / f"cache-{run.model.image.stem}-{run.data.augment}-{seed}"
+        cache = out / f"cache-{run.model.image.stem}-{seed}"
         if name == "tags as captions":
             with tags_as_captions():
                 train(run, captions, folder, seed=seed, resume=bool(last), cache=cache)
@@ -152,7 +151,7 @@ def main(
     """
     began_at, table = commit() if record else "", []
     options = {"steps": steps, "batch_size": batch_size, "warmup": steps // 8}
-    run = vary(get_run("photos-trunk"), **options, augment="crop", evaluate_every=steps, save_every=steps)
+    run = vary(get_run("photos-trunk"), **options, evaluate_every=steps, save_every=steps)
     for seed in seeds:
         for name in variants:
             CONSOLE.print(f"seed {seed}: {name} …")

@@ -6,7 +6,6 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from groupvit.training.objective import Teacher, terms_of
-from groupvit.training.run import vary
 from groupvit.training.runs import get_run
 
 RUN = get_run("photos-trunk")
@@ -19,10 +18,9 @@ SMALL = ModelConfig(
 
 
 def test_every_variant_differs_from_the_run_in_one_thing():
-    runs = [variant(vary(RUN, augment="crop")) for variant in TRAINED.values()]
-    assert [sum(run == other for other in runs) for run in runs] == [2, 1, 2, 1, 1, 1, 1]  # tags are read otherwise
-    assert [len(terms_of(run.objective, Teacher)) for run in runs] == [1, 0, 1, 1, 1, 1, 1]
-    assert runs[-1] == RUN
+    runs = [variant(RUN) for variant in TRAINED.values()]
+    assert [sum(run == other for other in runs) for run in runs] == [2, 1, 2, 1, 1, 1]  # tags are read otherwise
+    assert [len(terms_of(run.objective, Teacher)) for run in runs] == [1, 0, 1, 1, 1, 1]
 
 
 def test_tags_are_captions_within_the_block_alone():

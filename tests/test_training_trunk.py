@@ -106,7 +106,7 @@ def test_a_trunk_is_tuned_at_a_rate_of_its_own_but_for_cached_maps_classifier_an
 def test_what_cached_crops_and_teachers_cannot_do_is_said_before_anything_is_written(data, tmp_path):
     plain = replace(RUN.model, image=replace(RUN.model.image, stem="conv", stages=(Stage(1, 4, 4),)))
     for run, complaint in (
-        (vary(RUN, augment="randaugment"), "cached without randaugment"),
+        (vary(RUN, augment="color"), "their colours cannot be changed"),
         (replace(RUN, model=plain), "only an EfficientNet-Lite"),
         (vary(RUN, model=plain, cached_crops=0), "a classifier to learn from"),
     ):

@@ -14,16 +14,14 @@ from torch.utils.data import Dataset
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.randaugment import erase, rand_augment
 from groupvit.data.shards import Sample
-from groupvit.data.transforms import draw_color, draw_crop, draw_weather, jitter_color, load_crop, to_tensor
+from groupvit.data.transforms import draw_color, draw_crop, load_crop, to_tensor
 from groupvit.errors import InputError
 from groupvit.text.nouns import Style, is_word, noun_prompts
 from groupvit.text.tokenizer import Tokenizer
 
-Augmentation = Literal["crop", "color", "weather", "randaugment"]
+Augmentation = Literal["crop", "color", "randaugment"]
 """Random crops, mirrored or not; those with brightness, contrast and saturation changed too, which keeps captions
 true; or those with the release's RandAugment and random erasing."""
-
-COLORS = {"color": draw_color, "weather": draw_weather}
 
 _NEIGHBOURS = 16
 
@@ -149,8 +147,7 @@ class Batches(Dataset[Batch]):
         chosen = int(generator.integers(len(captions)))
         words = self.photos.nouns(shard, row, chosen, self.noun_style) if self.prompts else ()
         prompts = noun_prompts(captions[chosen], words, self.prompts, generator, style=self.noun_style)
-        draw = COLORS.get(self.augmentation)
-        color = draw(generator) if draw and self.cached is None else None
+        color = draw_color(generator) if self.augmentation == "color" else None
         nouns = self.photos.nouns_of_photo(shard, row) if self.vocabulary else []
         sayable = self.photos.sayable(shard, row)
         return _Example(image, number, mirrored, color, captions[chosen], prompts, nouns, sayable)
@@ -180,29 +177,21 @@ def _stack(
 
 @dataclass(frozen=True)
 class RandomCrops(Dataset[Any]):
-    """`count` random crops of every photo, one after the other, and whether it could be decoded (else zeros).
-
-    Their colours are those that the augmentation draws, if it is one of `COLORS`.
-    """
+    """`count` random crops of every photo, one after the other, and whether it could be decoded (else zeros)."""
 
     photos: CaptionedPhotos
     seed: int
     side: int
     scale: tuple[float, float]
     count: int
-    augmentation: Augmentation = "crop"
 
     def __len__(self) -> int:
         return len(self.photos) * self.count
 
     def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 side side"], bool]:
         sample = self.photos.read(*self.photos.place(number // self.count))
-        generator = np.random.default_rng([self.seed, number])
-        draw = partial(draw_crop, scale=self.scale, generator=generator)
+        draw = partial(draw_crop, scale=self.scale, generator=np.random.default_rng([self.seed, number]))
         try:
-            image = to_tensor(load_crop(sample.image, sample.key, self.side, draw))
+            return to_tensor(load_crop(sample.image, sample.key, self.side, draw)), True
         except InputError:
             return torch.zeros(3, self.side, self.side, dtype=torch.uint8), False
-        if draw_factors := COLORS.get(self.augmentation):
-            image = jitter_color(image[None], draw_factors(generator)[None])[0]
-        return image, True

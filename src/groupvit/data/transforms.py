@@ -111,13 +111,6 @@ def draw_color(generator: np.random.Generator, strength: float = 0.4) -> Float[T
     return torch.from_numpy(generator.uniform(max(0.0, 1 - strength), 1 + strength, size=3)).float()
 
 
-def draw_weather(generator: np.random.Generator) -> Float[Tensor, "3"]:
-    """Draw factors for `jitter_color` that turn six photos of ten paler and greyer, as under a white sky."""
-    low, high = (0.7, 0.5, 0.0), (1.8, 1.2, 1.1)
-    factors = generator.uniform(low, high) if generator.random() < 0.6 else np.ones(3)
-    return torch.from_numpy(factors).float()
-
-
 def jitter_color(
     images: UInt8[Tensor, "batch 3 height width"], factors: Float[Tensor, "batch 3"]
 ) -> UInt8[Tensor, "batch 3 height width"]:

@@ -23,9 +23,8 @@ class Data:
 
     `train` and `held_out` are patterns of shards inside the data folder (`held_out` may be a folder with masks).
     `chunk` photos are encoded at a time (0: the whole batch; see `step`). `crop` is the share of a photo's area.
-    `augment` adds to crop and mirror: `color` changes brightness, contrast and saturation, `weather` makes most photos
-    paler and greyer, `randaugment` is the release's RandAugment and erasing. `min_count` is how many photos must have a
-    noun for the noun losses to learn it.
+    `augment` adds to crop and mirror: `color` changes brightness, contrast and saturation, `randaugment` is the
+    release's RandAugment and erasing. `min_count` is how many photos must have a noun for the noun losses to learn it.
     `cached_crops` is how many crops of a photo are put through the trunk before the training (see `trunk_cache`; 0:
     photos are read, cropped and encoded at every step).
     """

@@ -59,7 +59,7 @@ def batches_from(
 def _trunk_cache(state: TrainingState, folder: Path, device: torch.device, workers: int, world: World) -> TrunkCache:
     """Return the trunk's maps of the run's crops; where they are missing the first process makes them."""
     data, size = state.run.data, state.run.model.image.image_size
-    crops = RandomCrops(state.photos, state.seed, size, data.crop, data.cached_crops, data.augment)
+    crops = RandomCrops(state.photos, state.seed, size, data.crop, data.cached_crops)
     with world.first_goes_first():
         return cached(state.model.image_encoder, crops, folder, device, workers=workers)
 

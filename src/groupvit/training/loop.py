@@ -107,8 +107,8 @@ def _must_be_new(out: Path) -> None:
 
 
 def _check(run: Run, world: World) -> None:
-    if run.data.cached_crops and run.data.augment == "randaugment":
-        raise InputError("crops are cached without randaugment, which erases a part anew each time")
+    if run.data.cached_crops and run.data.augment != "crop":
+        raise InputError("crops are cached as they are: their colours cannot be changed")
     if (run.data.cached_crops or terms_of(run.objective, Teacher)) and run.model.image.stem not in PUBLISHED:
         raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
     if of_photos(run.objective) and (run.data.chunk or run.data.cached_crops):
