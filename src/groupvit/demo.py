@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import requires
@@ -265,23 +266,10 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
 def _load_beside_gradio(model: str) -> Segmenter:
     """Load the model while Gradio is imported: both take seconds."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    loaded: list[Any] = []
-
-    def load() -> None:
-        try:
-            loaded.append(api.load(model))
-        except BaseException as error:
-            loaded.append(error)
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(api.load, model)
         _gradio()
-    finally:
-        thread.join()
-    if isinstance(loaded[0], BaseException):
-        raise loaded[0]
-    return loaded[0]
+    return loading.result()
 
 
 def _gradio() -> Any:
