@@ -76,6 +76,13 @@ def test_words_that_it_never_saw_are_named(photos: Segmenter) -> None:
         photos.segment(photo, ["dog", "theodolite"])
 
 
+def test_a_word_that_it_hardly_knows_does_not_spoil_a_label(photos: Segmenter) -> None:
+    labels = ["aeroplane=aeroplane,airplane,plane", "cat=cat,kitten"]
+    with pytest.warns(UserWarning, match="knows aeroplane by airplane, not by aeroplane$"):
+        plane, cat = photos.without_strangers(labels)
+    assert (plane.words, cat.words) == (("airplane", "plane"), ("cat", "kitten"))
+
+
 def test_segment_needs_no_model_and_no_network(run_cli, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "my.jpg")

@@ -604,6 +604,31 @@ def test_a_threshold_and_a_worded_background_keep_the_rivals_out() -> None:
         assert (segmenter.segment(photo(64, 96), labels, **options).label_map == expected.label_map).all()
 
 
+def test_a_synonym_that_is_taken_for_something_else_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, vectors = with_rivals("airplane", "plane", "cat"), {"airplane": 0.0, "plane": 0.5, "aeroplane": 2.0}
+    vectors |= {"jet": 0.9, "cat": 2.0, "kitten": 2.5}  # angles in the plane
+
+    def embed_words(words: list[str], _: object) -> torch.Tensor:
+        angles = torch.tensor([vectors[word.lower()] for word in words])
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    monkeypatch.setattr(segmenter, "embed_words", embed_words)
+    kept = {
+        "flyer=aeroplane,Airplane,plane,jet": ("Airplane", "plane", "jet"),  # cosines 0.07, 0.92
+        "flyer=plane,aeroplane": ("plane",),
+        "cat=kitten,cat": ("kitten", "cat"),
+        "flyer=aeroplane,jet": ("aeroplane", "jet"),  # no noun to compare with
+        "aeroplane": ("aeroplane",),
+        "background=airplane,aeroplane": ("airplane",),
+    }
+    for text, words in kept.items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert segmenter.without_strangers([text])[0].words == words
+        dropped = set(text.partition("=")[2].split(",")) - set(words) if "=" in text else set()
+        assert [str(warning.message).rpartition("not by ")[2] for warning in said] == sorted(dropped)
+
+
 @pytest.mark.parametrize("size", [(64, 96), (63, 97)])
 def test_a_reduced_result_shows_the_same(size: tuple[int, int]) -> None:
     result = tiny().segment(photo(*size), LABELS)

@@ -2,7 +2,7 @@
 
 import * as ort from "./ort.wasm.min.mjs";
 import {
-  BACKGROUND, Mistake, chooseRivals, decide, dot, encodedSize, parseLabels, resize, scores, sharedScores, windows, winners,
+  BACKGROUND, Mistake, chooseRivals, decide, dot, encodedSize, parseLabels, resize, scores, sharedScores, strangers, windows, winners,
 } from "./segment.js";
 import { tokenizer } from "./tokenizer.js";
 
@@ -49,14 +49,21 @@ async function embedWords(model, words) {
   return { vectors: rowsOf(made.words.data, model.embed), unseen };
 }
 
-/** Return the labels' names, the vectors of their words, and which words training never saw. */
+/** Return the labels' names, the vectors of their words, and which words it does not know. */
 async function nameLabels(model, text) {
   const labels = parseLabels(text);
-  const words = labels.flatMap((label) => label.words);
-  const { vectors, unseen } = await embedWords(model, words);
+  const given = labels.flatMap((label) => label.words);
+  const { vectors: made, unseen } = await embedWords(model, given);
   let next = 0;
-  const named = labels.map(({ name, words }) => ({ name, vectors: vectors.slice(next, (next += words.length)) }));
+  const named = labels.map(({ name, words }) => {
+    const own = made.slice(next, (next += words.length));
+    const left = strangers(words, own, model);
+    const kept = (_, i) => !left.includes(words[i]);
+    unseen.push(...left.filter((word) => !unseen.includes(word)));
+    return { name, words: words.filter(kept), vectors: own.filter(kept) };
+  });
   if (named[0].name !== BACKGROUND) {
+    const [words, vectors] = [named.flatMap((label) => label.words), named.flatMap((label) => label.vectors)];
     const likeness = model.vectors.map((noun) => Math.max(...vectors.map((vector) => dot(noun, vector))));
     const rivals = chooseRivals(words, likeness, model).map((i) => model.vectors[i]);
     if (rivals.length) named.unshift({ name: BACKGROUND, vectors: rivals });
@@ -193,7 +200,7 @@ function show(result, name, seconds) {
   element("result").hidden = false;
   legend();
   paint();
-  const unseen = result.unseen.length ? ` The model never saw: ${result.unseen.join(", ")}.` : "";
+  const unseen = result.unseen.length ? ` The model does not know: ${result.unseen.join(", ")}.` : "";
   tell(`${name}: ${seconds.toFixed(1)} s, ${result.photo.width} × ${result.photo.height} pixels.${unseen}`);
 }
 

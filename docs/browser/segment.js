@@ -40,6 +40,13 @@ export function chooseRivals(words, likeness, { nouns, stuff, families, people, 
   return nouns.flatMap((noun, i) => (!kin.has(noun) && (stuff.includes(noun) || likeness[i] < unlike) ? [i] : []));
 }
 
+/** Return which of a label's words the model takes for something else: no nouns of its own, and like none among them. */
+export function strangers(words, vectors, { nouns, unlike }) {
+  const known = vectors.filter((_, i) => nouns.includes(words[i].toLowerCase()));
+  const alike = (vector) => Math.max(...known.map((noun) => dot(noun, vector))) >= unlike;
+  return words.filter((word, i) => known.length && !nouns.includes(word.toLowerCase()) && !alike(vectors[i]));
+}
+
 export const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 
 /** Return each segment's scores: the softmax over labels of the best of their words' scaled cosines. */

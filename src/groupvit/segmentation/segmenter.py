@@ -23,7 +23,7 @@ from groupvit.photos import Photo, rgb_of
 from groupvit.segmentation.engine import Engine, encoder_in
 from groupvit.segmentation.labels import BACKGROUND, Label, Labels, parse_labels
 from groupvit.segmentation.result import Segmentation
-from groupvit.segmentation.rivals import choose_rivals
+from groupvit.segmentation.rivals import UNLIKE, choose_rivals
 from groupvit.segmentation.view import View
 from groupvit.segmentation.windows import (
     Window,
@@ -112,9 +112,9 @@ class Segmenter:
         A dictionary of labels has names and their words: `{"person": ["man", "woman"]}`.
 
         A segment's score for a label is the softmax over labels of scaled cosine similarities. Of a label's several
-        words the best one counts: the mean of different senses is near none of them. Each pixel takes the scores of the
-        group that owns it; a plain ViT upsamples its patches' scores. In the result, index 0 is "background" where it
-        is looked for, and the labels follow.
+        words the best one counts: the mean of different senses is near none of them (`without_strangers`). Each pixel
+        takes the scores of the group that owns it; a plain ViT upsamples its patches' scores. In the result, index 0 is
+        "background" where it is looked for, and the labels follow.
 
         `changes` are fields of the `View`: `segment(photo, labels, background=None)`. With `keep_features` the
         result's windows hold the image encoder's features.
@@ -151,14 +151,14 @@ class Segmenter:
 
     def labels_of(self, labels: Labels, view: View) -> tuple[Label, ...]:
         """Return the labels that `segment` looks for under a view."""
-        return self.with_rivals(labels) if view.background == "auto" else parse_labels(labels)
+        return self.with_rivals(labels) if view.background == "auto" else self.without_strangers(labels)
 
     def with_rivals(self, labels: Labels) -> tuple[Label, ...]:
         """Return the labels, and before them as background the nouns that compete with them (`choose_rivals`).
 
         Labels stay alone where one is called background, and with a model that has no nouns to choose from.
         """
-        parsed, nouns = parse_labels(labels), self.config.rivals
+        parsed, nouns = self.without_strangers(labels), self.config.rivals
         if parsed[0].name == BACKGROUND or not nouns:
             return parsed
         words = [word for label in parsed for word in label.words]
@@ -167,6 +167,25 @@ class Segmenter:
         likeness = embedded @ self.embed_words(words, (SIMPLE_TEMPLATE,)).T
         rivals = choose_rivals(words, nouns, likeness.amax(dim=1).cpu().numpy())
         return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
+
+    def without_strangers(self, labels: Labels) -> tuple[Label, ...]:
+        """Return the labels, without words that the model takes for something else; a warning names them.
+
+        A rare synonym would spoil its label: of several words the best one counts, and a word that training hardly saw
+        may fit anything. It is dropped if it is none of the model's nouns, and like no noun among its label's words.
+        """
+        return tuple(self._without_strangers(label) for label in parse_labels(labels))
+
+    def _without_strangers(self, label: Label) -> Label:
+        nouns = [word for word in label.words if word.lower() in self.config.rivals]
+        others = [word for word in label.words if word not in nouns]
+        if not nouns or not others:
+            return label
+        likeness = self.embed_words(others, (SIMPLE_TEMPLATE,)) @ self.embed_words(nouns, (SIMPLE_TEMPLATE,)).T
+        strangers = [word for word, like in zip(others, likeness.amax(dim=1).tolist(), strict=True) if like < UNLIKE]
+        if strangers:
+            warnings.warn(f"this model knows {label.name} by {nouns[0]}, not by {', '.join(strangers)}", stacklevel=2)
+        return replace(label, words=tuple(word for word in label.words if word not in strangers))
 
     @torch.inference_mode()
     def embed_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
