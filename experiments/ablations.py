@@ -1,0 +1,139 @@
+"""Tables 1 to 3 of the paper (§4.2) in miniature, on scenes: what each part of GroupViT is worth.
+
+    python -m experiments.ablations 1 --out runs/ablations --record    # hard or soft, with multi-label loss or without
+    python -m experiments.ablations 2 --out runs/ablations --record    # how many group tokens and output tokens
+    python -m experiments.ablations 3 --out runs/ablations --record    # one stage or two, on a third of the data or all
+
+Each table in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
+`scenes-64`. A training takes about five minutes of one core. A complete one is not done again, so after an interruption
+the same command goes on where it was.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from experiments.command import errors_in_one_line
+from experiments.record import commit, print_rows, record_table
+from experiments.scenes import row
+from experiments.table4 import CONSOLE, SCENES, finish
+from experiments.trunk_variants import with_image
+
+from groupvit import api
+from groupvit.data import scenes
+from groupvit.evaluation.benchmark import evaluate
+from groupvit.evaluation.datasets import Dataset, MaskFolder
+from groupvit.evaluation.results import Result
+from groupvit.models import Stage
+from groupvit.training.objective import MultiLabel
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
+
+LOSSES = {"paper": "scenes-64-release", "nouns": "scenes-64"}
+"""The two columns of each table, and their runs."""
+
+
+def without_multi_label(run: Run) -> Run:
+    """Return the run without the multi-label loss (Eq. 9)."""
+    return replace(run, objective=tuple(term for term in run.objective if not isinstance(term, MultiLabel)))
+
+
+def tokens(groups: int, outputs: int) -> Callable[[Run], Run]:
+    """Return what gives a run so many group tokens, and output tokens of the grouping (Table 2)."""
+    return lambda run: with_image(run, stages=(Stage(3, groups, outputs),))
+
+
+ONE, TWO = (Stage(3, 32, 32),), (Stage(2, 32, 32), Stage(1, 8, 8))
+"""Table 3's encoders, of equal depth. The paper's have 64 group tokens, and 8 in the second stage."""
+
+THIRD = "train/scenes-000[0-9].tar"
+"""10,000 of the 30,000 scenes."""
+
+Variant = Callable[[Run], Run]
+TABLES: dict[str, dict[str, Variant]] = {
+    "1": {
+        "soft": lambda run: without_multi_label(with_image(run, hard_assignment=False)),
+        "hard": without_multi_label,
+        "soft, multi-label loss": lambda run: with_image(run, hard_assignment=False),
+        "hard, multi-label loss": lambda run: run,
+    },
+    "2": {
+        f"{groups} group tokens, {outputs} output tokens": tokens(groups, outputs)
+        for groups, outputs in ((16, 4), (16, 8), (32, 8), (64, 8), (64, 16))
+    },
+    "3": {
+        f"{name}, {title}": lambda run, stages=stages, changes=changes: vary(with_image(run, stages=stages), **changes)
+        for title, changes in (("10,000 scenes", {"train": THIRD}), ("30,000 scenes", {}))
+        for name, stages in (("one stage", ONE), ("two stages", TWO))
+    },
+}
+"""Each table's lines, and what a line changes of a run."""
+
+
+def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int) -> Result:
+    """Return the result of a training, of which both are made if they are not there."""
+    file = folder / "result.json"
+    if not file.is_file():
+        finish(run, data, folder, seed)
+        evaluate(api.load(folder, engine="torch", precision="fp32"), dataset, SCENES).save(file)
+    return Result.load(file)
+
+
+def cells(results: Sequence[Result]) -> dict[str, str]:
+    """Return a row's figures: the mean over seeds, and the range of several."""
+    figures = {
+        "mIoU": [row(result.matrix)["miou"] for result in results],
+        "things": [row(result.matrix)["things"] for result in results],
+        "boundary mIoU": [result.metrics()["boundary_miou"] for result in results],
+        "best names": [result.grouping()[-1]["oracle_miou"] for result in results],
+    }
+    return {
+        name: f"{statistics.mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if values[1:] else "")
+        for name, values in figures.items()
+    }
+
+
+def main(
+    table: Annotated[Literal["1", "2", "3"], tyro.conf.Positional],
+    out: Path = Path("runs/ablations"),
+    seeds: int = 3,
+    steps: int | None = None,
+    limit: int | None = None,
+    record: bool = False,
+) -> None:
+    """Print a table of the paper, in miniature.
+
+    Args:
+        table: Which one.
+        out: Folder for scenes, trainings and results.
+        seeds: Trainings of each line.
+        steps: Of each training, instead of the run's.
+        limit: At most so many scenes are scored.
+        record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
+    """
+    began_at, rows = commit() if record else "", []
+    data = out / f"data-v{scenes.VERSION}"
+    if not (data / "scenes.json").is_file():
+        scenes.write(data)
+    dataset = replace(MaskFolder.open(data / "eval"), benchmark="scenes").first(limit)
+    for losses, name in LOSSES.items():
+        for line, change in TABLES[table].items():
+            results = []
+            for seed in range(seeds):
+                CONSOLE.print(f"{losses}, {line}, seed {seed} …")
+                run = change(get_run(name))
+                run = vary(run, steps=steps, warmup=steps // 8) if steps else run
+                folder = out / f"table{table}-{losses}-{line.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+                results.append(result_of(run, folder, data, dataset, seed))
+            rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
+    print_rows(rows)
+    if record:
+        record_table("RESULTS.md", f"table{table}", rows, began_at)
+
+
+if __name__ == "__main__":
+    with errors_in_one_line(resumes=True):
+        tyro.cli(main)

@@ -1,0 +1,64 @@
+"""The miniatures of Tables 1 to 3: what each line changes, and that a whole table runs."""
+
+from pathlib import Path
+
+import pytest
+from experiments import ablations
+from rich.console import Console
+
+from groupvit.data import scenes
+from groupvit.models import Stage
+from groupvit.training.objective import MultiLabel, terms_of
+from groupvit.training.run import Run, vary
+from groupvit.training.runs import get_run
+
+
+def runs_of(table: str) -> list[tuple[str, Run, Run]]:
+    """Return lines' names, what they are made of and what they make of it."""
+    columns = [get_run(name) for name in ablations.LOSSES.values()]
+    return [(line, run, change(run)) for run in columns for line, change in ablations.TABLES[table].items()]
+
+
+def test_table_1_varies_the_assignment_and_the_multi_label_loss() -> None:
+    for line, base, run in runs_of("1"):
+        assert run.model.image.hard_assignment == line.startswith("hard")
+        assert len(terms_of(run.objective, MultiLabel)) == ("multi-label" in line)
+        assert ablations.with_image(run, hard_assignment=True).model == base.model
+        assert (run.data, run.schedule, run.optimizer) == (base.data, base.schedule, base.optimizer)
+
+
+def test_table_2_has_the_papers_numbers_of_tokens() -> None:
+    for line, base, run in runs_of("2"):
+        (stage,) = run.model.image.stages
+        assert line == f"{stage.group_tokens} group tokens, {stage.output_groups} output tokens"
+        assert ablations.with_image(run, stages=base.model.image.stages) == base
+
+
+def test_table_3_varies_stages_and_data(tmp_path: Path) -> None:
+    for line, base, run in runs_of("3"):
+        assert len(run.model.image.stages) == (2 if line.startswith("two") else 1)
+        assert sum(stage.depth for stage in run.model.image.stages) == 3
+        assert (run.data == base.data) == line.endswith("30,000 scenes")
+    shards = [f"train/scenes-{i:04d}.tar" for i in range(30)]
+    assert sum(Path(shard).match(ablations.THIRD) for shard in shards) == 10
+
+
+def test_a_table_is_printed_and_nothing_is_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=40, evaluation=4, size=32)
+    small = vary(ablations.with_image(get_run("debug"), image_size=32, dim=32, heads=1), batch_size=8)
+    small = ablations.with_image(small, stages=(Stage(1, 4, 4),))
+    monkeypatch.setattr(ablations, "get_run", lambda name: small)
+    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    lines = {"soft": ablations.TABLES["1"]["soft"], "hard": ablations.TABLES["1"]["hard"]}
+    monkeypatch.setitem(ablations.TABLES, "1", lines)
+    printed = []
+    for _ in range(2):
+        ablations.main("1", out=tmp_path, seeds=2, steps=2, limit=3)
+        printed.append(capsys.readouterr())
+    assert printed[0].out == printed[1].out
+    assert "'Table 1': 'soft'" in printed[0].out
+    assert " to " in printed[0].out
+    assert "step 2/2" not in printed[1].err
+    assert len([*tmp_path.glob("table1-*/result.json")]) == 8
