@@ -72,6 +72,19 @@ def test_an_onnx_file_is_written_in_a_folder_or_under_its_name(
     assert (file.parent / "text.onnx").exists() == (out == "out" and not labels)
 
 
+def test_a_folder_of_onnx_files_is_written_whole_or_not_at_all(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise InputError("ONNX Runtime differs")
+
+    monkeypatch.setattr("groupvit.checkpoints.onnx.save_texts", refuse)
+    before = os.listdir(tmp_path)
+    with pytest.raises(InputError, match="differs"):
+        convert(str(source), tmp_path / "out", to="onnx")
+    assert os.listdir(tmp_path) == before
+
+
 @pytest.mark.parametrize("to", ["native", "release", "transformers"])
 def test_labels_go_into_an_onnx_file_only(to: Any, source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--labels go into an ONNX file"):

@@ -242,7 +242,7 @@ def test_labels_of_a_folder_are_read_as_those_of_segment(text, classes, tmp_path
         ("cat\nCat\ndog\n", "label 'Cat' is given twice"),
         ("dog,puppy\ncat\n", "has a comma"),
         ("cat\nbackground\n", "'background' needs words"),
-        ("background\ncat\n", "takes two other labels"),
+        ("background\n", "no label but background"),
         ("caf\xe9\ncat\n", "cannot be read"),
     ],
 )

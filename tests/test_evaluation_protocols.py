@@ -1,9 +1,10 @@
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark
+from groupvit.evaluation.datasets import BENCHMARKS, MaskFolder, open_benchmark
 from groupvit.evaluation.protocols import (
     CALIBRATED_NATIVE,
     CALIBRATED_VOCABULARY,
@@ -117,6 +118,19 @@ def test_a_model_s_own_words_are_asked_for_where_there_is_background(datasets):
     assert "background" not in [label.name for label in protocol.labels(datasets["pets"])]
     with pytest.raises(InputError, match="calibrated-vocabulary needs a model that brings its nouns"):
         protocol.view_of(RELEASE, datasets["pets"])
+
+
+def test_one_label_beside_the_background_takes_words_for_the_rest(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.new("L", (64, 48), part == "masks").save(tmp_path / part / "a.png")
+    (tmp_path / "classes.txt").write_text("background\ncrack\n")
+    dataset = MaskFolder.open(tmp_path)
+    assert dataset.classes == ("background", "crack")
+    for protocol in (CALIBRATED_NATIVE, CALIBRATED_WHOLE):
+        with pytest.raises(InputError, match="one label alone fits every pixel: take --protocol calibrated-vocab"):
+            protocol.view_of(RELEASE, dataset)
+    assert CALIBRATED_VOCABULARY.view_of(replace(RELEASE, rivals=("grass",)), dataset).background == "auto"
 
 
 def test_protocols_do_not_change():

@@ -59,16 +59,20 @@ def _write_onnx(source: Path, dst: Path, labels: Sequence[str], licence: str) ->
     """Write the model, with labels as `groupvit segment` would look for them, or into a folder with its texts' half."""
     from groupvit import checkpoints
     from groupvit.checkpoints.onnx import save, save_texts
+    from groupvit.files import new_folder
     from groupvit.segmentation import Segmenter, View
 
     model, config = checkpoints.load(source)
-    bank, file = None, dst if dst.suffix == ".onnx" else dst / "model.onnx"
+    bank = None
     if labels:
         segmenter, view = Segmenter(model, config, device="cpu", precision="fp32"), View()
         named = {label.name: label.words for label in segmenter.labels_of(labels, view)}
         bank = {name: segmenter.embed_words(words, view.templates) for name, words in named.items()}
-    print(save(file, model, config, labels=bank, licence=licence))
-    print(f"wrote {file}")
-    if not labels and file != dst:
-        print(save_texts(dst / "text.onnx", model, config, licence=licence))
-        print(f"wrote {dst / 'text.onnx'}")
+    if dst.suffix == ".onnx":
+        print(save(dst, model, config, labels=bank, licence=licence))
+    else:
+        with new_folder(dst) as folder:
+            print(save(folder / "model.onnx", model, config, labels=bank, licence=licence))
+            if not labels:
+                print(save_texts(folder / "text.onnx", model, config, licence=licence))
+    print(f"wrote {dst}")

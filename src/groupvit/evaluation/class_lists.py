@@ -40,8 +40,8 @@ def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
     if len(lines) > IGNORE:
         raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
     bare = clean(lines[0]).lower() == BACKGROUND
-    if bare and len(lines) < 3:
-        raise InputError(f"{listing}: to tell background takes two other labels, since one alone fits every pixel")
+    if bare and len(lines) < 2:
+        raise InputError(f"{listing} has no label but background")
     with input_error(str(listing), InputError):
         labels = [parse_labels([line])[0] for line in lines[bare:]]
         parse_labels(labels)

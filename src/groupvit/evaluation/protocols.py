@@ -71,6 +71,11 @@ class Protocol:
         vocabulary = self.contrast == "vocabulary" and dataset.has_background
         if vocabulary and not config.rivals:
             raise InputError(f"protocol {self.name} needs a model that brings its nouns: take calibrated-whole")
+        if dataset.has_background and not vocabulary and len(self.labels(dataset)) == 1:
+            raise InputError(
+                f"{dataset.root}: one label alone fits every pixel: take --protocol calibrated-vocabulary, and a model "
+                "that brings words for the rest (photos-trunk)"
+            )
         return replace(
             self.view,
             short_side=self.view.short_side and self.view.short_side * unit,
