@@ -45,7 +45,8 @@ MAX_LETTERS = 5000
 MAX_WAITING = 20
 SECONDS = 60  # for a request to arrive
 _KEPT = 600  # seconds
-_PIXELS_DRAWN = 2**20
+_PIXELS_DRAWN = 2**18  # the page is 420 pixels high, and Gradio writes a PNG for each label
+_PIXELS_SAVED = 2**22
 _EXAMPLES = {"chelsea": "cat, bed=bed,blanket, wall", "coffee": "cup, spoon, table", "astronaut": "person, flag"}
 _TITLE = "Segments from words"
 _HELP = "Separate labels by commas. Several words for one label: person=man,woman"
@@ -110,7 +111,7 @@ def page(segmenter: Segmenter) -> "Blocks":
                 with gr.Tabs():
                     with gr.Tab("Labels"):
                         pictures: list[Any] = [
-                            gr.AnnotatedImage(label="Point at a label to see its pixels", height=420)
+                            gr.AnnotatedImage(label="Point at a label to see its pixels", height=420, format="jpeg")
                         ]
                     for stage in range(1, stages + 1):
                         with gr.Tab(f"Groups, stage {stage}"):
@@ -175,7 +176,7 @@ def _files(result: Segmentation) -> list[Any]:
     from gradio.processing_utils import save_bytes_to_cache
 
     files = {
-        "overlay.png": _png(result.reduced(4 * _PIXELS_DRAWN).overlay()),
+        "overlay.png": _png(result.reduced(_PIXELS_SAVED).overlay()),
         "labels.png": _png(drawing.indexed(result.label_map, result.names)),
         "labels.json": json.dumps(result.to_dict(), indent=2).encode(),
     }
