@@ -45,6 +45,7 @@ def test_photographs_are_named_as_the_card_says(row: dict[str, str], photos: Seg
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this model knows aeroplane by airplane")
 @pytest.mark.parametrize("name", ["voc2012", "pets"])
 def test_benchmarks_score_as_the_card_says(name: str, data_dir: Path) -> None:
     photos = groupvit.load("photos-trunk", precision="bf16")
