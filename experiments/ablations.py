@@ -9,7 +9,6 @@ Each table in two columns: the losses of the paper and ours with nouns, otherwis
 the same command goes on where it was.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
-from experiments.scenes import row
+from experiments.scenes import mean_and_range, row
 from experiments.table4 import CONSOLE, SCENES, finish
 from experiments.trunk_variants import with_image
 
@@ -84,16 +83,14 @@ def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int) -
 
 def cells(results: Sequence[Result]) -> dict[str, str]:
     """Return a row's figures: the mean over seeds, and the range of several."""
+    means = [row(result.matrix) for result in results]
     figures = {
-        "mIoU": [row(result.matrix)["miou"] for result in results],
-        "things": [row(result.matrix)["things"] for result in results],
+        "mIoU": [mean["miou"] for mean in means],
+        "things": [mean["things"] for mean in means],
         "boundary mIoU": [result.metrics()["boundary_miou"] for result in results],
         "best names": [result.grouping()[-1]["oracle_miou"] for result in results],
     }
-    return {
-        name: f"{statistics.mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if values[1:] else "")
-        for name, values in figures.items()
-    }
+    return {name: mean_and_range(values) for name, values in figures.items()}
 
 
 def main(

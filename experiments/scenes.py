@@ -53,6 +53,12 @@ def row(matrix: np.ndarray) -> Row:
     return dict(zip(("miou", "things", "grounds"), map(float, means), strict=True))
 
 
+def mean_and_range(values: Sequence[float]) -> str:
+    """Return the mean over seeds, and the range of several."""
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
 def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
     """Score colour alone: a look-up table counted with masks, and k-means with each cluster's best label."""
     classes = len(scenes.CLASSES)
@@ -121,11 +127,7 @@ def print_table(rows: dict[str, list[Row]]) -> None:
     """Return the mean over seeds, and the range if there are several."""
     table = Table("held-out scenes, IoU in %", "mIoU", "things", "grounds", "seeds")
     for name, seeds in rows.items():
-        cells = []
-        for key in ("miou", "things", "grounds"):
-            values = [values[key] for values in seeds]
-            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        cells = [mean_and_range([values[key] for values in seeds]) for key in ("miou", "things", "grounds")]
         table.add_row(name, *cells, str(len(seeds)))
     Console(width=120).print(table)
 

@@ -24,6 +24,7 @@ from experiments.clustering import CLUSTERINGS, clustered
 from experiments.command import errors_in_one_line
 from experiments.predictions import evaluate_predictions
 from experiments.record import commit, record_results
+from experiments.scenes import mean_and_range
 from experiments.scenes import row as scenes_row
 from rich.console import Console
 from rich.table import Table
@@ -111,10 +112,8 @@ def print_table(results: dict[str, list[Result]], title: str) -> None:
     for name, seeds in results.items():
         cells = []
         for counted in (seeds, [oracle(result) for result in seeds if result.photos[0].stages]):
-            means = [mean_iou(result.matrix) for result in counted]
-            spread = f" ({min(means):.1f} to {max(means):.1f})" if len(means) > 1 else ""
             ends = counted[0].interval() if counted else None
-            cells.append(f"{statistics.mean(means):.1f}{spread}" if counted else "")
+            cells.append(mean_and_range([mean_iou(result.matrix) for result in counted]) if counted else "")
             cells.append(f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else "")
         groups = [stages[-1]["groups"] for result in seeds if (stages := result.grouping())]
         table.add_row(name, *cells, f"{statistics.mean(groups):.1f}" if groups else "")

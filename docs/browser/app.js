@@ -49,7 +49,7 @@ async function embedWords(model, words) {
   return { vectors: rowsOf(made.words.data, model.embed), unseen };
 }
 
-/** Return the labels' names, the vectors of their words, and which words it does not know. */
+/** Return the labels' names, the vectors of their words, and which words the model does not know. */
 async function nameLabels(model, text) {
   const labels = parseLabels(text);
   const given = labels.flatMap((label) => label.words);

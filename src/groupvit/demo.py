@@ -197,8 +197,9 @@ def _png(picture: "Image.Image") -> bytes:
 def _examples() -> list[list[str]]:
     """Copy photographs of scikit-image, for visitors without one; its own way to read them takes half a second."""
     spec, folder = find_spec("skimage"), os.environ["GRADIO_TEMP_DIR"]
-    photos = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
-    files = {photos / f"{name}.png": words for name, words in _EXAMPLES.items()}
+    if not spec or not spec.origin:
+        return []
+    files = {Path(spec.origin).parent / f"data/{name}.png": words for name, words in _EXAMPLES.items()}
     return [[shutil.copy(file, folder), words] for file, words in files.items() if file.is_file()]
 
 
