@@ -1,12 +1,14 @@
-"""Tables 1 to 3 of the paper (§4.2) in miniature, on scenes: what each part of GroupViT is worth.
+"""Tables 1 to 3 of the paper (§4.2) in miniature, on scenes: what each part of GroupViT is worth; then what groups are.
 
     python -m experiments.ablations 1 --out runs/ablations --record    # hard or soft, with multi-label loss or without
     python -m experiments.ablations 2 --out runs/ablations --record    # how many group tokens and output tokens
     python -m experiments.ablations 3 --out runs/ablations --record    # one stage or two, on a third of the data or all
+    python -m experiments.ablations 4 --out runs/ablations --record    # groups or patches, with the same losses
 
-Each table in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
-`scenes-64`. A training takes about five minutes of one core. A complete one is not done again, so after an interruption
-the same command goes on where it was.
+Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
+`scenes-64`. The fourth, with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A
+training takes about five minutes of one core, with patches of 4 px five times as long. A complete one is not done
+again, so after an interruption the same command goes on where it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from experiments.clustering import clustered, refined
 from experiments.command import errors_in_one_line
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import mean_and_range, row
-from experiments.table4 import CONSOLE, SCENES, finish
+from experiments.table4 import CONSOLE, SCENES, finish, plain_run
 from experiments.trunk_variants import with_image
 
 from groupvit import api
@@ -48,6 +51,8 @@ def tokens(groups: int, outputs: int) -> Callable[[Run], Run]:
 ONE, TWO = (Stage(3, 32, 32),), (Stage(2, 32, 32), Stage(1, 8, 8))
 """Table 3's encoders, of equal depth. The paper's have 64 group tokens, and 8 in the second stage."""
 
+FINE = {"patch_size": 4}
+
 THIRD = "train/scenes-000[0-9].tar"
 """10,000 of the 30,000 scenes."""
 
@@ -68,16 +73,32 @@ TABLES: dict[str, dict[str, Variant]] = {
         for title, changes in (("10,000 scenes", {"train": THIRD}), ("30,000 scenes", {}))
         for name, stages in (("one stage", ONE), ("two stages", TWO))
     },
+    "4": {
+        "patches alone": lambda run: plain_run(run, nouns=True),
+        "16 groups": lambda run: run,
+        "16 groups, refined": lambda run: run,
+        "64 groups": tokens(64, 64),
+        "16 groups, then 8": lambda run: with_image(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
+        "patches of 4 px alone": lambda run: plain_run(with_image(run, **FINE), nouns=True),
+        "16 groups of patches of 4 px": lambda run: with_image(run, **FINE),
+        "16 groups of patches of 4 px, refined": lambda run: with_image(run, **FINE),
+    },
 }
 """Each table's lines, and what a line changes of a run."""
 
+REFINED = ", refined"
+"""Ends the lines that take another line's training."""
 
-def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int) -> Result:
-    """Return the result of a training, of which both are made if they are not there."""
-    file = folder / "result.json"
+
+def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *, refine: bool = False) -> Result:
+    """Return the result of a training, of which both are made if they are not there; without groups, of its patches."""
+    file = folder / ("refined.json" if refine else "result.json")
     if not file.is_file():
         finish(run, data, folder, seed)
-        evaluate(api.load(folder, engine="torch", precision="fp32"), dataset, SCENES).save(file)
+        segmenter = api.load(folder, engine="torch", precision="fp32")
+        if not any(stage.groups for stage in run.model.image.stages):
+            segmenter = clustered(segmenter, "pixel-wise")
+        evaluate(refined(segmenter) if refine else segmenter, dataset, SCENES).save(file)
     return Result.load(file)
 
 
@@ -88,13 +109,13 @@ def cells(results: Sequence[Result]) -> dict[str, str]:
         "mIoU": [mean["miou"] for mean in means],
         "things": [mean["things"] for mean in means],
         "boundary mIoU": [result.metrics()["boundary_miou"] for result in results],
-        "best names": [result.grouping()[-1]["oracle_miou"] for result in results],
+        "best names": [stages[-1]["oracle_miou"] for result in results if (stages := result.grouping())],
     }
-    return {name: mean_and_range(values) for name, values in figures.items()}
+    return {name: mean_and_range(values) if values else "" for name, values in figures.items()}
 
 
 def main(
-    table: Annotated[Literal["1", "2", "3"], tyro.conf.Positional],
+    table: Annotated[Literal["1", "2", "3", "4"], tyro.conf.Positional],
     out: Path = Path("runs/ablations"),
     seeds: int = 3,
     steps: int | None = None,
@@ -116,15 +137,16 @@ def main(
     if not (data / "scenes.json").is_file():
         scenes.write(data)
     dataset = replace(MaskFolder.open(data / "eval"), benchmark="scenes").first(limit)
-    for losses, name in LOSSES.items():
+    for losses in LOSSES if table != "4" else ("nouns",):
         for line, change in TABLES[table].items():
             results = []
             for seed in range(seeds):
                 CONSOLE.print(f"{losses}, {line}, seed {seed} …")
-                run = change(get_run(name))
+                run = change(get_run(LOSSES[losses]))
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
-                folder = out / f"table{table}-{losses}-{line.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-                results.append(result_of(run, folder, data, dataset, seed))
+                trained = line.removesuffix(REFINED).replace(", ", "-").replace(" ", "-")
+                folder = out / f"table{table}-{losses}-{trained}-seed{seed}"
+                results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
             rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
     print_rows(rows)
     if record:

@@ -1,8 +1,9 @@
-"""A plain ViT whose patches are grouped afterwards, by clustering (Table 4)."""
+"""Patches grouped afterwards, by clustering (Table 4), and learned groups that clustering refines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from groupvit.errors import InputError
 from groupvit.models import Assignment, ImageFeatures, Ungrouped
+from groupvit.models.grouping import AssignAttention, Groups, Segments, Shares
 from groupvit.segmentation.segmenter import Segmenter
 
 Clustering = Literal["pixel-wise", "k-means", "mean-shift", "spectral"]
@@ -38,6 +40,33 @@ def clustered(segmenter: Segmenter, method: Clustering, groups: int = 8) -> Segm
 
         model.image_encoder.register_forward_hook(regroup)
     return Segmenter(model, segmenter.config, device=segmenter.device, precision=segmenter.precision)
+
+
+def refined(segmenter: Segmenter, rounds: int = 8) -> Segmenter:
+    """Return a segmenter whose learned groups go on as k-means does, in the space in which segments choose them.
+
+    In each round a group's query becomes the mean key of its segments, and each segment chooses again; a group without
+    segments is out. Raises `InputError` for a model whose logits are no cosines.
+    """
+    model = deepcopy(segmenter.model)
+    blocks = [module for module in model.image_encoder.modules() if isinstance(module, AssignAttention)]
+    if not blocks or any(block.logits != "cosine" for block in blocks):
+        raise InputError("only groups that are chosen by cosine logits can be refined")
+    for block in blocks:
+        block.similarity = partial(_similarity, block, block.similarity, rounds)
+    return Segmenter(model, segmenter.config, device=segmenter.device, precision=segmenter.precision)
+
+
+def _similarity(
+    block: AssignAttention, learned: Callable[..., Shares], rounds: int, groups: Groups, segments: Segments
+) -> Shares:
+    logits, keys = learned(groups, segments), block.k_proj(segments).float()
+    keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=-1)
+    for _ in range(rounds):
+        members = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(keys.dtype).transpose(1, 2)
+        logits = F.normalize(members @ keys, dim=-1) @ keys.transpose(1, 2) * block.scale.exp().clamp(max=100)
+        logits = logits.masked_fill(members.sum(dim=-1, keepdim=True) == 0, float("-inf"))
+    return logits
 
 
 def cluster(patches: Float[Tensor, "patches dim"], method: Clustering, groups: int = 8) -> Int[np.ndarray, " patches"]:

@@ -3,24 +3,26 @@
     python -m experiments.table4 scenes --seeds 3
     python -m experiments.table4 pets --data FOLDER --captions SHARDS
     python -m experiments.table4 pets --data FOLDER --model CHECKPOINT --plain CHECKPOINT
+    python -m experiments.table4 voc2012 --data FOLDER --model photos-trunk --clusterings pixel-wise k-means
 
 Prints one table: trivial baselines, the four groupings of a plain ViT, the model, and what each grouping would give
 with the best true names (more groups flatter it, so their mean number stands beside it), all under one protocol, with
 95 % intervals over photos. Writes result files and pictures.
 
+A model whose groups learn nothing (`Stage.seeded`) is compared with its own patches: the same weights without groups.
 `scenes` takes what `experiments.scenes` has trained, and trains two plain ViTs if need be (four minutes each): the same
 pictures, width, depth and steps, no group tokens; one with the contrastive loss of captions alone, as in the paper, and
 one with the noun losses of the run, to tell what is due to the groups from what is due to the losses.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from experiments.clustering import CLUSTERINGS, clustered
+from experiments.clustering import CLUSTERINGS, Clustering, clustered
 from experiments.command import errors_in_one_line
 from experiments.predictions import evaluate_predictions
 from experiments.record import commit, record_results
@@ -30,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groupvit import api
-from groupvit.checkpoints import latest
+from groupvit.checkpoints import latest, native
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.evaluation import pictures
@@ -40,7 +42,7 @@ from groupvit.evaluation.datasets import Dataset, MaskFolder, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol
 from groupvit.evaluation.results import Result, compare
-from groupvit.models import Stage, with_stages
+from groupvit.models import Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
 from groupvit.training.loop import train
 from groupvit.training.objective import Captions, Nouns, terms_of
@@ -76,13 +78,17 @@ def oracle(result: Result) -> Result:
 
 
 def rows(
-    model: Segmenter, plain: dict[str, Segmenter], dataset: Dataset, protocol: Protocol
+    model: Segmenter,
+    plain: dict[str, Segmenter],
+    dataset: Dataset,
+    protocol: Protocol,
+    clusterings: Sequence[Clustering] = CLUSTERINGS,
 ) -> Iterator[tuple[str, Result]]:
     """Yield the lines of the table."""
     for name, predict in trivial_baselines(model, dataset, protocol.labels(dataset), protocol.view.templates).items():
         yield name, evaluate_predictions(dataset, predict, name)
     for name, vit in plain.items():
-        for method in CLUSTERINGS:
+        for method in clusterings:
             yield f"{name}, {method}", evaluate(clustered(vit, method), dataset, protocol)
     yield "GroupViT", evaluate(model, dataset, protocol)
 
@@ -101,6 +107,18 @@ def finish(run: Run, data: Path, out: Path, seed: int = 0) -> None:
     """Train, resume a training, or leave a complete one as it is."""
     if latest(out) != folder_of(out, run.schedule.steps):
         train(run, data, out, seed=seed, resume=latest(out) is not None)
+
+
+def without_groups(source: str, out: Path) -> dict[str, Path]:
+    """Write the checkpoint's weights as those of a plain ViT, where its groups have none; otherwise return nothing."""
+    model, config = api.load_model(source)
+    if [stage.seeded for stage in config.image.stages] != [True]:
+        return {}
+    config = with_stages(config, Stage(config.image.stages[0].depth))
+    plain = build_model(config)
+    plain.load_state_dict(model.state_dict())
+    native.save(out, plain, config)
+    return {"the same weights": out}
 
 
 def print_table(results: dict[str, list[Result]], title: str) -> None:
@@ -133,12 +151,18 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def measure(
-    model: str, plain: dict[str, Path], dataset: Dataset, protocol: Protocol, folder: Path
+    model: str,
+    plain: dict[str, Path],
+    dataset: Dataset,
+    protocol: Protocol,
+    folder: Path,
+    clusterings: Sequence[Clustering] = CLUSTERINGS,
 ) -> dict[str, Result]:
     """Return all lines for one model and its plain ViTs; write result files and pictures of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     segmenter, results = api.load(model), dict[str, Result]()
-    for name, result in rows(segmenter, {n: api.load(path) for n, path in plain.items()}, dataset, protocol):
+    plains = {name: api.load(path) for name, path in plain.items()}
+    for name, result in rows(segmenter, plains, dataset, protocol, clusterings):
         results[name] = result
         result.save(folder / file_name(name))
         CONSOLE.print(f"{name}: {mean_iou(result.matrix):.1f}")
@@ -159,6 +183,7 @@ def main(
     plain: Path | None = None,
     captions: Path | None = None,
     protocol: str = "calibrated-native",
+    clusterings: tuple[Clustering, ...] = CLUSTERINGS,
     limit: int | None = None,
     seeds: int = 1,
     out: Path = Path("runs/table4"),
@@ -173,6 +198,7 @@ def main(
         plain: Checkpoint of a plain ViT trained on the same; scenes have their own. Without one: no baselines.
         captions: Folder of captioned photos on which to train both instead (OUT/photos-group and OUT/photos-plain).
         protocol: Of `groupvit evaluate`; scenes have their own.
+        clusterings: Of the patches of plain ViTs.
         limit: At most so many photos, spread evenly.
         seeds: Of scenes, so many trainings of each model.
         out: Folder for result files and pictures.
@@ -190,12 +216,13 @@ def main(
             finish(PHOTOS, captions, Path(model))
             finish(plain_run(PHOTOS, nouns=False), captions, plain)
         settings, dataset = get_protocol(protocol), open_benchmark(benchmark, data).first(limit)
-        models = [(str(model), {"plain ViT": plain} if plain else {})]
+        plains = {"plain ViT": plain} if plain else without_groups(str(model), out / "without-groups")
+        models = [(str(model), plains)]
     else:
         raise InputError(f"{benchmark} needs --data, and --model or --captions")
     for seed, (path, paths) in enumerate(models):
         folder = out / (f"{benchmark}-seed{seed}" if len(models) > 1 else benchmark)
-        for name, result in measure(path, paths, dataset, settings, folder).items():
+        for name, result in measure(path, paths, dataset, settings, folder, clusterings).items():
             results.setdefault(name, []).append(result)
     print_table(results, f"{benchmark}, {len(dataset)} photos, protocol {settings.name}")
     if record:

@@ -1,4 +1,4 @@
-"""The miniatures of Tables 1 to 3: what each line changes, and that a whole table runs."""
+"""The miniatures of Tables 1 to 3 and groups against patches: what each line changes, and that a whole table runs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from groupvit.data import scenes
 from groupvit.models import Stage
-from groupvit.training.objective import MultiLabel, terms_of
+from groupvit.training.objective import MultiLabel, Nouns, terms_of
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
 
@@ -41,6 +41,38 @@ def test_table_3_varies_stages_and_data(tmp_path: Path) -> None:
         assert (run.data == base.data) == line.endswith("30,000 scenes")
     shards = [f"train/scenes-{i:04d}.tar" for i in range(30)]
     assert sum(Path(shard).match(ablations.THIRD) for shard in shards) == 10
+
+
+def test_table_4_varies_the_groups_and_keeps_the_losses_weights() -> None:
+    base = get_run(ablations.LOSSES["nouns"])
+    for line, start, run in runs_of("4"):
+        if start == base:
+            weights = sum(term.weight for term in terms_of(run.objective, Nouns))
+            assert weights == sum(term.weight for term in terms_of(base.objective, Nouns))
+            assert sum(stage.depth for stage in run.model.image.stages) == 3
+            assert any(stage.groups for stage in run.model.image.stages) != ("alone" in line)
+            assert run.model.image.patch_size == (4 if "4 px" in line else 8)
+            assert (run.data, run.schedule) == (base.data, base.schedule)
+
+
+def test_patches_and_refined_groups_are_scored_and_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=40, evaluation=4, size=32)
+    small = vary(ablations.with_image(get_run("debug"), image_size=32, dim=32, heads=1), batch_size=8)
+    monkeypatch.setattr(ablations, "get_run", lambda name: small)
+    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    lines = {name: ablations.TABLES["4"][name] for name in ("patches alone", "16 groups", "16 groups, refined")}
+    monkeypatch.setitem(ablations.TABLES, "4", lines)
+    ablations.main("4", out=tmp_path, seeds=1, steps=2, limit=3)
+    printed = capsys.readouterr().out
+    assert printed.count("'losses': 'nouns'") == 3
+    assert printed.count("'best names': ''") == 1
+    assert {file.parent.name for file in tmp_path.glob("table4-*/*.json")} == {
+        "table4-nouns-patches-alone-seed0",
+        "table4-nouns-16-groups-seed0",
+    }
+    assert (tmp_path / "table4-nouns-16-groups-seed0" / "refined.json").is_file()
 
 
 def test_a_table_is_printed_and_nothing_is_trained_twice(

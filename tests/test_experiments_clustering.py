@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from experiments.clustering import CLUSTERINGS, _grouped, cluster, clustered
+from experiments.clustering import CLUSTERINGS, _grouped, cluster, clustered, refined
 from PIL import Image
 from sklearn.cluster import KMeans
 
@@ -119,6 +121,30 @@ def test_a_photo_with_fewer_clusters_has_no_more_scores_than_alone(segmenter):
     flat = Image.new("RGB", (32, 32))
     beside, alone = plain.segment([other, flat], LABELS, **options)[1], plain.segment(flat, LABELS, **options)
     assert np.array_equal(beside.label_map, alone.label_map)
+
+
+def test_refined_groups_are_nearer_to_their_segments_and_leave_the_model_alone(quarters):
+    torch.manual_seed(0)
+    config = with_stages(replace(PLAIN, image=replace(PLAIN.image, assign_logits="cosine")), Stage(2, 8, 8))
+    grouped = Segmenter(build_model(config), config, precision="fp32")
+    before = grouped.segment(quarters[0], LABELS)
+    finer = refined(grouped, rounds=8)
+    assert np.array_equal(grouped.segment(quarters[0], LABELS).label_map, before.label_map)
+
+    def nearness(segmenter):
+        [stage] = segmenter.model.image_encoder.grouping_stages()
+        with torch.inference_mode():
+            features = segmenter.model.image_encoder(torch.randn(1, 3, 32, 32, generator=torch.manual_seed(1)))
+            block, segments = stage.grouping, features.ungrouped[0].segments
+            keys = block.assign.k_proj(block.norm_segments(segments))[0]
+        keys = torch.nn.functional.normalize(keys - keys.mean(dim=0), dim=-1)
+        hard = features.assignments[0].hard[0]
+        return ((hard @ keys).norm(dim=-1)).sum()  # what spherical k-means makes large
+
+    assert nearness(finer) >= nearness(refined(grouped, rounds=1)) > nearness(grouped)
+    assert nearness(refined(grouped, rounds=0)) == nearness(grouped)
+    with pytest.raises(InputError, match="cosine"):
+        refined(Segmenter(build_model(PLAIN), PLAIN))
 
 
 def test_k_means_is_the_best_of_ten_beginnings():

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from experiments import table4
 from PIL import Image
 
@@ -17,6 +19,13 @@ CONFIG = ModelConfig(
     TextEncoderConfig(16, 2, 1),
     embed_dim=8,
     projector_dim=16,
+)
+
+TRUNK = replace(
+    CONFIG,
+    image=ImageEncoderConfig(
+        32, 8, 32, 2, stages=(Stage(0, output_groups=4, seeded=True),), drop_path=0.0, stem="efficientnet-lite0"
+    ),
 )
 
 
@@ -61,6 +70,21 @@ def test_a_table_has_floors_baselines_and_the_model(folder, tmp_path, capsys):
     figures = table4.figures(result)
     assert figures["groups"] > 1
     json.dumps(figures)
+
+
+def test_groups_that_learn_nothing_are_compared_with_the_same_weights_without_them(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    config = replace(TRUNK, image=replace(TRUNK.image, stages=(Stage(0, output_groups=4, seeded=True),)))
+    model = build_model(config)
+    native.save(tmp_path / "model", model, config)
+    out = tmp_path / "out"
+    table4.main("folder", data=folder, model=str(tmp_path / "model"), clusterings=("pixel-wise",), out=out)
+    plain, bare = native.load(out / "without-groups")
+    assert bare == with_stages(config, Stage(0))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+    assert {path.stem for path in (out / "folder").glob("*.json")} >= {"GroupViT", "the-same-weights-pixel-wise"}
+    native.save(tmp_path / "learned", build_model(CONFIG), CONFIG)
+    assert table4.without_groups(str(tmp_path / "learned"), out / "none") == {}
 
 
 def test_a_benchmark_without_folder_or_model_is_refused():
