@@ -45,14 +45,14 @@ def test_table_3_varies_stages_and_data(tmp_path: Path) -> None:
 
 def test_table_4_varies_the_groups_and_keeps_the_losses_weights() -> None:
     base = get_run(ablations.LOSSES["nouns"])
-    for line, start, run in runs_of("4"):
-        if start == base:
-            weights = sum(term.weight for term in terms_of(run.objective, Nouns))
-            assert weights == sum(term.weight for term in terms_of(base.objective, Nouns))
-            assert sum(stage.depth for stage in run.model.image.stages) == 3
-            assert any(stage.groups for stage in run.model.image.stages) != ("alone" in line)
-            assert run.model.image.patch_size == (4 if "4 px" in line else 8)
-            assert (run.data, run.schedule) == (base.data, base.schedule)
+    for line, change in ablations.TABLES["4"].items():
+        run = change(base)
+        weights = sum(term.weight for term in terms_of(run.objective, Nouns))
+        assert weights == sum(term.weight for term in terms_of(base.objective, Nouns))
+        assert sum(stage.depth for stage in run.model.image.stages) == 3
+        assert any(stage.groups for stage in run.model.image.stages) != ("alone" in line)
+        assert run.model.image.patch_size == (4 if "4 px" in line else 8)
+        assert (run.data, run.schedule) == (base.data, base.schedule)
 
 
 def test_patches_and_refined_groups_are_scored_and_trained_once(
