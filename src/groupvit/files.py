@@ -1,5 +1,6 @@
 """Write files whole or not at all, find the cache, and tell photos by their names."""
 
+import errno
 import io
 import os
 import re
@@ -52,6 +53,10 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails."""
+    if folder.is_mount():
+        raise InputError(
+            f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"
+        )
     unfinished = folder.with_name(folder.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -101,5 +106,8 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # network and FUSE file systems do it on their own, or cannot
+                raise
         finally:
             os.close(descriptor)

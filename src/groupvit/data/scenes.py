@@ -253,8 +253,8 @@ def write(
 
     The two sets have different seeds. A folder that holds the same set already is left as it is.
     """
-    if size < 8 or size % 8 or min(train, evaluation) < 1 or seed < 0:
-        raise InputError("scenes need a size that is a multiple of 8, pictures of both kinds, and a seed from 0 on")
+    if not 8 <= size <= 4096 or size % 8 or min(train, evaluation) < 1 or seed < 0:
+        raise InputError("scenes need a size of 8 to 4,096 in steps of 8, pictures of both kinds, a seed from 0 on")
     if folder.absolute() == Path.cwd():
         raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
     settings = json.dumps({"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed})
