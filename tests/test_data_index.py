@@ -63,6 +63,15 @@ def test_names_need_not_be_utf_8(tmp_path):
     assert CaptionedPhotos.open(shards).read(0, 2) == samples(3)[2]
 
 
+def test_a_name_may_be_too_long_for_an_index_beside_it(tmp_path):
+    (shard,) = write_shards(samples(2), tmp_path, prefix="n" * 200)
+    shard = shard.rename(tmp_path / f"{'n' * 250}.tar")
+    assert len(CaptionedPhotos.open([shard])) == 2
+    (error,) = index_shards([shard], where=beside)
+    assert "cannot write" in str(error)
+    assert "File name too long" in str(error)
+
+
 def test_a_training_writes_nothing_beside_its_data(shards):
     before = sorted(shards[0].parent.iterdir())
     CaptionedPhotos.open(shards)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import Row, Sample, is_compressed, read_image, read_vocabulary, scan_shard, unpack
-from groupvit.data.storage import File, stamp
+from groupvit.data.shards import Row, Sample, read_image, read_vocabulary, scan_shard, unpack
+from groupvit.data.storage import File, is_compressed, stamp
 from groupvit.data.table import arrow, fits, open_table, schema, table_of, value_counts
 from groupvit.data.tar import FAULTS, Fault, left_out
 from groupvit.data.workers import mapped
@@ -84,7 +84,7 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
     """Return the index beside the shard or at `where` that fits the shard and its vocabulary as they are now."""
     now = stamp(shard)
     for path in dict.fromkeys((beside(shard), where(shard))):
-        index = _read(shard, path) if path.is_file() else None
+        index = _read(shard, path) if os.path.isfile(path) else None  # its name may be too long
         if (
             index
             and index.stamp == now

@@ -46,6 +46,7 @@ KINDS = {
     "bad-json": Kind(
         FAULTS["bad-json"], "write the JSON again: an object with `captions`, a list, or `caption`; `tags` is a list"
     ),
+    "long-text": Kind(FAULTS["long-text"], "cut the caption, or leave the sample out"),
     "no-vocabulary": Kind(
         "photos have tags, and which words their source could have said is not known",
         "write that file, one word a line; training refuses the shard",
@@ -178,7 +179,8 @@ class Report:
             kind, findings = KINDS[name], [finding for finding in self.findings if finding.kind == name]
             yield from ("", f"{kind.severity} {name}, {self.counts[name]:,} x: {kind.meaning}")
             for finding in findings[:_NAMED]:
-                yield "  " + ": ".join(filter(None, (finding.shard, finding.key, finding.detail)))
+                line = ": ".join(filter(None, (finding.shard, finding.key, finding.detail)))
+                yield "  " + " ".join(line.splitlines())
             if self.counts[name] > _NAMED:
                 shown = "all" if self.counts[name] == len(findings) else f"{MOST:,}"
                 yield f"  and {self.counts[name] - _NAMED:,} more (--json names {shown})"

@@ -11,6 +11,8 @@ from groupvit.files import PHOTO_SUFFIXES
 
 IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 TEXT_ENDINGS = frozenset(("txt", "json"))
+MAX_TEXT = 2**20  # bytes; larger ones are not read
+MAX_CAPTION = 10_000  # characters; the time that nouns of web pages' code take grows with the square
 BLOCK = 512  # bytes of a tar header, which stands right before its member's data
 
 
@@ -37,6 +39,7 @@ FAULTS = {
     "no-caption": "no caption",
     "not-utf8": "the caption is not UTF-8",
     "bad-json": "the JSON is broken, or its captions or tags are no texts",
+    "long-text": f"a text of more than {MAX_TEXT >> 20} MB, or a caption of more than {MAX_CAPTION:,} characters",
 }
 """What may be wrong with a sample or a tar, before an image is decoded."""
 
@@ -45,7 +48,8 @@ def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
     """Yield a line for each kind of fault, and for the first ones of it."""
     for kind, count in Counter(fault.kind for _, fault in faults).most_common():
         yield f"left out: {count:,} x {FAULTS[kind]}"
-        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:3]
+        places = [f"{place}{fault}" for place, fault in faults if fault.kind == kind][:3]
+        yield from ("  " + " ".join(place.splitlines()) for place in places)  # names may hold line breaks
 
 
 class Member(NamedTuple):
@@ -95,7 +99,7 @@ def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
     if ending in IMAGE_ENDINGS:
         file.seek(member.offset_data - BLOCK)
         header = zlib.crc32(file.read(BLOCK))
-    elif ending in TEXT_ENDINGS:
+    elif ending in TEXT_ENDINGS and member.size <= MAX_TEXT:
         file.seek(member.offset_data)
         text = file.read(member.size)
     return Member(name, member.offset_data, member.size, header, text)
