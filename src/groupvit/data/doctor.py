@@ -5,8 +5,10 @@ lossless file, is found; a resized, turned or newly compressed one is not.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
+import os
 import re
 import zlib
 from array import array
@@ -130,7 +132,7 @@ class _Shard:
 
 
 def _digest(image: Image.Image) -> int:
-    content = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=8, salt=f"{image.width}".encode())
+    content = hashlib.blake2b(image.tobytes(), digest_size=8, salt=f"{image.width}".encode())
     return int.from_bytes(content.digest())
 
 
@@ -180,7 +182,9 @@ def _digest_of(path: Path) -> int | str:
 
 
 def _images(folder: Path) -> list[Path]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+    names = sorted(glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True, include_hidden=True), reverse=True)
+    unique = {os.path.realpath(name): Path(name) for name in names}  # links may lead back
+    paths = [path for path in sorted(unique.values()) if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
     if not paths:
         raise InputError(f"{folder}: no images to compare with; give the folder of an evaluation")
     return paths
@@ -279,12 +283,13 @@ def _caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistic
 
 def _noun_statistics(counts: Counter[str], examined: Sequence[_Shard], batch_size: int) -> NounStatistics:
     photos = np.array([each.photos for each in examined], dtype=np.int64)
+    size = min(batch_size, int(photos.sum()))  # a larger batch repeats photos
     batches = min(_BATCHES, -(-int(photos.sum()) // batch_size))
-    order = Order(photos, seed=0)(np.arange(batches * batch_size)) if batches else np.empty((0, 3), dtype=np.int64)
+    order = Order(photos, seed=0)(np.arange(batches * size)) if batches else np.empty((0, 3), dtype=np.int64)
     drawn = {shard: _unpacked(examined[shard].drawn_nouns) for shard in np.unique(order[:, 1]).tolist()}
     distinct = [
         len({noun for _, shard, row in batch for noun in drawn[shard][row]})
-        for batch in order.reshape(batches, batch_size, 3).tolist()
+        for batch in order.reshape(batches, size, 3).tolist()
     ]
     return NounStatistics(
         distinct=len(counts),
