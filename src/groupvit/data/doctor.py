@@ -191,11 +191,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def examine(
-    shards: Sequence[File],
-    *,
-    evaluation: Sequence[Path] = (),
-    batch_size: int = 256,
-    processes: int = 1,
+    shards: Sequence[File], *, evaluation: Sequence[Path] = (), batch_size: int = 256, processes: int = 1
 ) -> Report:
     """Read every shard whole, and compare its photos with all images below the folders of `evaluation`.
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import Row, Sample, read_image, read_vocabulary, scan_shard, unpack
-from groupvit.data.storage import File, is_compressed, stamp
+from groupvit.data.shards import Row, Sample, read_image, read_vocabulary, scan_shard
+from groupvit.data.storage import File, stamp
 from groupvit.data.table import arrow, fits, open_table, schema, table_of, value_counts
-from groupvit.data.tar import FAULTS, Fault, left_out
+from groupvit.data.tar import FAULTS, Fault, is_compressed, left_out, unpack
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
@@ -136,10 +136,7 @@ def _attempt(make: Callable[..., Index | None], given: tuple[Any, ...]) -> Index
 
 
 def index_shards(
-    shards: Sequence[File],
-    *,
-    where: Callable[[File], Path] = in_cache,
-    processes: int = 1,
+    shards: Sequence[File], *, where: Callable[[File], Path] = in_cache, processes: int = 1
 ) -> list[Index | InputError]:
     """Return the index of each shard, or the error of one that cannot be indexed.
 

@@ -8,26 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import Members, Row, Sample, image_ending, rows_of, write_shards
+from groupvit.data.shards import Members, Sample, image_ending, rows_of, write_shards
 from groupvit.data.tar import IMAGE_ENDINGS, MAX_CAPTION, MAX_TEXT, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import PHOTO_SUFFIXES, new_folder
 from groupvit.progress import tracked
 
-IMAGE_COLUMNS = (
-    "file",
-    "file_name",
-    "filename",
-    "filepath",
-    "image_path",
-    "path",
-    "jpg",
-    "png",
-    "webp",
-    "image",
-    "img",
-)
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "comment", "description")
+IMAGE_COLUMNS = "file file_name filename filepath image_path path jpg png webp image img"
+CAPTION_COLUMNS = "caption captions text txt title comment description"
 _NO_TABLES = (".json", ".jsonl", ".xlsx", ".xls", ".tar", ".zip", ".gz", *PHOTO_SUFFIXES)
 _ROWS = 64  # of parquet that are read at once: each holds a photo
 
@@ -42,12 +30,7 @@ class Packed(NamedTuple):
 
 
 def pack(
-    source: Path,
-    out: Path,
-    *,
-    photos: Path | None = None,
-    image_column: str = "",
-    caption_column: str = "",
+    source: Path, out: Path, *, photos: Path | None = None, image_column: str = "", caption_column: str = ""
 ) -> Packed:
     """Write the samples of a folder, a table or parquet to `out/NAME-0000.tar`, …, or nothing.
 
@@ -133,12 +116,8 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         yield from (fault._replace(key=_shown(head + fault.key)) for fault in faults)
         for row in rows:
             name = _shown(head + row.key)
-            yield _sample(name, name, _image(root, found, row), row.captions, row.tags)
-
-
-def _image(root: str, found: Members, row: Row) -> Path:
-    (name,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
-    return Path(root, name)
+            (image,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
+            yield _sample(name, name, Path(root, image), row.captions, row.tags)
 
 
 def _shown(name: str) -> str:
@@ -164,9 +143,9 @@ def _members(root: Path, names: Iterable[str]) -> tuple[Members, list[Fault]]:
     return members, faults
 
 
-def _column(source: Path, columns: Sequence[str], given: str, usual: Sequence[str], option: str) -> str:
+def _column(source: Path, columns: Sequence[str], given: str, usual: str, option: str) -> str:
     known = {column.strip().lower(): column for column in reversed(columns)}
-    for name in [given] if given else usual:
+    for name in [given] if given else usual.split():
         if column := known.get(name.lower()):
             if columns.count(column) > 1:
                 raise InputError(f"{source}: several of its columns are {column}; rename all but one")

@@ -241,14 +241,7 @@ LABELS = tuple(f"{name}={name},{SYNONYMS[name]}" if name in SYNONYMS else name f
 """One label per class, in the order of the masks' indices, with both words where a class has two."""
 
 
-def write(
-    folder: Path,
-    *,
-    train: int = 30_000,
-    evaluation: int = 500,
-    size: int = SIZE,
-    seed: int = 0,
-) -> None:
+def write(folder: Path, *, train: int = 30_000, evaluation: int = 500, size: int = SIZE, seed: int = 0) -> None:
     """Write `folder/train/*.tar` and `folder/eval/{images,masks,classes.txt,captions.json}`, or nothing at all.
 
     The two sets have different seeds. A folder that holds the same set already is left as it is.

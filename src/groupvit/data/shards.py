@@ -6,16 +6,12 @@ ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind"
 `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
-import bz2
-import gzip
 import io
 import itertools
 import json
-import lzma
 import os
 import posixpath
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,19 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from groupvit.data.storage import File, is_compressed, is_url, matching, open_file, read_range, stamp, told
-from groupvit.data.tar import (
-    BLOCK,
-    IMAGE_ENDINGS,
-    MAX_CAPTION,
-    MAX_TEXT,
-    TEXT_ENDINGS,
-    Fault,
-    Member,
-    members_of,
-    split_name,
-)
-from groupvit.errors import InputError, input_error
+from groupvit.data import tar
+from groupvit.data.storage import File, changed, is_url, matching, open_file, read_range, stamp, told
+from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
+from groupvit.errors import InputError
 from groupvit.files import replacing
 
 
@@ -73,7 +60,7 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
     """
     if not isinstance(source, (str, Path)):
-        return list(dict.fromkeys(shard for one in source for shard in find_shards(one)))
+        return tar.newest([shard for one in source for shard in find_shards(one)])
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
     if not (head + text).strip():
         raise InputError("no such shard as '', of which an unset variable may be the cause: name a folder or a file")
@@ -82,16 +69,12 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
         if not files:
             _refuse(name)
         for file in files:
-            if Path(file).suffix in _TABLES:
+            if Path(file).suffix in (".parquet", ".csv", ".tsv"):
                 raise InputError(f"{file} is no shard; make some of it: groupvit data pack {file} OUT")
             if Path(file).suffix in (".json", ".txt", ".arrow"):
                 raise InputError(f"{file} is no shard; name the folder, of which the tars are taken")
-        found += map(_unpacked, files)
-    stale = {_tar_of(file) for file in found if isinstance(file, Path) and is_compressed(file)}
-    return [file for file in dict.fromkeys(found) if file not in stale]
-
-
-_TABLES = (".parquet", ".csv", ".tsv")
+        found += files
+    return tar.newest(found)
 
 
 def _refuse(name: str) -> NoReturn:
@@ -103,47 +86,9 @@ def _refuse(name: str) -> NoReturn:
     raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
 
 
-def _tar_of(shard: Path) -> Path:
-    return shard.with_name(re.sub(r"\.(tar\.\w+|t\w+)$", ".tar", shard.name, flags=re.IGNORECASE))
-
-
-def _unpacked(shard: File) -> File:
-    if isinstance(shard, str) or not is_compressed(shard):
-        return shard
-    tar = _tar_of(shard)
-    return tar if tar.is_file() and tar.stat().st_mtime >= shard.stat().st_mtime else shard
-
-
-_UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-
-
-def _unpacker(shard: File) -> Any:
-    """Return what opens a compressed file, by its first bytes, or None."""
-    with open_file(shard) as file:
-        start = file.read(5)
-    return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
-
-
-def unpack(shard: File) -> Path:
-    """Unpack a .tar.gz, .bz2 or .xz beside itself, whole or not at all, and return the tar."""
-    if isinstance(shard, str):
-        raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
-    tar, opener = _tar_of(shard), _unpacker(shard)
-    if not opener:
-        raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz; unpack it yourself")
-    with (
-        input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error, lzma.LZMAError),
-        replacing(tar) as temporary,
-        opener(shard) as source,
-        temporary.open("wb") as file,
-    ):
-        shutil.copyfileobj(source, file, 2**20)
-    return tar
-
-
 def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
     """Return the captions, and the tags if the sample is of that kind."""
-    if any(member.size > MAX_TEXT for ending, member in files.items() if ending in TEXT_ENDINGS):
+    if any(member.size > tar.MAX_TEXT for ending, member in files.items() if ending in TEXT_ENDINGS):
         return Fault("", "long-text")
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
@@ -157,7 +102,7 @@ def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] |
         return Fault("", "not-utf8", str(error))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         return Fault("", "bad-json", str(error))
-    if any(len(caption) > MAX_CAPTION for caption in captions):
+    if any(len(caption) > tar.MAX_CAPTION for caption in captions):
         return Fault("", "long-text")
     return (captions, tags) if captions else Fault("", "no-caption")
 
@@ -193,12 +138,14 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     """
     faults: list[Fault] = []
     samples: Members = {}
-    if is_compressed(shard):
+    if tar.is_compressed(shard):
         raise InputError(f"{shard} is compressed; unpack it beside itself: groupvit data index {shard}")
     size, _ = stamp(shard)
+    start = b""
     try:
         with open_file(shard) as file:
-            for member in members_of(file, size, faults):
+            start = file.read(5)
+            for member in tar.members_of(file, size, faults):
                 key, ending = split_name(member.name)
                 if samples.setdefault(key, {}).setdefault(ending, member) is not member:
                     faults.append(Fault(member.name, "twice"))
@@ -207,7 +154,7 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
     except (tarfile.TarError, ValueError) as error:  # a header can name places that no file has
-        if size >= BLOCK and not samples and _unpacker(shard):
+        if size >= BLOCK and not samples and tar.packed_by(start):
             raise InputError(f"{shard}: not an uncompressed tar file: add .gz to its name, and index it") from error
         if size >= BLOCK and not samples:
             raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
@@ -248,7 +195,7 @@ def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
     """Return the image's bytes; its tar header must still be the one that was scanned."""
     data = read_range(shard, row.offset - BLOCK, BLOCK + row.size, expected)
     if len(data) != BLOCK + row.size or zlib.crc32(data[:BLOCK]) != row.header:
-        raise InputError(f"{shard} has changed since it was indexed; run: groupvit data index {shard}")
+        raise changed(shard)
     return data[BLOCK:]
 
 

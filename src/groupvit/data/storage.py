@@ -18,6 +18,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.spec import AbstractBufferedFile
 
+from groupvit.data.tar import SHARD
 from groupvit.errors import InputError
 
 T = TypeVar("T")
@@ -25,14 +26,10 @@ T = TypeVar("T")
 File = Path | str
 """A path on this machine, or a URL as a string."""
 
-_SHARD = re.compile(r"\.(?:tar|(tar\.(?:gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 _MOST_NAMES = 1_000_000  # of a pattern
 _OPEN_FILES = 64
 # What file systems tell of a file's version, the surest first; a web server that tells nothing leaves its size.
-_VERSIONS = (
-    *("ETag", "etag", "md5", "md5Hash", "Content-MD5", "LastModified", "last_modified", "Last-Modified"),
-    *("mtime", "updated", "created"),
-)
+_VERSIONS = "ETag etag md5 md5Hash Content-MD5 LastModified last_modified Last-Modified mtime updated created"
 _PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a server is asked again
 _PATIENCE = 60  # seconds after which it is not
 _SILENCE = 10  # seconds without a byte after which a web server is asked again
@@ -105,12 +102,6 @@ def _remote(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def is_compressed(shard: File) -> bool:
-    """Return True for a .tar.gz and the like, which cannot be read at any place."""
-    match = _SHARD.search(str(shard))
-    return bool(match and match[1])
-
-
 def matching(head: str, pattern: str) -> dict[str, list[File]]:
     """Return the shards of each name in the pattern, `head` and `pattern` together; `head` as it is.
 
@@ -143,12 +134,12 @@ def _local_shards(path: Path) -> list[File]:
 
 
 def _is_shard(name: str) -> bool:
-    return _SHARD.search(name) is not None and not name.startswith(".")  # macOS puts ._NAME beside NAME
+    return SHARD.search(name) is not None and not name.startswith(".")  # macOS puts ._NAME beside NAME
 
 
 def _remote_shards(url: str) -> list[File]:
     name = url.partition("?")[0] if url.startswith(("http://", "https://")) else url
-    if _SHARD.search(name) and not glob.has_magic(name):
+    if SHARD.search(name) and not glob.has_magic(name):
         return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
     with told(url):
         filesystem, path = _remote(url)
@@ -193,7 +184,7 @@ def stamp(file: File) -> tuple[int, str]:
         facts = _patiently(lambda: filesystem.info(path))
         if not isinstance(facts.get("size"), int):
             raise InputError(f"{file}: its server does not tell its size, so it cannot be read by ranges")
-        return facts["size"], next((str(facts[name]) for name in _VERSIONS if name in facts), "")
+        return facts["size"], next((str(facts[name]) for name in _VERSIONS.split() if name in facts), "")
 
 
 def open_file(file: File) -> Any:
