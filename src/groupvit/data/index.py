@@ -85,11 +85,7 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
     now = stamp(shard)
     for path in dict.fromkeys((beside(shard), where(shard))):
         index = _read(shard, path) if os.path.isfile(path) else None  # its name may be too long
-        if (
-            index
-            and index.stamp == now
-            and index.vocabulary in ("", index.vocabulary and _hash(read_vocabulary(shard)))
-        ):
+        if index and index.stamp == now and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard))):
             return index
     return None
 

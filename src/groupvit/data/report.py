@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from groupvit.data.tar import FAULTS
+from groupvit.text.tokenizer import Tokenizer
 
 MIN_SIDE = 32
 """Pixels; smaller images on the web are icons, and tracking pixels in the place of photos that are gone."""
@@ -114,6 +117,20 @@ class CaptionStatistics:
     length_95: float = 0.0
     cut: float = 0.0
     one_word: float = 0.0
+
+
+def caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistics:
+    if not counts:
+        return CaptionStatistics()
+    lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))
+    median, long = np.percentile(lengths, [50, 95]).tolist()
+    return CaptionStatistics(
+        captions=len(lengths),
+        median_length=median,
+        length_95=long,
+        cut=float((lengths > Tokenizer().context_length).mean()),
+        one_word=one_word / len(lengths),
+    )
 
 
 @dataclass(frozen=True)
