@@ -139,7 +139,8 @@ def index_shards(
     Indexes that are missing or out of date are made, at `where`.
     """
     arrow()
-    with ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
+    no_threads = input_error("cannot look for indexes", RuntimeError, advice="let this process have more threads")
+    with no_threads, ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
         looked_up = threads.map(partial(_attempt, find_index), [(shard, where) for shard in shards])
         indexes = dict(zip(shards, looked_up, strict=True))
     missing = [shard for shard, index in indexes.items() if index is None]
