@@ -185,6 +185,14 @@ def test_names_that_are_not_utf_8_stay_apart(tmp_path: Path) -> None:
     assert [key for key, _, _ in packed(tmp_path / "out")] == ["\\xe8", "\\xe9"]
 
 
+def test_empty_groups_of_rows_do_not_end_a_parquet_file(tmp_path: Path) -> None:
+    table = pa.table({"jpg": [photo(0)], "caption": ["a dog"]})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for part in (table, table[:0], table):
+            writer.write_table(part)
+    assert pack(tmp_path / "a.parquet", tmp_path / "out").photos == 2
+
+
 def test_captions_in_parquet_that_are_not_utf_8_are_one_line(tmp_path: Path) -> None:
     texts = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     parquet.write_table(pa.table({"jpg": [photo(0)], "caption": texts}), tmp_path / "a.parquet")

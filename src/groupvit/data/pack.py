@@ -169,14 +169,14 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         columns = rows.fieldnames or []
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
-        for number, (name, group) in enumerate(
-            itertools.groupby(_checked(table, rows), lambda row: (row[image] or "").strip())
-        ):
-            rows_of_photo = list(group)
-            captions = [row[caption] for row in rows_of_photo if not any(row.get(None, ()))]
-            yield from [Fault(name, "no-caption", "more cells than the header has: quote commas")] * (
-                len(rows_of_photo) - len(captions)
-            )
+        groups = itertools.groupby(_checked(table, rows), lambda row: (row[image] or "").strip())
+        for number, (name, group) in enumerate(groups):
+            captions = []
+            for row in group:
+                if any(row.get(None, ())):
+                    yield Fault(name, "no-caption", "more cells than the header has: quote commas")
+                else:
+                    captions.append(row[caption])
             if captions:
                 yield _sample(f"{number:09d}", name or f"row {number}", photos / name if name else None, captions)
 
@@ -215,7 +215,7 @@ def _rows(path: Path, opened: Any, columns: list[str]) -> Iterator[dict[str, Any
     while True:
         with input_error(f"{path} cannot be read", OSError, ValueError):  # Arrow's own errors are these
             batch = next(batches, None)
-            rows = batch.to_pylist() if batch else []
-        if not batch:
+            rows = None if batch is None else batch.to_pylist()
+        if rows is None:
             return
         yield from rows

@@ -26,7 +26,7 @@ T = TypeVar("T")
 File = Path | str
 """A path on this machine, or a URL as a string."""
 
-_MOST_NAMES = 1_000_000  # of a pattern
+_MOST_NAMES = 300_000  # of a pattern
 _OPEN_FILES = 64
 # What file systems tell of a file's version, the surest first; a web server that tells nothing leaves its size.
 _VERSIONS = "ETag etag md5 md5Hash Content-MD5 LastModified last_modified Last-Modified mtime updated created"
@@ -113,11 +113,11 @@ def matching(head: str, pattern: str) -> dict[str, list[File]]:
     with told(whole):
         if _exists(whole):
             return {str(whole): _local_shards(whole)}
-        found = {head + name: glob.glob(glob.escape(head) + name, recursive=True) for name in _expand_braces(pattern)}
-        return {
-            name: [shard for path in sorted(paths) for shard in _local_shards(Path(path))]
-            for name, paths in found.items()
-        }
+        found: dict[str, list[File]] = {}
+        for name in _expand_braces(pattern):
+            paths = sorted(glob.glob(glob.escape(head) + name, recursive=True))
+            found[head + name] = [shard for path in paths for shard in _local_shards(Path(path))]
+        return found
 
 
 def _exists(path: Path) -> bool:
@@ -145,10 +145,9 @@ def _remote_shards(url: str) -> list[File]:
         filesystem, path = _remote(url)
         pattern = path if glob.has_magic(path) else f"{path.rstrip('/')}/*"
         found = _patiently(lambda: filesystem.glob(pattern, detail=True))
-    files = sorted(file for file, facts in found.items() if facts["type"] == "file")
-    return [
-        filesystem.unstrip_protocol(file) for file in files if pattern == path or _is_shard(file.rpartition("/")[2])
-    ]
+    files = sorted(file for file, facts in found.items() if facts.get("type") != "directory")
+    chosen = files if pattern == path else [file for file in files if _is_shard(file.rpartition("/")[2])]
+    return [filesystem.unstrip_protocol(file) for file in chosen]
 
 
 def _expand_braces(pattern: str) -> list[str]:
