@@ -102,6 +102,7 @@ def test_tags_are_read_where_the_kind_says_so(tmp_path):
         ("coco-tags-0001.tar", "coco-tags-vocabulary.txt"),
         ("00000.tar", "vocabulary.txt"),
         ("voc2012.tar", "voc2012-vocabulary.txt"),
+        ("coco-0001.TAR", "coco-vocabulary.txt"),
     ],
 )
 def test_a_vocabulary_is_named_as_its_shards(tmp_path, shard, file):
@@ -411,6 +412,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for name in (tmp_path / "a.tar", Path("/dev/zero"), tmp_path):
         with pytest.raises(InputError, match="cannot be read: it is a folder, a pipe or a device"):
             scan_shard(name)
+    os.mkfifo(tmp_path / "b-vocabulary.txt")
+    with pytest.raises(InputError, match=r"cannot be read: it is a folder, a pipe or a device.*; .* has tags"):
+        read_vocabulary(tmp_path / "b.tar")
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])

@@ -203,19 +203,10 @@ def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> I
         names = opened.schema_arrow.names
         image = _column(path, names, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(path, names, caption_column, CAPTION_COLUMNS, "caption-column")
-        for row in _rows(path, opened, [image, caption]):
-            number = next(numbers)
-            data, texts = row[image], row[caption]
-            data = data.get("bytes") if isinstance(data, dict) else data
-            yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts if isinstance(texts, list) else [texts])
-
-
-def _rows(path: Path, opened: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    batches = opened.iter_batches(_ROWS, columns=columns)
-    while True:
         with input_error(f"{path} cannot be read", OSError, ValueError):  # Arrow's own errors are these
-            batch = next(batches, None)
-            rows = None if batch is None else batch.to_pylist()
-        if rows is None:
-            return
-        yield from rows
+            batches = opened.iter_batches(_ROWS, columns=[image, caption])
+            for row in itertools.chain.from_iterable(batch.to_pylist() for batch in batches):
+                number, data, texts = next(numbers), row[image], row[caption]
+                data = data.get("bytes") if isinstance(data, dict) else data
+                texts = texts if isinstance(texts, list) else [texts]
+                yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts)

@@ -179,7 +179,7 @@ def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault])
 def read_vocabulary(shard: File) -> tuple[str, ...]:
     """Return the words that the source of a shard's tags could have said: `coco-vocabulary.txt` for `coco-0001.tar`."""
     folder, _, name = str(shard).rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
-    name = re.sub(r"((^|-)\d+)?$", "-vocabulary.txt", name.removesuffix(".tar"), count=1).removeprefix("-")
+    name = re.sub(r"(?i)((^|-)\d+)?(\.tar)?$", "-vocabulary.txt", name, count=1).removeprefix("-")
     file = f"{folder}/{name}" if isinstance(shard, str) else shard.with_name(name)
     try:
         with told(file), open_file(file) as opened:
