@@ -424,10 +424,32 @@ def test_a_compressed_tar_by_another_name_is_told(shards, tmp_path, compress):
         scan_shard(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("key", ["", ".", "a/", "a/..", "._a", "a/._b"])
+@pytest.mark.parametrize("key", ["", ".", "a/", "a/..", "._a", "a/._b", "a\0b"])
 def test_a_key_that_readers_would_pass_over_is_not_written(tmp_path, key):
     with pytest.raises(InputError, match="no reader would find this key"):
         write_shards([Sample(key, picture(0), ("a dog",))], tmp_path, prefix="a")
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (Sample("a", b"\xff\xd8\xff", (" ",)), "sample a has no caption to write"),
+        (Sample("a", b"\xff\xd8\xff", ("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),
+        (Sample("\udcff", b"\xff\xd8\xff", ("x",)), "cannot be written: 'utf-8' codec"),
+        (Sample("a", b"\xff\xd8\xff", ("x",), tags=("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, sample, message):
+    with pytest.raises(InputError, match=message):
+        write_shards([sample], tmp_path, prefix="a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_that_lead_back_bring_no_shard_twice(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.tar").touch()
+    (tmp_path / "d/loop").symlink_to(tmp_path)
+    assert find_shards(tmp_path / "**/*.tar") == find_shards(tmp_path / "**") == [tmp_path / "d/a.tar"]
 
 
 @pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")

@@ -1,6 +1,7 @@
 """Write files whole or not at all, find the cache, and tell photos by their names."""
 
 import errno
+import glob
 import io
 import os
 import re
@@ -37,6 +38,12 @@ def cache_folder() -> Path:
             if os.access(folder, os.W_OK):
                 return folder
     return next(iter(folders), Path("groupvit-cache"))  # whoever writes there is told what is wrong
+
+
+def found_below(pattern: str) -> list[str]:
+    """Return what a pattern with `**` matches, each file once by its shortest name, for links may lead back."""
+    names = sorted(glob.iglob(pattern, recursive=True), key=len, reverse=True)
+    return sorted({os.path.realpath(name): name for name in names}.values())
 
 
 @contextmanager

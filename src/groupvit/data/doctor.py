@@ -8,7 +8,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import re
 import zlib
 from array import array
@@ -29,7 +28,7 @@ from groupvit.data.storage import File, stamp
 from groupvit.data.tar import TEXT_ENDINGS, Fault, split_name
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES
+from groupvit.files import PHOTO_SUFFIXES, found_below
 from groupvit.photos import load_rgb
 from groupvit.progress import tracked
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
@@ -173,9 +172,8 @@ def _digest_of(path: Path) -> int | str:
 
 
 def _images(folder: Path) -> list[Path]:
-    names = sorted(glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True, include_hidden=True), reverse=True)
-    unique = {os.path.realpath(name): Path(name) for name in names}  # links may lead back
-    paths = [path for path in sorted(unique.values()) if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+    names = map(Path, found_below(f"{glob.escape(str(folder))}/**"))
+    paths = [path for path in names if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
     if not paths:
         raise InputError(f"{folder}: no images to compare with; give the folder of an evaluation")
     return paths

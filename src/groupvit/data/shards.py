@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from groupvit.data import tar
 from groupvit.data.storage import File, changed, is_url, matching, open_file, read_range, stamp, told
 from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import replacing
 
 
@@ -217,15 +217,17 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
         with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
             for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
-                _add_sample(shard, sample)
+                with input_error(f"sample {sample.key!r} cannot be written", UnicodeError):
+                    _add_sample(shard, sample)
         paths.append(path)
     return paths
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    if not sample.captions:
+    if not any(map(str.strip, sample.captions)):
         raise InputError(f"sample {sample.key} has no caption to write")
-    if split_name(f"{sample.key}.txt") != (sample.key, "txt") or posixpath.basename(sample.key).startswith("._"):
+    found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
+    if not found or posixpath.basename(sample.key).startswith("._"):
         raise InputError(f"sample {sample.key!r}: no reader would find this key; give it a name of letters or digits")
     if not (ending := image_ending(sample.image)):
         raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")

@@ -19,6 +19,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from groupvit.data.tar import SHARD
 from groupvit.errors import InputError
+from groupvit.files import found_below
 
 T = TypeVar("T")
 
@@ -114,7 +115,8 @@ def matching(head: str, pattern: str) -> dict[str, list[File]]:
             return {str(whole): _local_shards(whole)}
         found: dict[str, list[File]] = {}
         for name in _expand_braces(pattern):
-            paths = sorted(glob.glob(glob.escape(head) + name, recursive=True))
+            whole_name = glob.escape(head) + name
+            paths = found_below(whole_name) if "**" in name else sorted(glob.glob(whole_name))
             found[head + name] = [shard for path in paths for shard in _local_shards(Path(path))]
         return found
 
