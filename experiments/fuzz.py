@@ -43,7 +43,7 @@ with atheris.instrument_imports(include=["groupvit"]) if atheris else contextlib
     from PIL import Image
 
     from groupvit.checkpoints import native, release, transformers
-    from groupvit.data import index, pack, scenes, shards
+    from groupvit.data import index, pack, scenes, shards, tar
     from groupvit.errors import InputError
     from groupvit.evaluation.datasets import open_benchmark
     from groupvit.evaluation.masks import lookup, read_masked
@@ -110,7 +110,7 @@ def _caption(path: Path) -> None:
 def _compressed(path: Path) -> None:
     shard = path.with_name("a.tar.gz")
     shutil.copyfile(path, shard)
-    shards.scan_shard(shards.unpack(shard))
+    shards.scan_shard(tar.unpack(shard))
 
 
 def _packed(path: Path, ending: str) -> None:

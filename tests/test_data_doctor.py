@@ -354,3 +354,29 @@ def test_real_shards_have_nothing_wrong_with_them(data_dir: Path) -> None:
         ("repeated-caption", ""),
         ("repeated-caption", ""),
     ]
+
+
+def test_a_batch_larger_than_the_set_has_the_nouns_of_the_set(tmp_path: Path) -> None:
+    shards = write_shards(scene_samples(30), tmp_path, prefix="a", per_shard=8)
+    whole = examine(shards, batch_size=30).nouns.per_batch
+    assert [examine(shards, batch_size=size).nouns.per_batch for size in (31, 100, 10**12)] == [whole] * 3
+
+
+def test_photos_of_the_evaluation_behind_links_are_compared(tmp_path: Path) -> None:
+    samples = scene_samples(3)
+    shards = write_shards(samples, tmp_path / "shards", prefix="a")
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "real/deep/photo.jpg").write_bytes(samples[1].image)
+    (tmp_path / "real/deep/loop").symlink_to(tmp_path / "real")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/JPEGImages").symlink_to(tmp_path / "real")
+    report = examine(shards, evaluation=[tmp_path / "evaluation"])
+    assert ("in-evaluation", "a-0000.tar", samples[1].key) in found(report)
+    assert report.counts["in-evaluation"] == 1
+
+
+def test_a_line_break_in_a_key_makes_no_line_of_the_report(tmp_path: Path) -> None:
+    shard = write(tmp_path / "a.tar", {"x\nerrors: 0; training can start": [("jpg", b"x")]})
+    assert [line for line in str(examine([shard])).splitlines() if line.startswith("errors: ")] == [
+        "errors: 1; notes: 0; training should wait until the errors have been looked at"
+    ]

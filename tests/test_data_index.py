@@ -1,16 +1,19 @@
 import json
 import os
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pytest
+from torch.utils.data import DataLoader
 
 from groupvit.data import index as module
 from groupvit.data.index import CaptionedPhotos, Index, beside, find_index, in_cache, index_shards
 from groupvit.data.shards import Sample, write_shards
+from groupvit.data.workers import mapped
 from groupvit.errors import InputError
 from groupvit.text.nouns import nouns, nouns_of_photo
 
@@ -61,6 +64,15 @@ def test_names_need_not_be_utf_8(tmp_path):
         index_shards(shards, where=where)
         assert find_index(shards[0], where).samples == 3
     assert CaptionedPhotos.open(shards).read(0, 2) == samples(3)[2]
+
+
+def test_a_name_may_be_too_long_for_an_index_beside_it(tmp_path):
+    (shard,) = write_shards(samples(2), tmp_path, prefix="n" * 200)
+    shard = shard.rename(tmp_path / f"{'n' * 250}.tar")
+    assert len(CaptionedPhotos.open([shard])) == 2
+    (error,) = index_shards([shard], where=beside)
+    assert "cannot write" in str(error)
+    assert "File name too long" in str(error)
 
 
 def test_a_training_writes_nothing_beside_its_data(shards):
@@ -304,6 +316,18 @@ def test_an_index_that_cannot_be_written_is_one_line(shards, tmp_path):
     (tmp_path / "file").write_text("")
     (error,) = index_shards(shards[:1], where=lambda shard: Path(tmp_path / "file" / "x.arrow"))
     assert "cannot write x.arrow in " in str(error)
+
+
+def test_a_process_that_may_have_no_threads_is_one_line(shards, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(InputError, match="cannot look for indexes: can't start new thread; let this process have more"):
+        index_shards(shards)
+    monkeypatch.setattr(DataLoader, "__iter__", refuse)
+    with pytest.raises(InputError, match=r"cannot start the processes that read data \(can't start new thread\)"):
+        list(mapped(str, [1, 2], processes=2))
 
 
 def test_missing_pyarrow_is_said_in_one_line(shards, monkeypatch):

@@ -1,6 +1,8 @@
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,89 @@ def test_photos_of_a_table_may_lie_elsewhere_and_missing_ones_are_counted(tmp_pa
     assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog",)]
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("a.csv", 'file,caption\na.jpg,a dog\na.jpg,"a cat\na.jpg,a cow\n', "a.csv, after line 2: unexpected end"),
+        ("a.csv", 'file,caption\na.jpg,"Big" cat\n', "a.csv, after line 1: ',' expected after '\"'; put double quotes"),
+        ("a.csv", "file,caption,caption\na.jpg,a dog,a cat\n", "several of its columns are caption"),
+        (
+            "a.csv",
+            "url,caption\nhttp://x.org/a.jpg,a dog\n",
+            "--image-column, or download the photos of its URLs first",
+        ),
+        ("a.csv", f"{'x' * 9999},caption\n", "x) is image-column"),
+        ("a.json", '{"images": []}', "a.json is no table: give a folder"),
+        ("a.xlsx", "PK", "a.xlsx is no table: give a folder"),
+        ("a.jpg", "x", "a.jpg is no table: give a folder"),
+    ],
+)
+def test_a_table_that_would_lose_rows_is_one_line(tmp_path: Path, name: str, table: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        pack(put(tmp_path, **{"a.jpg": photo(0), name: table}) / name, tmp_path / "out")
+    assert message in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 400
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_with_commas_that_are_not_quoted_are_counted(tmp_path: Path) -> None:
+    rows = "file,caption\na.jpg,a cat, sitting\na.jpg,a cat\nb.jpg,a dog, too\na.jpg,a cow,\n"
+    source = put(tmp_path, **{"a.jpg": photo(0), "b.jpg": photo(1), "a.csv": rows}) / "a.csv"
+    faults = pack(source, tmp_path / "out").faults
+    assert list(map(str, faults)) == [
+        f"{name}: no caption (more cells than the header has: quote commas)" for name in ("a.jpg", "b.jpg")
+    ]
+    assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a cat",), ("a cow",)]
+
+
+def test_links_pipes_and_unreadable_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = put(tmp_path / "in", **{"a.jpg": photo(0), "a.txt": "a dog", "b.jpg": photo(1), "c.jpg": photo(2)})
+    put(source, **{"c.txt": "a" * 10_001, "d.jpg": photo(3), "sub/e.jpg": photo(4), "sub/e.txt": "a cat"})
+    os.mkfifo(source / "b.txt")
+    (source / "d.txt").symlink_to("/dev/zero")
+    (source / "linked").symlink_to(tmp_path)
+    faults = pack(source, tmp_path / "out").faults
+    assert sorted(kinds(faults)) == [
+        *[("b", "no-caption"), ("b.txt", "unreadable"), ("c", "long-text")],
+        *[("d", "no-caption"), ("d.txt", "unreadable"), ("linked", "link")],
+    ]
+    os.mkfifo(tmp_path / "pipe.jpg")
+    table = put(tmp_path, **{"a.csv": "file,caption\npipe.jpg,a dog\nin/a.jpg,a dog\n"}) / "a.csv"
+    assert kinds(pack(table, tmp_path / "out2").faults) == [("pipe.jpg", "unreadable")]
+    scan = os.scandir
+
+    def refused(path: str) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match="sub cannot be read: Permission denied"):
+        pack(source, tmp_path / "out3")
+
+
+def test_names_that_are_not_utf_8_stay_apart(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", **{f"{name}.{end}": data for name in ("\udce8", "\udce9")
+                                    for end, data in (("jpg", photo(0)), ("txt", "a dog"))})  # fmt: skip
+    assert pack(source, tmp_path / "out").faults == []
+    assert [key for key, _, _ in packed(tmp_path / "out")] == ["\\xe8", "\\xe9"]
+
+
+def test_empty_groups_of_rows_do_not_end_a_parquet_file(tmp_path: Path) -> None:
+    table = pa.table({"jpg": [photo(0)], "caption": ["a dog"]})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for part in (table, table[:0], table):
+            writer.write_table(part)
+    assert pack(tmp_path / "a.parquet", tmp_path / "out").photos == 2
+
+
+def test_captions_in_parquet_that_are_not_utf_8_are_one_line(tmp_path: Path) -> None:
+    texts = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+    parquet.write_table(pa.table({"jpg": [photo(0)], "caption": texts}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read: 'utf-8' codec"):
+        pack(tmp_path / "a.parquet", tmp_path / "out")
+
+
 IMG2DATASET = {
     "url": ["http://x.org"] * 3, "caption": ["a dog", "a cat", None], "key": ["0", "1", "2"],
     "status": ["success", "failed_to_download", "success"], "jpg": [photo(0), None, photo(2)],
@@ -185,12 +270,15 @@ def test_photos_that_are_no_shards_yet_are_said_to_be_packed(tmp_path: Path, nam
             find_shards(tmp_path / "d" / name)
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.TAR.GZ"])
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.TAR.GZ", "x.tar.bz2", "x.tar.xz", "x.txz"])
 def test_a_compressed_shard_is_unpacked_once_by_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tar,) = write_shards([Sample("a", photo(0), ("a dog",))], tmp_path / "in", prefix="x")
-    shard = put(tmp_path / "d", **{name: gzip.compress(tar.read_bytes())}) / name
+    compress = {"bz2": bz2.compress, "xz": lzma.compress, "txz": lzma.compress}.get(
+        name[-3:].lstrip("."), gzip.compress
+    )
+    shard = put(tmp_path / "d", **{name: compress(tar.read_bytes())}) / name
     assert find_shards(tmp_path / "d") == find_shards(shard) == [shard]
     with pytest.raises(InputError, match=rf"{name} is compressed; .*: groupvit data index "):
         CaptionedPhotos.open([shard])
@@ -202,11 +290,12 @@ def test_a_compressed_shard_is_unpacked_once_by_index(
     assert "(1 were up to date): 1 photos" in capsys.readouterr().out
     assert beside(tmp_path / "d/x.tar").is_file()
     os.utime(shard, (2**32, 2**32))
-    assert find_shards(tmp_path / "d") == [tmp_path / "d/x.tar", shard]
+    assert find_shards(tmp_path / "d") == find_shards(shard) == [shard]
 
 
 def test_a_compressed_shard_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
-    put(tmp_path, **{"x.tar.gz": gzip.compress(bytes(9999))[:-9], "y.tar.gz": b"no"})
+    damaged = lzma.compress(os.urandom(9999))[:99] + bytes(999)
+    put(tmp_path, **{"x.tar.gz": gzip.compress(bytes(9999))[:-9], "y.tar.zst": b"no", "z.tar.xz": damaged})
     errors = index_shards(find_shards(tmp_path), where=beside)
-    assert [" cannot be unpacked: " in str(error) for error in errors] == [True, True]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.tar.gz", "y.tar.gz"]
+    assert [" cannot be unpacked: " in str(error) for error in errors] == [True, True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.tar.gz", "y.tar.zst", "z.tar.xz"]

@@ -1,5 +1,8 @@
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 from pathlib import Path
@@ -99,6 +102,7 @@ def test_tags_are_read_where_the_kind_says_so(tmp_path):
         ("coco-tags-0001.tar", "coco-tags-vocabulary.txt"),
         ("00000.tar", "vocabulary.txt"),
         ("voc2012.tar", "voc2012-vocabulary.txt"),
+        ("coco-0001.TAR", "coco-vocabulary.txt"),
     ],
 )
 def test_a_vocabulary_is_named_as_its_shards(tmp_path, shard, file):
@@ -209,6 +213,9 @@ GOOD = {"z.jpg": b"x", "z.txt": b"dog"}
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": [1]}'}, "bad-json"),
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": ["\\ud800"]}'}, "not-utf8"),
         ({"a.jpg": b"x", "a.json": b'{"caption": "a \\ud800 dog"}'}, "not-utf8"),
+        ({"a.jpg": b"x", "a.txt": b"<a" + b"=" * 10_000}, "long-text"),
+        ({"a.jpg": b"x", "a.json": b'{"captions": ["a dog", "' + b"<!--" * 9999 + b'"]}'}, "long-text"),
+        ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"x": "' + bytes(2**20) + b'"}'}, "long-text"),
     ],
 )
 def test_a_sample_without_image_or_caption_is_left_out_and_named(tmp_path, contents, kind):
@@ -341,6 +348,108 @@ def test_shards_that_are_not_there_are_named(shards, tmp_path, source):
     folder = shards[0].parent if source else tmp_path
     with pytest.raises(InputError, match="no such shard"):
         find_shards(folder / source)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("d", "d/A.TAR d/b.tar"),
+        ("{d,e}", "d/A.TAR d/b.tar e/c.tar"),
+        ("?", "d/A.TAR d/b.tar e/c.tar"),
+        ("**/*.tar", "d/b.tar e/c.tar e/f/g.tar"),
+        (f"e/{{c,{','.join('x' * 20 for _ in range(20))}}}.tar", ""),
+        ("e/{" + "c," * 200 + "c}.tar", "e/c.tar"),
+    ],
+)
+def test_patterns_may_name_folders_and_what_macos_puts_there_is_none(tmp_path, pattern, expected):
+    for name in ("d/A.TAR", "d/b.tar", "d/._b.tar", "e/c.tar", "e/f/g.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    if expected:
+        assert find_shards(tmp_path / pattern) == [tmp_path / name for name in expected.split()]
+    else:
+        with pytest.raises(InputError, match=r"xxxx\.tar: no such shard"):
+            find_shards(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("pattern", ["000?.tar", "000[12].tar", "*.tar", "", "*", "**/*.tar"])
+def test_patterns_and_folders_behind_a_url_are_as_on_a_disk(pattern):
+    remote = fsspec.filesystem("memory")
+    for name in ("0001.tar", "0002.tar", "more/readme.md"):
+        remote.pipe(f"/patterns/{name}", b"")
+    names = [url.replace(":///", "://") for url in find_shards(f"memory://patterns/{pattern}")]
+    assert names == [f"memory://patterns/000{i}.tar" for i in (1, 2)]
+
+
+def test_an_address_with_a_signature_is_a_name():
+    url = "https://host.invalid/a.tar?X-Amz-Signature=0a1b*&x=[1]"
+    assert find_shards(url) == [url]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "of which an unset variable may be the cause"),
+        (" ", "of which an unset variable may be the cause"),
+        ("x{0..99999999999}.tar", "more than 1,000 names"),
+        ("x{0..9999}{0..9999}.tar", "more than 1,000 names"),
+        ("00000.json", "is no shard; name the folder"),
+        ("00000.tar.arrow", "is no shard; name the folder"),
+        ("*.txt", "vocabulary.txt is no shard; name the folder"),
+    ],
+)
+def test_names_that_are_no_shards_are_one_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("groupvit.data.storage._MOST_NAMES", 1000)
+    for file in ("00000.json", "00000.tar.arrow", "vocabulary.txt", "a.tar"):
+        Path(file).touch()
+    with pytest.raises(InputError, match=message):
+        find_shards(name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    for name in (tmp_path / "a.tar", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError, match="cannot be read: it is a folder, a pipe or a device"):
+            scan_shard(name)
+    os.mkfifo(tmp_path / "b-vocabulary.txt")
+    with pytest.raises(InputError, match=r"cannot be read: it is a folder, a pipe or a device.*; .* has tags"):
+        read_vocabulary(tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_by_another_name_is_told(shards, tmp_path, compress):
+    (tmp_path / "a.tar").write_bytes(compress(shards[0].read_bytes()))
+    with pytest.raises(InputError, match=r"a\.tar: not an uncompressed tar file: add \.gz to its name"):
+        scan_shard(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("key", ["", ".", "a/", "a/..", "._a", "a/._b", "a\0b"])
+def test_a_key_that_readers_would_pass_over_is_not_written(tmp_path, key):
+    with pytest.raises(InputError, match="no reader would find this key"):
+        write_shards([Sample(key, picture(0), ("a dog",))], tmp_path, prefix="a")
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (Sample("a", b"\xff\xd8\xff", (" ",)), "sample a has no caption to write"),
+        (Sample("a", b"\xff\xd8\xff", ("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),
+        (Sample("\udcff", b"\xff\xd8\xff", ("x",)), "cannot be written: 'utf-8' codec"),
+        (Sample("a", b"\xff\xd8\xff", ("x",), tags=("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, sample, message):
+    with pytest.raises(InputError, match=message):
+        write_shards([sample], tmp_path, prefix="a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_that_lead_back_bring_no_shard_twice(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.tar").touch()
+    (tmp_path / "d/loop").symlink_to(tmp_path)
+    assert find_shards(tmp_path / "**/*.tar") == find_shards(tmp_path / "**") == [tmp_path / "d/a.tar"]
 
 
 @pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")

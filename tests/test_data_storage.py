@@ -56,5 +56,6 @@ def test_a_server_that_does_not_tell_the_size_is_refused(monkeypatch):
 def test_an_error_of_our_own_is_not_called_an_error_of_the_disk(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="does not exist"):
         stamp(tmp_path / "none")
+    (file := tmp_path / "a").touch()
     with pytest.raises(TypeError):
-        read_range(tmp_path, "start", 1, stamp(tmp_path))
+        read_range(file, "start", 1, stamp(file))

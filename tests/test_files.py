@@ -1,8 +1,11 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from groupvit.files import cache_folder
+from groupvit.errors import InputError
+from groupvit.files import cache_folder, new_folder, write_atomically
 
 
 @pytest.mark.parametrize(("cache", "home"), [("", "home"), ("relative", "home"), ("file", "home"), ("", "relative")])
@@ -24,3 +27,33 @@ def test_the_cache_is_the_first_folder_that_can_be_written(
 def test_the_user_s_choice_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine/groupvit"
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_file_systems_that_cannot_sync_a_folder_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    sync, calls = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:  # first the file, then its folder
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if refused:
+        with pytest.raises(InputError, match=r"cannot write a in .*: Input/output error"):
+            write_atomically(tmp_path / "a", b"x")
+    else:
+        write_atomically(tmp_path / "a", b"x")
+    assert len(calls) == 2
+
+
+def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(InputError, match=r"a disk is mounted there.*name one in it"), new_folder(tmp_path):
+        raise AssertionError
+    with new_folder(tmp_path / "x") as folder:
+        folder.mkdir()
+    assert (tmp_path / "x").is_dir()

@@ -1,5 +1,7 @@
 """Write files whole or not at all, find the cache, and tell photos by their names."""
 
+import errno
+import glob
 import io
 import os
 import re
@@ -38,6 +40,12 @@ def cache_folder() -> Path:
     return next(iter(folders), Path("groupvit-cache"))  # whoever writes there is told what is wrong
 
 
+def found_below(pattern: str) -> list[str]:
+    """Return what a pattern with `**` matches, each file once by its shortest name, for links may lead back."""
+    names = sorted(glob.iglob(pattern, recursive=True), key=len, reverse=True)
+    return sorted({os.path.realpath(name): name for name in names}.values())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a file to write, which then replaces `path`, or goes if the block fails."""
@@ -52,6 +60,10 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails."""
+    if folder.is_mount():
+        raise InputError(
+            f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"
+        )
     unfinished = folder.with_name(folder.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -101,5 +113,8 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # network and FUSE file systems do it on their own, or cannot
+                raise
         finally:
             os.close(descriptor)

@@ -43,8 +43,8 @@ def index(shards: _Shards, *, processes: int = _CORES) -> int:
     """Write an index beside each shard, so that training begins at once and reads any sample with one access.
 
     SHARD.arrow (Arrow IPC) lists the whole samples: key, place, captions and their nouns. A shard whose index is up to
-    date is passed over. SHARD.tar.gz is unpacked to SHARD.tar first. Exit code 1: something had to be left out, or a
-    shard could not be indexed.
+    date is passed over. SHARD.tar.gz (bz2, xz) is unpacked to SHARD.tar first. Exit code 1: something had to be left
+    out, or a shard could not be indexed.
 
     Args:
         shards: Tar files, folders of them, or patterns such as 'cc3m/{00000..00331}.tar'.

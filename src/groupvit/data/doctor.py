@@ -5,6 +5,7 @@ lossless file, is found; a resized, turned or newly compressed one is not.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import re
@@ -19,24 +20,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from groupvit.data import report
 from groupvit.data.order import Order
-from groupvit.data.report import (
-    MIN_NOUNS,
-    MIN_SIDE,
-    MOST,
-    REPEATED,
-    CaptionStatistics,
-    Finding,
-    Findings,
-    NounStatistics,
-    Report,
-)
+from groupvit.data.report import Finding, Findings, NounStatistics, Report
 from groupvit.data.shards import Members, Row, read_image, read_members, read_vocabulary, rows_of
 from groupvit.data.storage import File, stamp
 from groupvit.data.tar import TEXT_ENDINGS, Fault, split_name
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES
+from groupvit.files import PHOTO_SUFFIXES, found_below
 from groupvit.photos import load_rgb
 from groupvit.progress import tracked
 from groupvit.text.nouns import nouns, nouns_of_photo, nouns_of_tags, with_person
@@ -87,7 +79,7 @@ class _Shard:
             bomb = isinstance(error.__cause__, (Image.DecompressionBombError, Image.DecompressionBombWarning))
             self.add("bomb" if bomb else "undecodable", row.key, str(error).removeprefix(f"{row.key}: "))
             return False
-        if min(image.size) < MIN_SIDE:
+        if min(image.size) < report.MIN_SIDE:
             self.add("tiny", row.key, f"{image.width} x {image.height}")
         self.digests.append(_digest(image))
         return True
@@ -130,7 +122,7 @@ class _Shard:
 
 
 def _digest(image: Image.Image) -> int:
-    content = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=8, salt=f"{image.width}".encode())
+    content = hashlib.blake2b(image.tobytes(), digest_size=8, salt=f"{image.width}".encode())
     return int.from_bytes(content.digest())
 
 
@@ -166,7 +158,7 @@ def _examine_shard(shard: File) -> _Shard:
         result.add("unreadable", detail=str(error).removeprefix(f"{shard}: "))
     result.keys, result.drawn_nouns = _packed(keys), _packed(drawn)
     # Captions that are frequent in the whole are frequent in its shards, and all of them would not fit into memory.
-    least = max(1, REPEATED / 10 * result.photos)
+    least = max(1, report.REPEATED / 10 * result.photos)
     result.captions = Counter({caption: count for caption, count in result.captions.items() if count > least})
     return result
 
@@ -180,18 +172,15 @@ def _digest_of(path: Path) -> int | str:
 
 
 def _images(folder: Path) -> list[Path]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+    names = map(Path, found_below(f"{glob.escape(str(folder))}/**"))
+    paths = [path for path in names if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
     if not paths:
         raise InputError(f"{folder}: no images to compare with; give the folder of an evaluation")
     return paths
 
 
 def examine(
-    shards: Sequence[File],
-    *,
-    evaluation: Sequence[Path] = (),
-    batch_size: int = 256,
-    processes: int = 1,
+    shards: Sequence[File], *, evaluation: Sequence[Path] = (), batch_size: int = 256, processes: int = 1
 ) -> Report:
     """Read every shard whole, and compare its photos with all images below the folders of `evaluation`.
 
@@ -221,10 +210,10 @@ def examine(
     findings.add(Finding("in-evaluation", shard, key, str(paths[pixels])) for shard, key, pixels in in_evaluation)
     findings.add(*_duplicates(examined))
     for caption, count in captions.most_common():
-        if count >= max(10, REPEATED * photos):
+        if count >= max(10, report.REPEATED * photos):
             detail = f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}'
             findings.add([Finding("repeated-caption", detail=detail)])
-    if photos and noun_statistics.per_batch < MIN_NOUNS:
+    if photos and noun_statistics.per_batch < report.MIN_NOUNS:
         findings.add([Finding("few-nouns", detail=f"{noun_statistics.per_batch:.1f} in a batch of {batch_size}")])
     unreadable = [(path, text) for path, text in digests.items() if isinstance(text, str)]
     findings.add(Finding("unreadable-evaluation", str(path), "", text) for path, text in unreadable)
@@ -232,7 +221,7 @@ def examine(
         shards=len(shards),
         photos=photos,
         tagged=sum(each.tagged for each in examined),
-        captions=_caption_statistics(lengths, sum(each.one_word for each in examined)),
+        captions=report.caption_statistics(lengths, sum(each.one_word for each in examined)),
         nouns=noun_statistics,
         findings=tuple(findings.kept),
         counts=dict(findings.counts),
@@ -251,7 +240,7 @@ def _duplicates(examined: Sequence[_Shard]) -> tuple[Iterator[Finding], int]:
     """Yield the copies of the first `MOST` photos that have some; return how many copies there are of all, too."""
     digests = np.sort(np.concatenate([np.array(each.digests, dtype=np.uint64) for each in examined]))
     copies = digests[1:][digests[1:] == digests[:-1]]
-    repeated = set(np.unique(copies)[:MOST].tolist())
+    repeated = set(np.unique(copies)[: report.MOST].tolist())
 
     def find() -> Iterator[Finding]:
         first: dict[int, tuple[str, str]] = {}
@@ -263,28 +252,15 @@ def _duplicates(examined: Sequence[_Shard]) -> tuple[Iterator[Finding], int]:
     return find(), len(copies)
 
 
-def _caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistics:
-    if not counts:
-        return CaptionStatistics()
-    lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))
-    median, long = np.percentile(lengths, [50, 95]).tolist()
-    return CaptionStatistics(
-        captions=len(lengths),
-        median_length=median,
-        length_95=long,
-        cut=float((lengths > Tokenizer().context_length).mean()),
-        one_word=one_word / len(lengths),
-    )
-
-
 def _noun_statistics(counts: Counter[str], examined: Sequence[_Shard], batch_size: int) -> NounStatistics:
     photos = np.array([each.photos for each in examined], dtype=np.int64)
+    size = min(batch_size, int(photos.sum()))  # a larger batch repeats photos
     batches = min(_BATCHES, -(-int(photos.sum()) // batch_size))
-    order = Order(photos, seed=0)(np.arange(batches * batch_size)) if batches else np.empty((0, 3), dtype=np.int64)
+    order = Order(photos, seed=0)(np.arange(batches * size)) if batches else np.empty((0, 3), dtype=np.int64)
     drawn = {shard: _unpacked(examined[shard].drawn_nouns) for shard in np.unique(order[:, 1]).tolist()}
     distinct = [
         len({noun for _, shard, row in batch for noun in drawn[shard][row]})
-        for batch in order.reshape(batches, batch_size, 3).tolist()
+        for batch in order.reshape(batches, size, 3).tolist()
     ]
     return NounStatistics(
         distinct=len(counts),

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from groupvit.data.shards import Row, Sample, is_compressed, read_image, read_vocabulary, scan_shard, unpack
+from groupvit.data.shards import Row, Sample, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, stamp
 from groupvit.data.table import arrow, fits, open_table, schema, table_of, value_counts
-from groupvit.data.tar import FAULTS, Fault, left_out
+from groupvit.data.tar import FAULTS, Fault, is_compressed, left_out, unpack
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
@@ -84,12 +84,8 @@ def find_index(shard: File, where: Callable[[File], Path] = in_cache) -> Index |
     """Return the index beside the shard or at `where` that fits the shard and its vocabulary as they are now."""
     now = stamp(shard)
     for path in dict.fromkeys((beside(shard), where(shard))):
-        index = _read(shard, path) if path.is_file() else None
-        if (
-            index
-            and index.stamp == now
-            and index.vocabulary in ("", index.vocabulary and _hash(read_vocabulary(shard)))
-        ):
+        index = _read(shard, path) if os.path.isfile(path) else None  # its name may be too long
+        if index and index.stamp == now and (not index.vocabulary or index.vocabulary == _hash(read_vocabulary(shard))):
             return index
     return None
 
@@ -136,17 +132,15 @@ def _attempt(make: Callable[..., Index | None], given: tuple[Any, ...]) -> Index
 
 
 def index_shards(
-    shards: Sequence[File],
-    *,
-    where: Callable[[File], Path] = in_cache,
-    processes: int = 1,
+    shards: Sequence[File], *, where: Callable[[File], Path] = in_cache, processes: int = 1
 ) -> list[Index | InputError]:
     """Return the index of each shard, or the error of one that cannot be indexed.
 
     Indexes that are missing or out of date are made, at `where`.
     """
     arrow()
-    with ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
+    no_threads = input_error("cannot look for indexes", RuntimeError, advice="let this process have more threads")
+    with no_threads, ThreadPoolExecutor(_LOOKUPS) as threads:  # each waits for a disk or a server
         looked_up = threads.map(partial(_attempt, find_index), [(shard, where) for shard in shards])
         indexes = dict(zip(shards, looked_up, strict=True))
     missing = [shard for shard, index in indexes.items() if index is None]

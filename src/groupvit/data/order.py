@@ -7,7 +7,6 @@ permutation of whole windows costs 16 µs), and a training resumes at any positi
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -49,15 +48,6 @@ def permute(
     return result
 
 
-@dataclass(frozen=True)
-class _Epoch:
-    """The shards of one epoch in their order, and the first position of each and of each window of them."""
-
-    shards: Int64[np.ndarray, " shards"]
-    starts: Int64[np.ndarray, " shards_and_end"]
-    windows: Int64[np.ndarray, " windows_and_end"]
-
-
 class Order:
     """The order of shards with `counts` samples each under a seed; positions run on from epoch to epoch."""
 
@@ -68,10 +58,11 @@ class Order:
         self.samples = int(counts.sum())
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
-    def _make_epoch(self, epoch: int) -> _Epoch:
+    def _make_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, "_"], ...]:
+        """Return the shards of an epoch in their order, and the first position of each and of each window of them."""
         shards = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts))
         starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
-        return _Epoch(shards, starts, np.append(starts[: -1 : self.window], self.samples))
+        return shards, starts, np.append(starts[: -1 : self.window], self.samples)
 
     def __call__(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 3"]:
         """Return epoch, shard and row of each position."""
@@ -83,15 +74,15 @@ class Order:
         return places
 
     def _of_epoch(self, epoch: int, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 2"]:
-        order = self._epoch(epoch)
-        window = np.searchsorted(order.windows, positions, side="right") - 1
-        first = order.windows[window]
-        size = order.windows[window + 1] - first
+        shards, starts, windows = self._epoch(epoch)
+        window = np.searchsorted(windows, positions, side="right") - 1
+        first = windows[window]
+        size = windows[window + 1] - first
         base = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
         keys = _mix(base + window.astype(np.uint64))
         mixed = first + permute((positions - first).astype(np.uint64), size.astype(np.uint64), keys).astype(np.int64)
-        place = np.searchsorted(order.starts, mixed, side="right") - 1
-        return np.stack([order.shards[place], mixed - order.starts[place]], axis=1)
+        place = np.searchsorted(starts, mixed, side="right") - 1
+        return np.stack([shards[place], mixed - starts[place]], axis=1)
 
 
 class BatchSampler:

@@ -8,26 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import Members, Row, Sample, image_ending, rows_of, write_shards
-from groupvit.data.tar import IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
+from groupvit.data.shards import Members, Sample, image_ending, rows_of, write_shards
+from groupvit.data.tar import IMAGE_ENDINGS, MAX_CAPTION, MAX_TEXT, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
-from groupvit.files import new_folder
+from groupvit.files import PHOTO_SUFFIXES, new_folder
 from groupvit.progress import tracked
 
-IMAGE_COLUMNS = (
-    "file",
-    "file_name",
-    "filename",
-    "filepath",
-    "image_path",
-    "path",
-    "jpg",
-    "png",
-    "webp",
-    "image",
-    "img",
-)
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title", "comment", "description")
+IMAGE_COLUMNS = "file file_name filename filepath image_path path jpg png webp image img"
+CAPTION_COLUMNS = "caption captions text txt title comment description"
+_NO_TABLES = (".json", ".jsonl", ".xlsx", ".xls", ".tar", ".zip", ".gz", *PHOTO_SUFFIXES)
 _ROWS = 64  # of parquet that are read at once: each holds a photo
 
 
@@ -41,12 +30,7 @@ class Packed(NamedTuple):
 
 
 def pack(
-    source: Path,
-    out: Path,
-    *,
-    photos: Path | None = None,
-    image_column: str = "",
-    caption_column: str = "",
+    source: Path, out: Path, *, photos: Path | None = None, image_column: str = "", caption_column: str = ""
 ) -> Packed:
     """Write the samples of a folder, a table or parquet to `out/NAME-0000.tar`, …, or nothing.
 
@@ -83,6 +67,8 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
         return _parquet(files, image_column, caption_column)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
+    if source.suffix.lower() in _NO_TABLES:
+        raise InputError(f"{source} is no table: give a folder of photos and captions, a CSV or TSV, or parquet")
     if source.suffix == ".parquet":
         return _parquet([source], image_column, caption_column)
     return _table(source, photos, image_column, caption_column)
@@ -91,7 +77,7 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
 def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tuple[str, ...] | None = None) -> Any:
     """Return the sample, or what is wrong with it as a fault of `name`; `image` is bytes or a path."""
     try:
-        data = image.read_bytes() if isinstance(image, Path) else image
+        data = _contents(image) if isinstance(image, Path) else image
     except (OSError, ValueError) as error:  # a name may hold a zero
         return Fault(name, "unreadable", getattr(error, "strerror", None) or str(error))
     captions = tuple(text.strip() for text in captions if isinstance(text, str) and text.strip())
@@ -101,13 +87,26 @@ def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tupl
         return Fault(name, "empty-image")
     if not image_ending(data):
         return Fault(name, "undecodable")
+    if any(len(caption) > MAX_CAPTION for caption in captions):
+        return Fault(name, "long-text")
     return Sample(key, data, captions, tags=tags) if captions else Fault(name, "no-caption")
+
+
+def _contents(path: Path) -> bytes:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading may never end
+        raise OSError("a pipe or a device")
+    return path.read_bytes()
 
 
 def _folder(folder: Path) -> Iterator[Sample | Fault]:
     """Yield KEY.jpg with KEY.txt or KEY.json of a folder and those in it, img2dataset's `files` among them."""
-    for root, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
+        yield from (Fault(_shown(name), "link") for name in folders if os.path.islink(os.path.join(root, name)))
         found, faults = _members(Path(root), names)
         if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
             continue  # statistics, lists of classes
@@ -117,16 +116,12 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         yield from (fault._replace(key=_shown(head + fault.key)) for fault in faults)
         for row in rows:
             name = _shown(head + row.key)
-            yield _sample(name, name, _image(root, found, row), row.captions, row.tags)
-
-
-def _image(root: str, found: Members, row: Row) -> Path:
-    (name,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
-    return Path(root, name)
+            (image,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
+            yield _sample(name, name, Path(root, image), row.captions, row.tags)
 
 
 def _shown(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _members(root: Path, names: Iterable[str]) -> tuple[Members, list[Fault]]:
@@ -137,23 +132,27 @@ def _members(root: Path, names: Iterable[str]) -> tuple[Members, list[Fault]]:
         if name.startswith(".") or ending not in IMAGE_ENDINGS | TEXT_ENDINGS:
             continue
         try:
-            text = (root / name).read_bytes() if ending in TEXT_ENDINGS else b""
-            member = Member(name, 0, (root / name).stat().st_size, 0, text)
+            size = (root / name).stat().st_size
+            text = _contents(root / name) if ending in TEXT_ENDINGS and size <= MAX_TEXT else b""
+            member = Member(name, 0, size, 0, text)
         except OSError as error:
-            faults.append(Fault(name, "unreadable", error.strerror or ""))
+            faults.append(Fault(name, "unreadable", error.strerror or str(error)))
             continue
         if members.setdefault(key, {}).setdefault(ending, member) is not member:
             faults.append(Fault(name, "twice"))
     return members, faults
 
 
-def _column(source: Path, columns: Sequence[str], given: str, usual: Sequence[str], option: str) -> str:
+def _column(source: Path, columns: Sequence[str], given: str, usual: str, option: str) -> str:
     known = {column.strip().lower(): column for column in reversed(columns)}
-    for name in [given] if given else usual:
-        if name.lower() in known:
-            return known[name.lower()]
-    named = " ".join(", ".join(columns).split())
-    raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}")
+    for name in [given] if given else usual.split():
+        if column := known.get(name.lower()):
+            if columns.count(column) > 1:
+                raise InputError(f"{source}: several of its columns are {column}; rename all but one")
+            return column
+    named = " ".join(", ".join(columns).split())[:200]
+    hint = ", or download the photos of its URLs first (docs/DATA.md)" * ("url" in known and option == "image-column")
+    raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}{hint}")
 
 
 def _table(table: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
@@ -166,13 +165,31 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         file.seek(0)
         delimiter = max(",\t;|", key=header.count)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=True)
+        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
         columns = rows.fieldnames or []
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
-        for number, (name, group) in enumerate(itertools.groupby(rows, lambda row: (row[image] or "").strip())):
-            captions = [row[caption] for row in group]
-            yield _sample(f"{number:09d}", name or f"row {number}", photos / name if name else None, captions)
+        groups = itertools.groupby(_checked(table, rows), lambda row: (row[image] or "").strip())
+        for number, (name, group) in enumerate(groups):
+            captions = []
+            for row in group:
+                if any(row.get(None, ())):
+                    yield Fault(name, "no-caption", "more cells than the header has: quote commas")
+                else:
+                    captions.append(row[caption])
+            if captions:
+                yield _sample(f"{number:09d}", name or f"row {number}", photos / name if name else None, captions)
+
+
+def _checked(table: Path, rows: "csv.DictReader[str]") -> Iterator[dict[Any, Any]]:
+    line = 1
+    try:
+        for row in rows:
+            line = rows.line_num
+            yield row
+    except csv.Error as error:
+        advice = "put double quotes around texts that hold commas, line breaks or quotes, and double these quotes"
+        raise InputError(f"{table}, after line {line}: {error}; {advice}") from error
 
 
 def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
@@ -186,18 +203,10 @@ def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> I
         names = opened.schema_arrow.names
         image = _column(path, names, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(path, names, caption_column, CAPTION_COLUMNS, "caption-column")
-        for row in _rows(path, opened, [image, caption]):
-            number = next(numbers)
-            data, texts = row[image], row[caption]
-            data = data.get("bytes") if isinstance(data, dict) else data
-            yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts if isinstance(texts, list) else [texts])
-
-
-def _rows(path: Path, opened: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    batches = opened.iter_batches(_ROWS, columns=columns)
-    while True:
         with input_error(f"{path} cannot be read", OSError, ValueError):  # Arrow's own errors are these
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield from batch.to_pylist()
+            batches = opened.iter_batches(_ROWS, columns=[image, caption])
+            for row in itertools.chain.from_iterable(batch.to_pylist() for batch in batches):
+                number, data, texts = next(numbers), row[image], row[caption]
+                data = data.get("bytes") if isinstance(data, dict) else data
+                texts = texts if isinstance(texts, list) else [texts]
+                yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts)

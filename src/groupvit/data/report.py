@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from groupvit.data.tar import FAULTS
+from groupvit.text.tokenizer import Tokenizer
 
 MIN_SIDE = 32
 """Pixels; smaller images on the web are icons, and tracking pixels in the place of photos that are gone."""
@@ -46,6 +49,7 @@ KINDS = {
     "bad-json": Kind(
         FAULTS["bad-json"], "write the JSON again: an object with `captions`, a list, or `caption`; `tags` is a list"
     ),
+    "long-text": Kind(FAULTS["long-text"], "cut the caption, or leave the sample out"),
     "no-vocabulary": Kind(
         "photos have tags, and which words their source could have said is not known",
         "write that file, one word a line; training refuses the shard",
@@ -115,6 +119,20 @@ class CaptionStatistics:
     one_word: float = 0.0
 
 
+def caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistics:
+    if not counts:
+        return CaptionStatistics()
+    lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))
+    median, long = np.percentile(lengths, [50, 95]).tolist()
+    return CaptionStatistics(
+        captions=len(lengths),
+        median_length=median,
+        length_95=long,
+        cut=float((lengths > Tokenizer().context_length).mean()),
+        one_word=one_word / len(lengths),
+    )
+
+
 @dataclass(frozen=True)
 class NounStatistics:
     """`frequent` nouns stand in ten photos' captions or more; a batch is expected to have `per_batch` distinct ones."""
@@ -178,7 +196,8 @@ class Report:
             kind, findings = KINDS[name], [finding for finding in self.findings if finding.kind == name]
             yield from ("", f"{kind.severity} {name}, {self.counts[name]:,} x: {kind.meaning}")
             for finding in findings[:_NAMED]:
-                yield "  " + ": ".join(filter(None, (finding.shard, finding.key, finding.detail)))
+                line = ": ".join(filter(None, (finding.shard, finding.key, finding.detail)))
+                yield "  " + " ".join(line.splitlines())
             if self.counts[name] > _NAMED:
                 shown = "all" if self.counts[name] == len(findings) else f"{MOST:,}"
                 yield f"  and {self.counts[name] - _NAMED:,} more (--json names {shown})"

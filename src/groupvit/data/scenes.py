@@ -241,20 +241,13 @@ LABELS = tuple(f"{name}={name},{SYNONYMS[name]}" if name in SYNONYMS else name f
 """One label per class, in the order of the masks' indices, with both words where a class has two."""
 
 
-def write(
-    folder: Path,
-    *,
-    train: int = 30_000,
-    evaluation: int = 500,
-    size: int = SIZE,
-    seed: int = 0,
-) -> None:
+def write(folder: Path, *, train: int = 30_000, evaluation: int = 500, size: int = SIZE, seed: int = 0) -> None:
     """Write `folder/train/*.tar` and `folder/eval/{images,masks,classes.txt,captions.json}`, or nothing at all.
 
     The two sets have different seeds. A folder that holds the same set already is left as it is.
     """
-    if size < 8 or size % 8 or min(train, evaluation) < 1 or seed < 0:
-        raise InputError("scenes need a size that is a multiple of 8, pictures of both kinds, and a seed from 0 on")
+    if not 8 <= size <= 4096 or size % 8 or min(train, evaluation) < 1 or seed < 0:
+        raise InputError("scenes need a size of 8 to 4,096 in steps of 8, pictures of both kinds, a seed from 0 on")
     if folder.absolute() == Path.cwd():
         raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
     settings = json.dumps({"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed})

@@ -6,23 +6,22 @@ ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind"
 `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
-import gzip
 import io
 import itertools
 import json
 import os
 import posixpath
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from groupvit.data.storage import File, is_url, matching, open_file, read_range, stamp, told
-from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, members_of, split_name
+from groupvit.data import tar
+from groupvit.data.storage import File, changed, is_url, matching, open_file, read_range, stamp, told
+from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import replacing
 
@@ -54,67 +53,43 @@ class Row(NamedTuple):
 
 
 def find_shards(source: File | Sequence[File], below: File | None = None) -> list[File]:
-    """Return the shards of a folder (its *.tar, sorted), a pattern (`cc3m-{000..330}.tar`, `*-train-*.tar`) or a file.
+    """Return the shards of a folder (its tars, sorted), a pattern (`cc3m-{000..330}.tar`, `*-train-*.tar`) or a file.
 
-    For a .tar.gz it is the tar that was unpacked beside it, if that is newer.
+    For a .tar.gz it is the tar that was unpacked beside it, unless that is older.
     URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and their file system resolves patterns in them. With `below`,
     `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
     """
     if not isinstance(source, (str, Path)):
-        return list(dict.fromkeys(shard for one in source for shard in find_shards(one)))
+        return tar.newest([shard for one in source for shard in find_shards(one)])
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
-    shards = matching(head, text)
-    for name, files in shards.items():
-        folder = Path(name) if os.path.isdir(name) else Path(name).parent
-        if folder == Path(name):
-            files += [file for file in sorted(folder.glob("*")) if is_compressed(file)]
-        if not files and not is_url(name) and _holds_photos(folder):
-            raise InputError(f"{name}: no such shard, but photos; make shards of them: groupvit data pack {folder} OUT")
+    if not (head + text).strip():
+        raise InputError("no such shard as '', of which an unset variable may be the cause: name a folder or a file")
+    found: list[File] = []
+    for name, files in matching(head, text).items():
         if not files:
-            raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
-        if files == [Path(name)] and Path(name).suffix in (".parquet", ".csv", ".tsv"):
-            raise InputError(f"{name} is no shard; make some of it: groupvit data pack {name} OUT")
-    return list(dict.fromkeys(_unpacked(file) for files in shards.values() for file in files))
+            _refuse(name)
+        for file in files:
+            if Path(file).suffix in (".parquet", ".csv", ".tsv"):
+                raise InputError(f"{file} is no shard; make some of it: groupvit data pack {file} OUT")
+            if Path(file).suffix in (".json", ".txt", ".arrow"):
+                raise InputError(f"{file} is no shard; name the folder, of which the tars are taken")
+        found += files
+    return tar.newest(found)
 
 
-def _holds_photos(folder: Path) -> bool:
-    files = itertools.chain(folder.glob("*"), folder.glob("*/*"))
-    return any(file.suffix == ".parquet" or split_name(file.name)[1] in IMAGE_ENDINGS for file in files)
-
-
-def is_compressed(shard: File) -> bool:
-    """Return True for a .tar.gz, which cannot be read at any place."""
-    return str(shard).lower().endswith((".tar.gz", ".tgz"))
-
-
-def _tar_of(shard: Path) -> Path:
-    return shard.with_name(re.sub(r"\.(tar\.gz|tgz)$", ".tar", shard.name, flags=re.IGNORECASE))
-
-
-def _unpacked(shard: File) -> File:
-    if isinstance(shard, str) or not is_compressed(shard):
-        return shard
-    tar = _tar_of(shard)
-    return tar if tar.is_file() and tar.stat().st_mtime >= shard.stat().st_mtime else shard
-
-
-def unpack(shard: File) -> Path:
-    """Unpack a .tar.gz beside itself, whole or not at all, and return the tar."""
-    if isinstance(shard, str):
-        raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
-    tar = _tar_of(shard)
-    with (
-        input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error),
-        replacing(tar) as temporary,
-        gzip.open(shard) as source,
-        temporary.open("wb") as file,
-    ):
-        shutil.copyfileobj(source, file, 2**20)
-    return tar
+def _refuse(name: str) -> NoReturn:
+    """Say that there is no such shard, and of photos how to make shards of them."""
+    folder = Path(name) if os.path.isdir(name) else Path(name).parent
+    files = () if is_url(name) else itertools.chain(folder.glob("*"), folder.glob("*/*"))
+    if any(file.suffix == ".parquet" or split_name(file.name)[1] in IMAGE_ENDINGS for file in files):
+        raise InputError(f"{name}: no such shard, but photos; make shards of them: groupvit data pack {folder} OUT")
+    raise InputError(f"{name}: no such shard; give a folder of .tar files, a .tar file, or a pattern of them")
 
 
 def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] | None] | Fault:
     """Return the captions, and the tags if the sample is of that kind."""
+    if any(member.size > tar.MAX_TEXT for ending, member in files.items() if ending in TEXT_ENDINGS):
+        return Fault("", "long-text")
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
         listed = meta.get("captions") or meta.get("caption") or []
@@ -127,6 +102,8 @@ def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] |
         return Fault("", "not-utf8", str(error))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         return Fault("", "bad-json", str(error))
+    if any(len(caption) > tar.MAX_CAPTION for caption in captions):
+        return Fault("", "long-text")
     return (captions, tags) if captions else Fault("", "no-caption")
 
 
@@ -161,12 +138,14 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     """
     faults: list[Fault] = []
     samples: Members = {}
-    if is_compressed(shard):
+    if tar.is_compressed(shard):
         raise InputError(f"{shard} is compressed; unpack it beside itself: groupvit data index {shard}")
     size, _ = stamp(shard)
+    start = b""
     try:
         with open_file(shard) as file:
-            for member in members_of(file, size, faults):
+            start = file.read(5)
+            for member in tar.members_of(file, size, faults):
                 key, ending = split_name(member.name)
                 if samples.setdefault(key, {}).setdefault(ending, member) is not member:
                     faults.append(Fault(member.name, "twice"))
@@ -175,6 +154,8 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
     except (tarfile.TarError, ValueError) as error:  # a header can name places that no file has
+        if size >= BLOCK and not samples and tar.packed_by(start):
+            raise InputError(f"{shard}: not an uncompressed tar file: add .gz to its name, and index it") from error
         if size >= BLOCK and not samples:
             raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
         faults.append(Fault("", "cut", str(error)))
@@ -198,7 +179,7 @@ def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault])
 def read_vocabulary(shard: File) -> tuple[str, ...]:
     """Return the words that the source of a shard's tags could have said: `coco-vocabulary.txt` for `coco-0001.tar`."""
     folder, _, name = str(shard).rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
-    name = re.sub(r"((^|-)\d+)?$", "-vocabulary.txt", name.removesuffix(".tar"), count=1).removeprefix("-")
+    name = re.sub(r"(?i)((^|-)\d+)?(\.tar)?$", "-vocabulary.txt", name, count=1).removeprefix("-")
     file = f"{folder}/{name}" if isinstance(shard, str) else shard.with_name(name)
     try:
         with told(file), open_file(file) as opened:
@@ -214,7 +195,7 @@ def read_image(shard: File, row: Row, expected: tuple[int, str]) -> bytes:
     """Return the image's bytes; its tar header must still be the one that was scanned."""
     data = read_range(shard, row.offset - BLOCK, BLOCK + row.size, expected)
     if len(data) != BLOCK + row.size or zlib.crc32(data[:BLOCK]) != row.header:
-        raise InputError(f"{shard} has changed since it was indexed; run: groupvit data index {shard}")
+        raise changed(shard)
     return data[BLOCK:]
 
 
@@ -236,14 +217,18 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
         path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
         with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
             for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
-                _add_sample(shard, sample)
+                with input_error(f"sample {sample.key!r} cannot be written", UnicodeError):
+                    _add_sample(shard, sample)
         paths.append(path)
     return paths
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    if not sample.captions:
+    if not any(map(str.strip, sample.captions)):
         raise InputError(f"sample {sample.key} has no caption to write")
+    found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
+    if not found or posixpath.basename(sample.key).startswith("._"):
+        raise InputError(f"sample {sample.key!r}: no reader would find this key; give it a name of letters or digits")
     if not (ending := image_ending(sample.image)):
         raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
     tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}

@@ -2,9 +2,11 @@
 
 import functools
 import glob
+import itertools
 import os
 import random
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,19 +17,19 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.spec import AbstractBufferedFile
 
+from groupvit.data.tar import SHARD
 from groupvit.errors import InputError
+from groupvit.files import found_below
 
 T = TypeVar("T")
 
 File = Path | str
 """A path on this machine, or a URL as a string."""
 
+_MOST_NAMES = 300_000  # of a pattern
 _OPEN_FILES = 64
 # What file systems tell of a file's version, the surest first; a web server that tells nothing leaves its size.
-_VERSIONS = (
-    *("ETag", "etag", "md5", "md5Hash", "Content-MD5", "LastModified", "last_modified", "Last-Modified"),
-    *("mtime", "updated", "created"),
-)
+_VERSIONS = "ETag etag md5 md5Hash Content-MD5 LastModified last_modified Last-Modified mtime updated created"
 _PAUSES = (0.5, 1, 2, 4, 8, 16)  # seconds before a server is asked again
 _PATIENCE = 60  # seconds after which it is not
 _SILENCE = 10  # seconds without a byte after which a web server is asked again
@@ -101,36 +103,64 @@ def _remote(url: str) -> tuple[Any, str]:
 
 
 def matching(head: str, pattern: str) -> dict[str, list[File]]:
-    """Return the tars in the folder, or of each name in the pattern, `head` and `pattern` together; `head` as it is."""
+    """Return the shards of each name in the pattern, `head` and `pattern` together; `head` as it is.
+
+    A name is a shard's, that of a folder of shards, or a pattern of both.
+    """
     if is_url(head + pattern):
-        return {head + name: _remote_tars(head + name) for name in _expand_braces(pattern)}
+        return {head + name: _remote_shards(head + name) for name in _expand_braces(pattern)}
     whole = Path(head + pattern)
     with told(whole):
-        if whole.exists():
-            return {str(whole): sorted(whole.glob("*.tar")) if whole.is_dir() else [whole]}
-        names = _expand_braces(pattern)
-        return {head + name: sorted(map(Path, glob.glob(glob.escape(head) + name))) for name in names}
+        if max(map(len, whole.parts), default=0) < 256 and whole.exists():  # long braces are no name
+            return {str(whole): _local_shards(whole)}
+        found: dict[str, list[File]] = {}
+        for name in _expand_braces(pattern):
+            whole_name = glob.escape(head) + name
+            paths = found_below(whole_name) if "**" in name else sorted(glob.glob(whole_name))
+            found[head + name] = [shard for path in paths for shard in _local_shards(Path(path))]
+        return found
 
 
-def _remote_tars(url: str) -> list[File]:
-    if "*" not in url and url.endswith(".tar"):
+def _local_shards(path: Path) -> list[File]:
+    return sorted(file for file in path.iterdir() if _is_shard(file.name)) if path.is_dir() else [path]
+
+
+def _is_shard(name: str) -> bool:
+    return SHARD.search(name) is not None and not name.startswith(".")  # macOS puts ._NAME beside NAME
+
+
+def _remote_shards(url: str) -> list[File]:
+    name = url.partition("?")[0] if url.startswith(("http://", "https://")) else url
+    if SHARD.search(name) and not glob.has_magic(name):
         return [url]  # asking for each of thousands would take minutes; a missing one is named when it is indexed
     with told(url):
         filesystem, path = _remote(url)
-        pattern = path if "*" in path else f"{path.rstrip('/')}/*.tar"
-        return [filesystem.unstrip_protocol(name) for name in sorted(_patiently(lambda: filesystem.glob(pattern)))]
+        pattern = path if glob.has_magic(path) else f"{path.rstrip('/')}/*"
+        found = _patiently(lambda: filesystem.glob(pattern, detail=True))
+    files = sorted(file for file, facts in found.items() if facts.get("type") != "directory")
+    chosen = files if pattern == path else [file for file in files if _is_shard(file.rpartition("/")[2])]
+    return [filesystem.unstrip_protocol(file) for file in chosen]
 
 
 def _expand_braces(pattern: str) -> list[str]:
+    names = list(itertools.islice(_expanded(pattern), _MOST_NAMES + 1))
+    if len(names) > _MOST_NAMES:
+        raise InputError(f"{pattern}: no such shard, for these are more than {_MOST_NAMES:,} names; count less far")
+    return names
+
+
+def _expanded(pattern: str) -> Iterator[str]:
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not match:
-        return [pattern]
+        yield pattern
+        return
     first, last, names = match.groups()
     if not names and int(first) > int(last):
         raise InputError(f"{pattern}: no such shard, for {{{first}..{last}}} counts down")
-    chosen = names.split(",") if names else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    chosen = names.split(",") if names else (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [expanded for name in chosen for expanded in _expand_braces(head + name + tail)]
+    for name in chosen:
+        yield from _expanded(head + name + tail)
 
 
 def stamp(file: File) -> tuple[int, str]:
@@ -138,18 +168,21 @@ def stamp(file: File) -> tuple[int, str]:
     with told(file):
         if not isinstance(file, str):
             status = file.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe may never end
+                raise InputError(f"{file} cannot be read: it is a folder, a pipe or a device; name a file")
             return status.st_size, str(status.st_mtime_ns)
         filesystem, path = _remote(file)
         facts = _patiently(lambda: filesystem.info(path))
         if not isinstance(facts.get("size"), int):
             raise InputError(f"{file}: its server does not tell its size, so it cannot be read by ranges")
-        return facts["size"], next((str(facts[name]) for name in _VERSIONS if name in facts), "")
+        return facts["size"], next((str(facts[name]) for name in _VERSIONS.split() if name in facts), "")
 
 
 def open_file(file: File) -> Any:
     """Open a file to read it from start to end."""
     if isinstance(file, str):
         return _Remote(file)
+    stamp(file)  # which refuses pipes
     with told(file):
         return file.open("rb")
 

@@ -1,16 +1,26 @@
-"""Walk the files of a tar, and tell what in it cannot be used."""
+"""Walk the files of a tar, tell what in it cannot be used, and unpack one that is compressed."""
 
+import bz2
+import gzip
+import lzma
+import os
 import posixpath
+import re
+import shutil
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.files import PHOTO_SUFFIXES
+from groupvit.errors import InputError, input_error
+from groupvit.files import PHOTO_SUFFIXES, replacing
 
 IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in PHOTO_SUFFIXES)
 TEXT_ENDINGS = frozenset(("txt", "json"))
+MAX_TEXT = 2**20  # bytes; larger ones are not read
+MAX_CAPTION = 10_000  # characters; the time that nouns of web pages' code take grows with the square
 BLOCK = 512  # bytes of a tar header, which stands right before its member's data
 
 
@@ -37,6 +47,7 @@ FAULTS = {
     "no-caption": "no caption",
     "not-utf8": "the caption is not UTF-8",
     "bad-json": "the JSON is broken, or its captions or tags are no texts",
+    "long-text": f"a text of more than {MAX_TEXT >> 20} MB, or a caption of more than {MAX_CAPTION:,} characters",
 }
 """What may be wrong with a sample or a tar, before an image is decoded."""
 
@@ -45,7 +56,8 @@ def left_out(faults: Sequence[tuple[str, Fault]]) -> Iterator[str]:
     """Yield a line for each kind of fault, and for the first ones of it."""
     for kind, count in Counter(fault.kind for _, fault in faults).most_common():
         yield f"left out: {count:,} x {FAULTS[kind]}"
-        yield from [f"  {place}{fault}" for place, fault in faults if fault.kind == kind][:3]
+        places = [f"{place}{fault}" for place, fault in faults if fault.kind == kind][:3]
+        yield from ("  " + " ".join(place.splitlines()) for place in places)  # names may hold line breaks
 
 
 class Member(NamedTuple):
@@ -95,7 +107,7 @@ def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:
     if ending in IMAGE_ENDINGS:
         file.seek(member.offset_data - BLOCK)
         header = zlib.crc32(file.read(BLOCK))
-    elif ending in TEXT_ENDINGS:
+    elif ending in TEXT_ENDINGS and member.size <= MAX_TEXT:
         file.seek(member.offset_data)
         text = file.read(member.size)
     return Member(name, member.offset_data, member.size, header, text)
@@ -108,3 +120,49 @@ def _after_zeros(file: Any, start: int) -> int | None:
             return (start + len(data) - len(rest)) // BLOCK * BLOCK
         start += len(data)
     return None
+
+
+SHARD = re.compile(r"\.(?:tar|(tar\.(?:gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
+"""The end of a shard's name; a group matches if it is compressed, so that it cannot be read at any place."""
+_UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+def is_compressed(shard: Path | str) -> bool:
+    match = SHARD.search(str(shard))
+    return bool(match and match[1])
+
+
+def _tar_of(shard: Path | str) -> Path | str:
+    """Return the name of the tar that a compressed one on a disk becomes."""
+    return shard.with_name(SHARD.sub(".tar", shard.name)) if isinstance(shard, Path) and is_compressed(shard) else shard
+
+
+def newest(shards: Iterable[Path | str]) -> list[Path | str]:
+    """Return each shard once, and of one that was unpacked beside itself the tar, unless that is older."""
+    latest: dict[Path | str, Path | str] = {}
+    for shard in shards:
+        tar = _tar_of(shard)
+        current = tar == shard or (os.path.isfile(tar) and os.path.getmtime(tar) >= os.path.getmtime(shard))
+        if not current or tar not in latest:
+            latest[tar] = tar if current else shard
+    return list(latest.values())
+
+
+def packed_by(start: bytes) -> Callable[[Path], Any] | None:
+    """Return what opens a compressed file, by its first bytes."""
+    return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
+
+
+def unpack(shard: Path | str) -> Path:
+    """Unpack a .tar.gz, .bz2 or .xz beside itself, whole or not at all, and return the tar."""
+    if isinstance(shard, str):
+        raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
+    tar = Path(_tar_of(shard))
+    with input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error, lzma.LZMAError):
+        with shard.open("rb") as file:
+            opener = packed_by(file.read(5))
+        if not opener:
+            raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz; unpack it yourself")
+        with replacing(tar) as temporary, opener(shard) as source, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+    return tar

@@ -3,9 +3,8 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 from groupvit.photos import naming, opened, orientation, to_rgb
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """A box in pixels of the upright photo at its full resolution, to be mirrored or not."""
 
     left: int
@@ -25,10 +23,6 @@ class Crop:
     right: int
     bottom: int
     mirrored: bool = False
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        return float(self.left), float(self.top), float(self.right), float(self.bottom)
 
 
 def load_crop(
@@ -47,7 +41,7 @@ def load_crop(
             image = image if jpeg else to_rgb(image)
         crop = draw(*(image.size[::-1] if turned in (5, 6, 7, 8) else image.size))  # its errors are not the file's
         with naming(name):
-            image, box = _drafted(image, turned, crop, size) if jpeg else (image, crop.box)
+            image, box = _drafted(image, turned, crop, size) if jpeg else (image, crop[:4])
             image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return ImageOps.mirror(image) if crop.mirrored else image
 
@@ -64,7 +58,7 @@ def _drafted(
     # The decoder rounds sides up to whole pixels, at the right and below; a turn can bring the excess left and above.
     x = image.width - width / factor if turned in (2, 3, 6, 7) else 0
     y = image.height - height / factor if turned in (3, 4, 7, 8) else 0
-    left, top, right, bottom = (edge / factor for edge in crop.box)
+    left, top, right, bottom = (edge / factor for edge in crop[:4])
     return image, (left + x, top + y, right + x, bottom + y)
 
 

@@ -41,7 +41,7 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
     """
     try:
         batches = iter(loader)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # of memory, processes or threads there are no more
         raise InputError(f"cannot start the processes that read data ({error}): {_NO_ROOM}") from error
     if loader.num_workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
