@@ -132,7 +132,7 @@ def _font(side: int, texts: Sequence[str]) -> ImageFont.FreeTypeFont:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:width]  # no letter is narrower than a pixel
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -31,7 +31,9 @@ def read_labels(file: Path) -> list[str]:
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
-    return [line for line in lines if line]
+    with input_error(str(file), InputError):
+        parse_labels(labels := [line for line in lines if line])
+    return labels
 
 
 def parse_labels(labels: object) -> tuple[Label, ...]:
@@ -78,6 +80,8 @@ def _parse(text: str) -> Label:
         raise InputError(
             f"label {text!r} has a comma: write labels apart (dog cat), or one label's words as pet=dog,cat"
         )
+    if "=" in rest:
+        raise InputError(f"label {text!r} has two =: write NAME=WORD,WORD")
     words = rest.split(",") if equals else [name]
     return Label(name, tuple(clean(word) for word in words))
 
@@ -92,6 +96,8 @@ def _check_words(label: Label, owners: dict[tuple[int, ...], str]) -> None:
         raise InputError(f"label {label.name!r} is blank: give each label a name")
     if not label.words or not all(map(_tokens, label.words)):
         raise InputError(f"label {label.name!r} has a blank word: write it as NAME or NAME=WORD,WORD")
+    if bad := re.search("[\0-\x1f\x7f\ud800-\udfff]", "".join((label.name, *label.words))):
+        raise InputError(f"label {label.name!r} has {bad[0]!r}, which is no letter: write labels in UTF-8")
     for word in label.words:
         if (tokens := _tokens(word)) in owners:
             raise InputError(f"word {word!r} of label {label.name!r} is in {owners[tokens]!r} already: drop one")
