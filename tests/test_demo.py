@@ -74,6 +74,8 @@ def test_the_page_answers_good_and_hostile_requests_and_keeps_nothing(
         "30 MB of JSON": "413",
         "download of the program": "403",
     }
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the page must not ask a proxy whether it is there
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     with hostile_page.running(model) as (visitor, _):
@@ -83,6 +85,23 @@ def test_the_page_answers_good_and_hostile_requests_and_keeps_nothing(
         assert "Segments from words" in visitor.get("/").text
         assert list((tmp_path / "temporary").glob("groupvit-demo-*/*/*.jpg"))
     assert not list((tmp_path / "temporary").glob("groupvit-demo-*"))
+
+
+@pytest.mark.parametrize(("host", "name"), [("::1", "[::1]"), ("[::1]", "[::1]"), ("localhost", "localhost")])
+def test_an_address_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    class Page:
+        def launch(self, server_name: str, **_: object) -> None:
+            raise OSError(server_name)
+
+    monkeypatch.setattr(demo, "page", lambda _: Page())
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    for function in ("_load_beside_gradio", "share_freed_memory"):
+        monkeypatch.setattr(demo, function, lambda *_: None)
+    for variable in ("NO_PROXY", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(variable, "")
+    with pytest.raises(InputError, match="choose another --port, or --host") as error:
+        demo.serve(host=host)
+    assert str(error.value.__cause__) == name
 
 
 def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> None:  # noqa: F811

@@ -236,6 +236,7 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
     segmenter = _load_beside_gradio(model)
     from starlette.middleware import Middleware
 
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="groupvit-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -243,7 +244,7 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
         options = {"middleware": [Middleware(_Limits)], "docs_url": None, "redoc_url": None, "openapi_url": None}
         try:
             blocks.launch(
-                server_name=host,
+                server_name=f"[{host.strip('[]')}]" if ":" in host else host,
                 server_port=port,
                 share=False,
                 ssr_mode=False,
@@ -257,7 +258,7 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
                 footer_links=[],
             )
         except OSError as error:
-            raise InputError(f"cannot listen at {host}, port {port}: choose another --port") from error
+            raise InputError(f"cannot listen at {host}, port {port}: choose another --port, or --host") from error
         print(f"groupvit: {blocks.local_url} (Ctrl-C ends it)", flush=True)
         segmenter.segment(np.zeros((448, 672, 3), np.uint8), ["photo"])  # the first one takes seconds more
         threading.Event().wait()
@@ -285,7 +286,7 @@ def _gradio() -> Any:
     try:
         return import_module("gradio")
     except ImportError as error:
-        raise InputError('the page needs Gradio: pip install "groupvit[demo]"') from error
+        raise InputError(f'the page needs Gradio ({error}): pip install "groupvit[demo]"') from error
     finally:
         inspect.getfile = getfile
 
