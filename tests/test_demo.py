@@ -6,6 +6,7 @@ from experiments import hostile_page
 from PIL import Image
 
 from groupvit import api, demo
+from groupvit.cli import space
 from groupvit.errors import InputError
 from test_cli_segment import model  # noqa: F401
 
@@ -105,7 +106,7 @@ def test_an_address_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> None:  # noqa: F811
-    demo.write_space(tmp_path / "space", model)
+    space.write_space(tmp_path / "space", model)
     written = sorted(path.name for path in (tmp_path / "space").iterdir())
     assert written == ["README.md", "app.py", "groupvit", "model", "requirements.txt"]
     assert "sdk: gradio" in (tmp_path / "space/README.md").read_text()
@@ -117,7 +118,7 @@ def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> 
     assert (tmp_path / "space/groupvit/demo.py").is_file()
     assert api.load(tmp_path / "space/model").config == api.load(model).config
     with pytest.raises(InputError, match="choose an empty folder"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
 
 
 def test_a_space_that_cannot_be_written_leaves_nothing(
@@ -128,12 +129,12 @@ def test_a_space_that_cannot_be_written_leaves_nothing(
     def full(*_: object) -> None:
         raise InputError("the disk is full")
 
-    monkeypatch.setattr(demo.native, "save", full)
+    monkeypatch.setattr(space.native, "save", full)
     with pytest.raises(InputError, match="full"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=r"pip install .groupvit\[demo\]"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
     assert not list(tmp_path.glob("space*"))
 
 

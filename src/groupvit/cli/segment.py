@@ -91,14 +91,15 @@ def segment(
 
     from groupvit import api
     from groupvit.segmentation import View
+    from groupvit.text.templates import PROMPTS
 
-    view = View(templates=_prompts(templates), **asked)
+    view = View(templates=PROMPTS[templates], **asked)
     with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
     segmenter = api.load(model, precision=precision, engine=engine)
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
-    options = {"masks": masks, "max_pixels": max_pixels, "export": export}
-    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record, **options)
+    options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
+    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, record=record, **options)
 
 
 def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
@@ -116,13 +117,6 @@ def _all_labels(labels: Sequence[str], file: Path | None) -> tuple[str, ...]:
     listed = (*labels, *(read_labels(file) if file else ()))
     parse_labels(listed)
     return listed
-
-
-def _prompts(name: str) -> tuple[str, ...]:
-    from groupvit.text import templates
-
-    choices = {"7": templates.IMAGENET_TEMPLATES_7, "80": templates.IMAGENET_TEMPLATES_80}
-    return choices.get(name, (templates.SIMPLE_TEMPLATE,))
 
 
 def _segment(

@@ -15,3 +15,6 @@ IMAGENET_TEMPLATES_7 = (
 )
 
 IMAGENET_TEMPLATES_80 = tuple((files("groupvit.text") / "clip_templates.txt").read_text("utf-8").splitlines())
+
+PROMPTS = {"simple": (SIMPLE_TEMPLATE,), "7": IMAGENET_TEMPLATES_7, "80": IMAGENET_TEMPLATES_80}
+"""The sets by the names that commands give them."""
