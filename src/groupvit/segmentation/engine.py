@@ -24,7 +24,6 @@ Engine = Literal["torch", "onnxruntime", "openvino"]
 """What runs the image encoder; everything else is PyTorch's in either case."""
 
 Images = Float[Tensor, "batch 3 height width"]
-Network = Callable[[Images], list[Tensor]]
 
 _EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}
 _AXES = {"images": ("batch", None, "height", "width")}

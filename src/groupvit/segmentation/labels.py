@@ -45,7 +45,7 @@ def parse_labels(labels: object) -> tuple[Label, ...]:
     if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence) or not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
     given = [_entry(*item) for item in labels.items()] if isinstance(labels, Mapping) else labels
-    parsed = [_parse(label) if isinstance(label, str) else _ready_made(label) for label in given]
+    parsed = [_parse(label) for label in given]
     names, words = dict[tuple[int, ...], str](), dict[tuple[int, ...], str]()
     for label in parsed:
         if (tokens := _tokens(label.name)) in names:
@@ -64,14 +64,12 @@ def _entry(name: object, words: object) -> Label:
     return Label(clean(str(name)), tuple(map(clean, words)))
 
 
-def _ready_made(label: object) -> Label:
-    if not isinstance(label, Label):
-        raise InputError(f"label {label!r} is a {type(label).__name__}: give text, and several words as NAME=WORD,WORD")
-    entry = _entry(label.name, label.words)
-    return label if isinstance(label.words, tuple) else entry
-
-
-def _parse(text: str) -> Label:
+def _parse(text: object) -> Label:
+    if isinstance(text, Label):
+        entry = _entry(text.name, text.words)
+        return text if isinstance(text.words, tuple) else entry
+    if not isinstance(text, str):
+        raise InputError(f"label {text!r} is a {type(text).__name__}: give text, and several words as NAME=WORD,WORD")
     name, equals, rest = text.partition("=")
     name = clean(name)
     if name.lower() == BACKGROUND and not equals:

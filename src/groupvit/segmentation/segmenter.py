@@ -84,15 +84,11 @@ class Segmenter:
         return "bf16" if bfloat16_is_faster(self.device, kind, lambda: self.encoder(image)) else "fp32"
 
     @overload
-    def segment(self, images: Photo, labels: Labels, view: View | None = None, **options: Any) -> Segmentation: ...
+    def segment(self, images: Photo, labels: Labels, view: View | None = None, **_: Any) -> Segmentation: ...
 
     @overload
     def segment(
-        self,
-        images: Sequence[Photo],
-        labels: Labels,
-        view: View | None = None,
-        **options: Any,
+        self, images: Sequence[Photo], labels: Labels, view: View | None = None, **_: Any
     ) -> list[Segmentation]: ...
 
     def segment(
