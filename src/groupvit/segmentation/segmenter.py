@@ -165,24 +165,15 @@ class Segmenter:
         pixels = lru_cache(maxsize=1)(lambda i: self._pixels(photos[i], sizes[i], view.antialias))
         for _, same_size in groupby(plan(sizes, view.window, view.stride), key=lambda place: place[1][2:]):
             while batch := list(islice(same_size, batch_size)):
-                crops = [
-                    pixels(i)[:, top : top + height, left : left + width] for i, (top, left, height, width) in batch
-                ]
+                crops = [pixels(i)[:, y : y + height, x : x + width] for i, (y, x, height, width) in batch]
                 features = self.encoder(torch.stack(crops))
                 scores, stages = self._named(features, labels, view)
                 others = [self._named(again, labels, view) for again in self.model.image_encoder.regrouped(features)]
                 for j, (i, place) in enumerate(batch):
-                    yield (
-                        i,
-                        Window(
-                            *place,
-                            features.grid,
-                            groups=tuple(stage[j] for stage in stages),
-                            scores=scores[j],
-                            others=tuple((maps[-1][j], fit[j]) for fit, maps in others),
-                            features=features.image(j),
-                        ),
-                    )
+                    owners = tuple(stage[j] for stage in stages)
+                    more = tuple((maps[-1][j], fit[j]) for fit, maps in others)
+                    image = features.image(j)
+                    yield i, Window(*place, features.grid, groups=owners, scores=scores[j], others=more, features=image)
 
     def _named(
         self, features: ImageFeatures, labels: Sequence[Label], view: View
