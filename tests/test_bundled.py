@@ -65,7 +65,7 @@ def test_captions_find_their_photos_as_the_card_says(photos: Segmenter, data_dir
 def test_it_brings_the_embeddings_that_it_gives_its_nouns(photos: Segmenter) -> None:
     nouns = photos.config.rivals
     asked = photos.embed_words(nouns[::40], (SIMPLE_TEMPLATE,))
-    given = photos._encode_words(nouns[::40], (SIMPLE_TEMPLATE,))
+    given = photos.words._encode(nouns[::40], (SIMPLE_TEMPLATE,))
     assert photos.model.rivals is not None
     assert torch.equal(asked, photos.model.rivals[::40])
     torch.testing.assert_close(asked, given, atol=2e-3, rtol=0)
@@ -80,7 +80,7 @@ def test_words_that_it_never_saw_are_named(photos: Segmenter) -> None:
 def test_a_word_that_it_hardly_knows_does_not_spoil_a_label(photos: Segmenter) -> None:
     labels = ["aeroplane=aeroplane,airplane,plane", "cat=cat,kitten"]
     with pytest.warns(UserWarning, match="knows aeroplane by airplane, not by aeroplane$"):
-        plane, cat = photos.without_strangers(labels)
+        plane, cat = photos.words.without_strangers(labels)
     assert (plane.words, cat.words) == (("airplane", "plane"), ("cat", "kitten"))
 
 

@@ -89,7 +89,8 @@ def test_seeds_of_any_size_are_the_tiles_means(rows: int, columns: int, groups: 
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("labelled") / "model.onnx"
     segmenter = groupvit.load("photos-trunk", engine="torch", precision="fp32")
-    labels = {label.name: label.words for label in segmenter.with_rivals(["motorcycle=motorcycle,motorbike", "grass"])}
+    parsed = segmenter.words.with_rivals(["motorcycle=motorcycle,motorbike", "grass"])
+    labels = {label.name: label.words for label in parsed}
     bank = {name: segmenter.embed_words(words, ("a photo of a {}.",)) for name, words in labels.items()}
     save(path, segmenter.model, segmenter.config, labels=bank)
     return path

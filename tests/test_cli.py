@@ -163,6 +163,24 @@ def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.getvalue() == b"\\u72ac caf\\udce9\n"
 
 
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_an_ascii_or_narrow_output_tells_wrong_usage_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments, complaint in {
+        ("segment", "--labls", "x"): "Unrecognized options: --labls, x; Perhaps you meant: --labels",
+        ("segment", "--maps", "x"): "Expected one of ('soft', 'hard'); see groupvit segment --help",
+        ("segment", "--window", "x"): "Error parsing --window: ",
+    }.items():
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert said.endswith(("; see groupvit --help\n", "; see groupvit segment --help\n"))
+
+
 def test_a_missing_photo_is_one_line(run_here: RunCli) -> None:
     code, out, err = run_here("segment", "missing.jpg", "--labels", "dog", "--model", "missing")
     assert (code, out) == (2, "")

@@ -123,3 +123,11 @@ def test_a_list_that_cannot_be_used_is_named(tmp_path: Path, change, message: st
     change(path)
     with pytest.raises(InputError, match=re.escape(message)):
         MaskFolder.open(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_written_as_their_bytes(tmp_path: Path, model: str) -> None:  # noqa: F811
+    save_photo(tmp_path / "p/a.jpg").rename(tmp_path / "p/caf\udce9.jpg")
+    options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out", "formats": ALL}
+    assert segment((str(tmp_path / "p"),), **options) == 0
+    task = json.loads((tmp_path / "out/label-studio.json").read_text())[0]
+    assert task["data"]["image"] == "/data/local-files/?d=caf%E9.jpg"

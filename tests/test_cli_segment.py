@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from groupvit.checkpoints import native
-from groupvit.cli.segment import _find, _output_names, segment
+from groupvit.cli.segment import _find, _mask_kinds, _output_names, segment
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 
@@ -275,6 +275,43 @@ def test_a_long_name_and_a_large_photo_cost_only_themselves(
     assert "shorten it by 8 bytes" in said.err
     assert {name[0] for name in written(tmp_path / "out")} == {"m", "s"}
     assert segment((str(tmp_path / "p/large.png"),), max_pixels=120_000, **options) == 0
+
+
+def test_masks_never_share_a_file() -> None:
+    for names in (("a-b-2", "a/b", "a.b"), ("a b", "A/b", "a.b-1", "a:b"), ("!", "?", "--1")):
+        assert len({kind.lower() for kind in _mask_kinds(names)}) == len(names)
+
+
+def test_links_to_folders_are_said_and_a_photo_comes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = save_photo(tmp_path / "p/a.jpg")
+    save_photo(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "p/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p/loop").symlink_to(".")
+    assert _find([str(tmp_path / "p")], recursive=True) == [photo]
+    assert capsys.readouterr().err.endswith("passed over 2 subfolder that is a link\n")
+    assert _find([str(photo), str(tmp_path / "p/../p/a.jpg"), str(tmp_path / "p/*.jpg")]) == [photo]
+
+
+def test_a_subfolder_that_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_photo(tmp_path / "a.jpg")
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert _find([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg"]
+    assert capsys.readouterr().err.endswith("passed over 1 subfolder that cannot be read\n")
+
+
+@pytest.mark.parametrize("name", ["a.jpg.json", "coco.json"])
+def test_what_no_run_has_written_is_not_replaced(tmp_path: Path, model: str, name: str) -> None:
+    photo = save_photo(tmp_path / "a.jpg")
+    (tmp_path / name).write_text("mine")
+    options = {"labels": ("dog", "sky"), "model": model, "formats": ("coco",)}
+    with pytest.raises(InputError, match=f"{name} is no result of this command"):
+        segment((str(photo),), out=tmp_path, **options)
+    assert written(tmp_path) == sorted(["a.jpg", "model", name])
+    for _ in range(2):
+        assert segment((str(photo),), out=tmp_path / "out", **options) == 0
 
 
 def test_masks_are_the_label_map_in_parts(tmp_path: Path, model: str) -> None:

@@ -6,6 +6,7 @@ from experiments import hostile_page
 from PIL import Image
 
 from groupvit import api, demo
+from groupvit.cli import space
 from groupvit.errors import InputError
 from test_cli_segment import model  # noqa: F401
 
@@ -74,6 +75,8 @@ def test_the_page_answers_good_and_hostile_requests_and_keeps_nothing(
         "30 MB of JSON": "413",
         "download of the program": "403",
     }
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the page must not ask a proxy whether it is there
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     with hostile_page.running(model) as (visitor, _):
@@ -85,8 +88,25 @@ def test_the_page_answers_good_and_hostile_requests_and_keeps_nothing(
     assert not list((tmp_path / "temporary").glob("groupvit-demo-*"))
 
 
+@pytest.mark.parametrize(("host", "name"), [("::1", "[::1]"), ("[::1]", "[::1]"), ("localhost", "localhost")])
+def test_an_address_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    class Page:
+        def launch(self, server_name: str, **_: object) -> None:
+            raise OSError(server_name)
+
+    monkeypatch.setattr(demo, "page", lambda _: Page())
+    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
+    for function in ("_load_beside_gradio", "share_freed_memory"):
+        monkeypatch.setattr(demo, function, lambda *_: None)
+    for variable in ("NO_PROXY", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(variable, "")
+    with pytest.raises(InputError, match="choose another --port, or --host") as error:
+        demo.serve(host=host)
+    assert str(error.value.__cause__) == name
+
+
 def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> None:  # noqa: F811
-    demo.write_space(tmp_path / "space", model)
+    space.write_space(tmp_path / "space", model)
     written = sorted(path.name for path in (tmp_path / "space").iterdir())
     assert written == ["README.md", "app.py", "groupvit", "model", "requirements.txt"]
     assert "sdk: gradio" in (tmp_path / "space/README.md").read_text()
@@ -98,7 +118,7 @@ def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> 
     assert (tmp_path / "space/groupvit/demo.py").is_file()
     assert api.load(tmp_path / "space/model").config == api.load(model).config
     with pytest.raises(InputError, match="choose an empty folder"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
 
 
 def test_a_space_that_cannot_be_written_leaves_nothing(
@@ -109,12 +129,12 @@ def test_a_space_that_cannot_be_written_leaves_nothing(
     def full(*_: object) -> None:
         raise InputError("the disk is full")
 
-    monkeypatch.setattr(demo.native, "save", full)
+    monkeypatch.setattr(space.native, "save", full)
     with pytest.raises(InputError, match="full"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=r"pip install .groupvit\[demo\]"):
-        demo.write_space(tmp_path / "space", model)
+        space.write_space(tmp_path / "space", model)
     assert not list(tmp_path.glob("space*"))
 
 

@@ -40,9 +40,15 @@ def test_sixteen_bits_are_scaled_to_eight(file_format):
     assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
 
 
-def test_floating_point_pixels_are_refused():
-    with pytest.raises(InputError, match=r"depth\.tiff"):
-        load_rgb(encoded(Image.new("F", (4, 4)), "TIFF"), "depth.tiff")
+def test_a_transparent_value_of_sixteen_bits_lies_on_white():
+    image = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert np.asarray(load_rgb(encoded(image, "PNG", transparency=0), "x"))[0, :, 0].tolist() == [255, 100, 255]
+
+
+@pytest.mark.parametrize("picture", [Image.new("F", (4, 4)), Image.new("I", (4, 4), -1), Image.new("I", (4, 4), 65536)])
+def test_pixels_of_unknown_range_are_refused(picture):
+    with pytest.raises(InputError, match=r"depth\.tiff.* save it with 8 or 16 bits"):
+        load_rgb(encoded(picture, "TIFF"), "depth.tiff")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -175,6 +181,8 @@ def test_an_opened_image_and_its_path_are_what_the_file_holds(name, tmp_path):
     ids=lambda array: f"{array.dtype} {array.shape}",
 )  # fmt: skip
 def test_arrays_are_photos_as_their_files_are(array):
+    if array.ndim == 2:
+        assert rgb_of(array[..., None]).tobytes() == rgb_of(array).tobytes()
     assert rgb_of(array).tobytes() == load_rgb(encoded(Image.fromarray(array), "PNG"), "x").tobytes()
 
 
@@ -182,6 +190,7 @@ def test_arrays_are_photos_as_their_files_are(array):
     "image",
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.int64), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((3, 40, 60), np.uint8),
      np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), np.float32), np.zeros(4, np.uint8),
+     np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 5), np.uint8), bytearray(b"x"),
      Image.new("F", (4, 4)), Image.new("RGB", (0, 4)), torch.zeros(3, 4, 4), None, 3, b"x", "missing.jpg", Path("/")],
     ids=lambda image: f"{type(image).__name__} {getattr(image, 'dtype', '')}",
 )  # fmt: skip

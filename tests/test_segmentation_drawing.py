@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,10 @@ def test_a_panel_puts_pictures_side_by_side_under_their_titles() -> None:
     )
     assert picture.width > 400 + 400 + 320
     assert picture.getpixel((10, picture.height - 30)) == (255, 0, 0)
+
+
+def test_a_very_long_name_is_cut_at_once() -> None:
+    began = time.process_time()
+    picture = drawing.overlay(Image.new("RGB", (60, 48)), stripes(), ("a" * 50_000, "grass", "sky"))
+    assert picture.width == drawing.overlay(Image.new("RGB", (60, 48)), stripes(), NAMES).width
+    assert time.process_time() - began < 5

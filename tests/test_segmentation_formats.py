@@ -167,6 +167,11 @@ def test_voc_holds_254_labels(first):
         result(np.zeros((2, 2), int), (*names[:count], "more")).to_voc()
 
 
+def test_a_name_with_a_colon_has_no_place_in_labelmap_txt():
+    with pytest.raises(InputError, match="the colon of 'ratio 16:9'"):
+        formats.check("voc", ("dog", "ratio 16:9"))
+
+
 def test_polygons_have_no_hole_and_no_needless_corner():
     inside = np.ones((5, 6), bool)
     assert formats.outlines(inside) == [[(0, 0), (6, 0), (6, 5), (0, 5)]]

@@ -41,7 +41,8 @@ def test_labels_come_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [(None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
-     ("dog".encode("utf-16"), "labels.txt.*UTF-8")],
+     ("dog".encode("utf-16"), "labels.txt.*UTF-8"), (b"dog\ncat,cow", "labels.txt: label 'cat,cow' has a comma"),
+     (b"dog\nDog", "labels.txt: label 'Dog' is given twice"), (b"a\0b", "labels.txt: label .* no letter")],
 )  # fmt: skip
 def test_a_file_without_labels_is_named(tmp_path: Path, data: bytes | None, said: str) -> None:
     if data is not None:
@@ -69,6 +70,10 @@ def test_background_with_words_comes_first() -> None:
         (["dog", "pet=cat,dog"], "word 'dog' of label 'pet' is in 'dog' already"),
         (["pet=dog,Dog"], "'Dog' of label 'pet' is in 'pet' already"),
         (["dog,cat"], "comma"),
+        (["pet=dog=cat"], "has two ="),
+        (["dog=puppy", "caf\udce9"], "no letter: write labels in UTF-8"),
+        (["pet=dog,c\x1bt"], "no letter"),
+        ({"dog": ["a\x7f"]}, "no letter"),
         (["dog", "background"], "threshold"),
         ([Label("dog", ())], "blank word"),
         (["black &amp; white", "black & white"], "'black & white' is given twice .* 'black &amp; white'"),

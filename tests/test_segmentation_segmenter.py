@@ -1,9 +1,11 @@
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -195,7 +197,7 @@ def test_labels_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows == [6]
     for i in range(20):
         segmenter.segment(photo(32, 32), ["sky", f"word {i}"])
-    assert segmenter._embed.cache_info().currsize <= 8
+    assert segmenter.words._kept.cache_info().currsize <= 8
 
 
 def test_each_window_is_encoded_once_and_together_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +217,7 @@ def test_a_background_threshold_of_0_takes_nothing_and_above_1_everything() -> N
     none = segmenter.segment(photo(64, 96), LABELS, background=0.0)
     assert none.names == ("background", *LABELS)
     assert (none.label_map == plain.label_map + 1).all()
-    every = segmenter.segment(photo(64, 96), LABELS, background=1.01)
+    every = segmenter.segment(photo(64, 96), LABELS, background=1.0)
     assert not every.label_map.any()
     assert every.shares == (1, 0, 0, 0, 0)
     assert every.scores[1:] == (0, 0, 0, 0)
@@ -498,6 +500,15 @@ def test_labels_may_be_a_dictionary() -> None:
     assert shares == tiny().segment(photo(20, 30), ["person=man,woman", "animal=dog,cat"]).shares
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types as users have them, without the check of signatures that tests make."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "image",
     [
@@ -505,6 +516,9 @@ def test_labels_may_be_a_dictionary() -> None:
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),
         Image.new("RGB", (0, 3)),
+        b"",
+        b"JPEG",
+        bytearray(),
     ],
 )
 def test_what_is_no_photo_is_refused(image: Any) -> None:
@@ -512,12 +526,24 @@ def test_what_is_no_photo_is_refused(image: Any) -> None:
         tiny().segment(image, LABELS)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"templates": ()}, "templates"),
         ({"templates": ("a photo",)}, "templates"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "whole number from 1"),
+        ({"batch_size": 2.0}, "whole number from 1"),
+        ({"batch_size": 10**30}, "from 1 to 65536"),
+        ({"background": math.nan}, "a score between 0 and 1"),
+        ({"background": -0.1}, "a score between 0 and 1"),
+        ({"background": 1.1}, "a score between 0 and 1"),
+        ({"background": "0.5"}, "a score between 0 and 1"),
+        ({"short_side": 48.5}, "whole numbers"),
+        ({"short_side": "48"}, "whole numbers"),
+        ({"window": 32.0}, "whole numbers"),
+        ({"short_side": 10**6}, "enlarges a photo to 1000000 x 1000000 pixels"),
+        ({"short_side": 10**5, "window": 32}, "choose a smaller one, or a window"),
         ({"short_side": 0}, "at least 1"),
         ({"window": 0}, "at least 1"),
         ({"window": 8, "stride": 0}, "at least 1"),
@@ -528,6 +554,14 @@ def test_what_is_no_photo_is_refused(image: Any) -> None:
 def test_impossible_settings_are_refused(options: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         tiny().segment(photo(20, 20), LABELS, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"precision": "float32"}, {"device": "gpu"}])
+def test_an_impossible_precision_or_device_is_refused(options: Any) -> None:
+    segmenter = tiny()
+    with pytest.raises(InputError, match=str(*options.values())):
+        Segmenter(segmenter.model, segmenter.config, **options)
 
 
 def test_a_threshold_needs_a_rival_label() -> None:
@@ -608,11 +642,11 @@ def test_a_synonym_that_is_taken_for_something_else_is_dropped(monkeypatch: pyte
     segmenter, vectors = with_rivals("airplane", "plane", "cat"), {"airplane": 0.0, "plane": 0.5, "aeroplane": 2.0}
     vectors |= {"jet": 0.9, "cat": 2.0, "kitten": 2.5}  # angles in the plane
 
-    def embed_words(words: list[str], _: object) -> torch.Tensor:
+    def embed(words: list[str], _: object) -> torch.Tensor:
         angles = torch.tensor([vectors[word.lower()] for word in words])
         return torch.stack([angles.cos(), angles.sin()], dim=1)
 
-    monkeypatch.setattr(segmenter, "embed_words", embed_words)
+    monkeypatch.setattr(segmenter.words, "embed", embed)
     kept = {
         "flyer=aeroplane,Airplane,plane,jet": ("Airplane", "plane", "jet"),  # cosines 0.07, 0.92
         "flyer=plane,aeroplane": ("plane",),
@@ -624,7 +658,7 @@ def test_a_synonym_that_is_taken_for_something_else_is_dropped(monkeypatch: pyte
     for text, words in kept.items():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            assert segmenter.without_strangers([text])[0].words == words
+            assert segmenter.words.without_strangers([text])[0].words == words
         dropped = set(text.partition("=")[2].split(",")) - set(words) if "=" in text else set()
         assert [str(warning.message).rpartition("not by ")[2] for warning in said] == sorted(dropped)
 

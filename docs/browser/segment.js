@@ -35,6 +35,9 @@ export function parseLabels(text) {
 /** Return the indices of the model's nouns that compete with the words: stuff, and what is unlike each of them. */
 export function chooseRivals(words, likeness, { nouns, stuff, families, people, unlike }) {
   const parts = new Set(words.flatMap((word) => [word.toLowerCase(), ...word.toLowerCase().split(" ")]));
+  for (const [plural, singular] of [["s", ""], ["es", ""], ["ies", "y"], ["ves", "f"]]) {
+    for (const part of [...parts]) if (part.endsWith(plural)) parts.add(part.slice(0, -plural.length) + singular);
+  }
   const touched = [...families, people].filter((family) => family.some((word) => parts.has(word)));
   const kin = new Set([...parts, ...touched.flat()]);
   return nouns.flatMap((noun, i) => (!kin.has(noun) && (stuff.includes(noun) || likeness[i] < unlike) ? [i] : []));

@@ -16,7 +16,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import requires
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -24,11 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import groupvit
 from groupvit import api
-from groupvit.checkpoints import native
 from groupvit.errors import InputError
-from groupvit.files import new_folder
 from groupvit.machine import share_freed_memory
 from groupvit.photos import load_rgb
 from groupvit.segmentation import BACKGROUND, Segmentation, Segmenter, View, drawing
@@ -48,7 +44,7 @@ _KEPT = 600  # seconds
 _PIXELS_DRAWN = 2**18  # the page is 420 pixels high, and Gradio writes a PNG for each label
 _PIXELS_SAVED = 2**22
 _EXAMPLES = {"chelsea": "cat, bed=bed,blanket, wall", "coffee": "cup, spoon, table", "astronaut": "person, flag"}
-_TITLE = "Segments from words"
+TITLE = "Segments from words"
 _HELP = "Separate labels by commas. Several words for one label: person=man,woman"
 
 
@@ -96,8 +92,8 @@ def page(segmenter: Segmenter) -> "Blocks":
         told = [f"{time.perf_counter() - began:.1f} s, {result.image.width} × {result.image.height} pixels"]
         return [*shown, ". ".join([*told, *(str(note.message) for note in notes)]), *_files(result)]
 
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
-        gr.Markdown(f"# {_TITLE}\nDrop a photo and type what to look for. The photo is deleted after ten minutes.")
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
+        gr.Markdown(f"# {TITLE}\nDrop a photo and type what to look for. The photo is deleted after ten minutes.")
         with gr.Row():
             with gr.Column():
                 photo = _photo_input()
@@ -125,14 +121,8 @@ def page(segmenter: Segmenter) -> "Blocks":
                     files = [gr.DownloadButton(name, size="sm", interactive=False) for name in names]
         if examples := _examples():
             gr.Examples(examples, [photo, words])
-        gr.on(
-            [button.click, words.submit],
-            run,
-            [photo, words, scale, background],
-            [*pictures, table, told, *files],
-            api_name="segment",
-            concurrency_limit=1,
-        )
+        given, shown = [photo, words, scale, background], [*pictures, table, told, *files]
+        gr.on([button.click, words.submit], run, given, shown, api_name="segment", concurrency_limit=1)
     return blocks.queue(max_size=MAX_WAITING)
 
 
@@ -236,28 +226,20 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
     segmenter = _load_beside_gradio(model)
     from starlette.middleware import Middleware
 
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="groupvit-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(segmenter)
-        options = {"middleware": [Middleware(_Limits)], "docs_url": None, "redoc_url": None, "openapi_url": None}
+        name = f"[{host.strip('[]')}]" if ":" in host else host
+        app = {"middleware": [Middleware(_Limits)], "docs_url": None, "redoc_url": None, "openapi_url": None}
+        bounds = {"max_threads": 4, "state_session_capacity": 100, "max_file_size": MAX_BYTES}
+        shown = {"share": False, "ssr_mode": False, "show_error": False, "quiet": True, "footer_links": []}
+        options = {"app_kwargs": app, "prevent_thread_lock": True, **bounds, **shown}
         try:
-            blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                ssr_mode=False,
-                show_error=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_threads=4,
-                state_session_capacity=100,
-                max_file_size=MAX_BYTES,
-                app_kwargs=options,
-                footer_links=[],
-            )
+            blocks.launch(server_name=name, server_port=port, **options)
         except OSError as error:
-            raise InputError(f"cannot listen at {host}, port {port}: choose another --port") from error
+            raise InputError(f"cannot listen at {host}, port {port}: choose another --port, or --host") from error
         print(f"groupvit: {blocks.local_url} (Ctrl-C ends it)", flush=True)
         segmenter.segment(np.zeros((448, 672, 3), np.uint8), ["photo"])  # the first one takes seconds more
         threading.Event().wait()
@@ -268,11 +250,11 @@ def _load_beside_gradio(model: str) -> Segmenter:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(api.load, model)
-        _gradio()
+        load_gradio()
     return loading.result()
 
 
-def _gradio() -> Any:
+def load_gradio() -> Any:
     """Import Gradio without the stubs for editors that it writes beside itself each time: a third of the import."""
     getfile = inspect.getfile
 
@@ -285,47 +267,6 @@ def _gradio() -> Any:
     try:
         return import_module("gradio")
     except ImportError as error:
-        raise InputError('the page needs Gradio: pip install "groupvit[demo]"') from error
+        raise InputError(f'the page needs Gradio ({error}): pip install "groupvit[demo]"') from error
     finally:
         inspect.getfile = getfile
-
-
-_README = """---
-title: {title}
-emoji: 🧩
-colorFrom: green
-colorTo: blue
-sdk: gradio
-sdk_version: {gradio}
-python_version: "3.11"
-app_file: app.py
-license: apache-2.0
----
-
-Written by `groupvit demo --space` of groupvit {version}. Push this folder to a Space.
-"""
-
-
-def write_space(folder: Path, model: str) -> None:
-    """Write a Hugging Face Space: the package with the model, `app.py`, `requirements.txt` and a README."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already: choose an empty folder")
-    place, package, gradio = api.locate(model), Path(groupvit.__file__).parent, _gradio()
-    others = [name for name in api.BUNDLED if name != model]
-    name = model if model in api.BUNDLED else "model"
-    needed = [re.sub(r"\s*;.*", "", line) for line in requires("groupvit") or () if _for_demo(line)]
-    lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
-    values = {"title": _TITLE, "gradio": gradio.__version__, "version": groupvit.__version__}
-    with new_folder(folder) as space:
-        shutil.copytree(package, space / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
-        if model not in api.BUNDLED:
-            native.save(space / "model", *api.load_model(place))
-        app = f'from groupvit.demo import serve\n\nserve("{name}", host="0.0.0.0")\n'
-        (space / "app.py").write_text(app)
-        (space / "requirements.txt").write_text("\n".join(lines) + "\n")
-        (space / "README.md").write_text(_README.format(**values), encoding="utf-8")
-
-
-def _for_demo(requirement: str) -> bool:
-    extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-    return not extra or extra[1] == "demo"

@@ -35,15 +35,16 @@ def load_rgb(file: str | Path | BinaryIO | bytes, name: str, max_pixels: int = M
 def rgb_of(image: object) -> Image.Image:
     """Return a path's, a PIL image's or an array's photo as `load_rgb` would load it from a file.
 
-    Arrays are uint8, uint16 or bool: (height, width), or with 3 or 4 channels. Others are an `InputError`.
+    Arrays are uint8, uint16 or bool: (height, width), or uint8 with 3 or 4 channels. Others are an `InputError`.
     """
     if isinstance(image, str | Path):
         return load_rgb(image, str(image))
     if isinstance(image, np.ndarray):
-        if image.dtype not in (np.uint8, np.uint16, bool) or image.ndim not in (2, 3) or not image.size:
+        pixels = image[..., 0] if image.shape[2:] == (1,) else image
+        kinds = {2: (np.uint8, np.uint16, bool), 3: (np.uint8,) * (pixels.shape[-1:] in ((3,), (4,)))}
+        if pixels.dtype not in kinds.get(pixels.ndim, ()) or not pixels.size:
             raise InputError(f"an image is an array of {image.dtype} {image.shape}: give uint8 RGB, (height, width, 3)")
-        with naming(f"an image that is an array of {image.dtype} {image.shape}"):
-            return to_rgb(Image.fromarray(image))
+        return to_rgb(Image.fromarray(pixels))
     if not isinstance(image, Image.Image) or not all(image.size):
         kind = f"an empty {type(image).__name__}" if isinstance(image, Image.Image) else f"a {type(image).__name__}"
         raise InputError(f"an image is {kind}: give a file's path, a PIL image or a uint8 RGB array")
@@ -106,7 +107,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
-        image = Image.fromarray(_EIGHT_BITS[np.asarray(image).clip(0, 65535)])
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("the range of its 32-bit values is unknown, save it with 8 or 16 bits")
+        image = Image.fromarray(np.where(values == image.info.get("transparency"), 255, _EIGHT_BITS[values]))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -102,15 +102,16 @@ def _run(argv: Sequence[str]) -> int | None:
 def _summary(box: str) -> str:
     """Return what tyro's box says of wrong usage in one line, without the help that it repeats."""
     sections = [[]]
-    for line in re.findall(r"^│ (.*?) *│$", box, re.MULTILINE):
-        if line.startswith("───"):
+    for line in re.findall(r"^[│ ] (.*?) *│?$", box, re.MULTILINE):  # no frame where the output is ASCII
+        if line.startswith(("───", "---")):
             sections.append([])
         elif not line.startswith(" " * 8):
             sections[-1].append(line)
     texts = [" ".join(" ".join(lines).partition("  Got errors")[0].split()) for lines in sections]
     told = [text for text in texts if not text.startswith(("For full", "Argument helptext"))]
     told.sort(key=lambda text: not text.startswith("Unrecognized"))  # a slip of a name explains what is missing
-    return "; ".join([*(text.rstrip(".") for text in told), f"see {re.findall('groupvit[a-z ]*--help', box)[-1]}"])
+    ways = re.findall("groupvit[a-z ]*--help", " ".join(texts))
+    return "; ".join([*(text.rstrip(".") for text in told), f"see {ways[-1]}"])
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -14,12 +14,14 @@ def demo(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860,
         port: Port to listen at.
         space: Write this folder for a Hugging Face Space instead.
     """
-    from groupvit import demo
-
     if not 1 <= port < 1 << 16:
         raise InputError(f"--port {port}: a port lies between 1 and 65535")
     if space:
-        demo.write_space(space, model)
+        from groupvit.cli.space import write_space
+
+        write_space(space, model)
         print(f"{space}: push this folder to a Space")
     else:
-        demo.serve(model, host, port)
+        from groupvit.demo import serve
+
+        serve(model, host, port)

@@ -40,7 +40,7 @@ class Export:
             elif name.startswith("coco"):
                 self.documents[name].append(result.to_coco(place, polygons=polygons))
             else:
-                address = f"/data/local-files/?d={quote(place)}"
+                address = f"/data/local-files/?d={quote(os.fsencode(place))}"
                 self.documents[name].append(result.to_label_studio(address, polygons=polygons))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from groupvit.cli.formats import Export, Format
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, refuse_address, write_atomically, write_picture
 from groupvit.progress import progress
 
@@ -83,20 +83,23 @@ def segment(
     _refuse_photos(labels, photos)
     files = _find(photos, recursive)
     labels = _all_labels(labels, labels_file)
-    _prepare(out, labels, background, batch_size)
     export = Export(formats, files, out, labels)
+    _keep_others(out, _output_names(files), export)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
     settings = {"templates": templates, **asked, "batch_size": batch_size}
 
     from groupvit import api
     from groupvit.segmentation import View
+    from groupvit.text.templates import PROMPTS
 
-    view = View(templates=_prompts(templates), **asked)
+    view = View(templates=PROMPTS[templates], **asked)
+    with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
+        out.mkdir(parents=True, exist_ok=True)
     segmenter = api.load(model, precision=precision, engine=engine)
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
-    options = {"masks": masks, "max_pixels": max_pixels, "export": export}
-    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, out=out, record=record, **options)
+    options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
+    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, record=record, **options)
 
 
 def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
@@ -107,35 +110,13 @@ def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
 
 
 def _all_labels(labels: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    if file:
-        from groupvit.segmentation.labels import read_labels
+    from groupvit.segmentation.labels import parse_labels, read_labels
 
-        return (*labels, *read_labels(file))
-    if not labels:
+    if not labels and not file:
         raise InputError("no labels: add --labels dog grass sky, or --labels-file FILE")
-    return tuple(labels)
-
-
-def _prepare(out: Path, labels: Sequence[str], background: float | str, batch_size: int) -> None:
-    """Refuse what cannot work, and make the folder, before a model is loaded."""
-    from groupvit.segmentation.labels import parse_labels
-
-    parse_labels(labels)
-    if batch_size < 1:
-        raise InputError("batch size must be at least 1")
-    if not isinstance(background, str) and not 0 <= background <= 1:
-        raise InputError(f"--background {background:g}: a score lies between 0 and 1")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out} ({error.strerror}): choose another --out") from error
-
-
-def _prompts(name: str) -> tuple[str, ...]:
-    from groupvit.text import templates
-
-    choices = {"7": templates.IMAGENET_TEMPLATES_7, "80": templates.IMAGENET_TEMPLATES_80}
-    return choices.get(name, (templates.SIMPLE_TEMPLATE,))
+    listed = (*labels, *(read_labels(file) if file else ()))
+    parse_labels(listed)
+    return listed
 
 
 def _segment(
@@ -169,7 +150,7 @@ def _segment(
 
 def _find(photos: Sequence[str], recursive: bool = False) -> list[Path]:
     """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
-    files: dict[Path, None] = {}
+    files: dict[str, Path] = {}
     for photo in photos:
         path, others = Path(photo), ""
         refuse_address(photo)
@@ -186,10 +167,11 @@ def _find(photos: Sequence[str], recursive: bool = False) -> list[Path]:
             raise InputError(f"{photo}: {problem}")
         if others:
             print(f"groupvit: {photo}: passed over {others}", file=sys.stderr)
-        files.update(dict.fromkeys(matches))
+        for match in matches:
+            files.setdefault(os.path.abspath(match), match)
     if not files:
         raise InputError("no photos: name image files, folders or patterns, before --labels")
-    return list(files)
+    return list(files.values())
 
 
 def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
@@ -201,6 +183,8 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
             continue
         if path.is_dir():
             others["subfolder (see --recursive)"] += not recursive
+            others["subfolder that is a link"] += recursive and path.is_symlink()
+            others["subfolder that cannot be read"] += recursive and not os.access(path, os.R_OK | os.X_OK)
         elif suffix in PHOTO_SUFFIXES and path.is_file():
             photos.append(path)
         else:
@@ -225,6 +209,16 @@ def _output_names(files: Sequence[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def _keep_others(out: Path, names: Sequence[str], export: Export) -> None:
+    """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
+    earlier = any(out.glob("*.labels.png"))
+    whole = [out / f"{name}.json" for name in export.documents if not earlier]
+    each = [_beside(out / name, "json") for name in names if not _beside(out / name, "labels.png").exists()]
+    for file in (*whole, *each):
+        if file.exists():
+            raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
 
 
 def _load(
@@ -278,11 +272,13 @@ def _write(
 
 def _mask_kinds(names: Sequence[str]) -> list[str]:
     """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
-    kinds: list[str] = []
+    kinds: dict[str, str] = {}
     for i, name in enumerate(names):
         kind = "mask-" + re.sub(r"[^\w-]+", "-", name)[:40]
-        kinds.append(f"{kind}-{i}" if kind.lower() in map(str.lower, kinds) or kind == "mask--" else kind)
-    return kinds
+        while kind.lower() in kinds or kind == "mask--":
+            kind += f"-{i}"
+        kinds[kind.lower()] = kind
+    return list(kinds.values())
 
 
 def _beside(stem: Path, suffix: str) -> Path:

@@ -39,7 +39,7 @@ def trivial_baselines(
     no background; `labels` are the protocol's. Where a benchmark has no background, the runner-up fills the place
     outside of the ellipse, and no baseline is all background.
     """
-    named = [label for label in segmenter.without_strangers(labels) if label.name.lower() != BACKGROUND]
+    named = [label for label in segmenter.words.without_strangers(labels) if label.name.lower() != BACKGROUND]
     classes = [dataset.classes.index(label.name) for label in named]
     words, lengths = [word for label in named for word in label.words], [len(label.words) for label in named]
     best_two: dict[str, tuple[int, int]] = {}

@@ -26,7 +26,7 @@ class Protocol:
 
     The lengths of `view` are pixels, or multiples of the model's training size or of the short side that suits it best
     (`ImageEncoderConfig.short_side`). `contrast` are words that compete as background: the declared ones, or those that
-    a model brings of its vocabulary (`Segmenter.with_rivals`). `thresholds` are the background's by benchmark; without
+    a model brings of its vocabulary (`WordBank.with_rivals`). `thresholds` are the background's by benchmark; without
     them the threshold is chosen on one half of the photos for the other.
     """
 

@@ -103,15 +103,9 @@ def _blend(
     """Paint colours over the photo, with a light line where the index changes."""
     paint = Image.fromarray(colours[index_map])
     blended = np.array(Image.blend(photo.convert("RGB"), paint, opacity))
-    blended[_borders(index_map)] = 255
+    blended[:-1][index_map[:-1] != index_map[1:]] = 255
+    blended[:, :-1][index_map[:, :-1] != index_map[:, 1:]] = 255
     return Image.fromarray(blended)
-
-
-def _borders(index_map: UInt[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    borders = np.zeros(index_map.shape, bool)
-    borders[:-1] |= index_map[:-1] != index_map[1:]
-    borders[:, :-1] |= index_map[:, :-1] != index_map[:, 1:]
-    return borders
 
 
 def _enlarge(picture: Image.Image) -> Image.Image:
@@ -132,7 +126,7 @@ def _font(side: int, texts: Sequence[str]) -> ImageFont.FreeTypeFont:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:width]  # no letter is narrower than a pixel
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

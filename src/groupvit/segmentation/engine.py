@@ -24,7 +24,6 @@ Engine = Literal["torch", "onnxruntime", "openvino"]
 """What runs the image encoder; everything else is PyTorch's in either case."""
 
 Images = Float[Tensor, "batch 3 height width"]
-Network = Callable[[Images], list[Tensor]]
 
 _EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}
 _AXES = {"images": ("batch", None, "height", "width")}
@@ -35,11 +34,9 @@ def chosen(engine: str) -> Engine:
     if engine == "auto":
         fast = not torch.cuda.is_available() and find_spec("openvino") and find_spec("onnx")
         return "openvino" if fast else "torch"
-    if engine == "torch":
-        return "torch"
-    if engine != "openvino" and engine != "onnxruntime":
+    if engine not in ("torch", "openvino", "onnxruntime"):
         raise InputError(f"engine {engine!r} must be auto, torch, onnxruntime or openvino")
-    if not (find_spec(engine) and find_spec("onnx")):
+    if engine != "torch" and not (find_spec(engine) and find_spec("onnx")):
         raise InputError(f"the engine {engine} is not installed: pip install 'groupvit[{_EXTRAS[engine]}]'")
     return engine
 

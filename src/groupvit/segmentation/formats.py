@@ -172,6 +172,8 @@ def check(form: str, names: Sequence[str]) -> None:
         _import("pycocotools.mask", "pycocotools")
     if form.endswith("polygons"):
         _import("scipy.ndimage", "scipy")
+    if form == "voc" and (colons := [name for name in names if ":" in name]):
+        raise InputError(f"VOC's labelmap.txt has no place for the colon of {colons[0]!r}: leave it out")
     if form == "voc" and len(names) + first_category(names) > 255:
         raise InputError(f"VOC's masks hold 254 labels, and there are {len(names)}: choose the format coco")
 

@@ -31,7 +31,9 @@ def read_labels(file: Path) -> list[str]:
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
-    return [line for line in lines if line]
+    with input_error(str(file), InputError):
+        parse_labels(labels := [line for line in lines if line])
+    return labels
 
 
 def parse_labels(labels: object) -> tuple[Label, ...]:
@@ -43,7 +45,7 @@ def parse_labels(labels: object) -> tuple[Label, ...]:
     if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence) or not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
     given = [_entry(*item) for item in labels.items()] if isinstance(labels, Mapping) else labels
-    parsed = [_parse(label) if isinstance(label, str) else _ready_made(label) for label in given]
+    parsed = [_parse(label) for label in given]
     names, words = dict[tuple[int, ...], str](), dict[tuple[int, ...], str]()
     for label in parsed:
         if (tokens := _tokens(label.name)) in names:
@@ -62,14 +64,12 @@ def _entry(name: object, words: object) -> Label:
     return Label(clean(str(name)), tuple(map(clean, words)))
 
 
-def _ready_made(label: object) -> Label:
-    if not isinstance(label, Label):
-        raise InputError(f"label {label!r} is a {type(label).__name__}: give text, and several words as NAME=WORD,WORD")
-    entry = _entry(label.name, label.words)
-    return label if isinstance(label.words, tuple) else entry
-
-
-def _parse(text: str) -> Label:
+def _parse(text: object) -> Label:
+    if isinstance(text, Label):
+        entry = _entry(text.name, text.words)
+        return text if isinstance(text.words, tuple) else entry
+    if not isinstance(text, str):
+        raise InputError(f"label {text!r} is a {type(text).__name__}: give text, and several words as NAME=WORD,WORD")
     name, equals, rest = text.partition("=")
     name = clean(name)
     if name.lower() == BACKGROUND and not equals:
@@ -78,6 +78,8 @@ def _parse(text: str) -> Label:
         raise InputError(
             f"label {text!r} has a comma: write labels apart (dog cat), or one label's words as pet=dog,cat"
         )
+    if "=" in rest:
+        raise InputError(f"label {text!r} has two =: write NAME=WORD,WORD")
     words = rest.split(",") if equals else [name]
     return Label(name, tuple(clean(word) for word in words))
 
@@ -92,6 +94,8 @@ def _check_words(label: Label, owners: dict[tuple[int, ...], str]) -> None:
         raise InputError(f"label {label.name!r} is blank: give each label a name")
     if not label.words or not all(map(_tokens, label.words)):
         raise InputError(f"label {label.name!r} has a blank word: write it as NAME or NAME=WORD,WORD")
+    if bad := re.search("[\0-\x1f\x7f\ud800-\udfff]", "".join((label.name, *label.words))):
+        raise InputError(f"label {label.name!r} has {bad[0]!r}, which is no letter: write labels in UTF-8")
     for word in label.words:
         if (tokens := _tokens(word)) in owners:
             raise InputError(f"word {word!r} of label {label.name!r} is in {owners[tokens]!r} already: drop one")

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from groupvit.text.imagenet import imagenet_texts
 from groupvit.text.nouns import PERSON_WORDS
+from groupvit.text.tokenizer import clean
 
 _STUFF = (
     "sky cloud grass lawn ground dirt mud sand gravel field floor tile carpet wall brick ceiling window door curtain "
@@ -42,4 +43,8 @@ def choose_rivals(
 
 
 def _parts(words: Sequence[str]) -> frozenset[str]:
-    return frozenset(part for word in words for part in (word.lower(), *word.lower().split()))
+    """Return the words as the tokenizer reads them, what they are made of, and its likely singulars."""
+    parts = {part for word in map(clean, words) for part in (word, *word.split())}
+    for plural, singular in ("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"):
+        parts |= {part.removesuffix(plural) + singular for part in parts if part.endswith(plural)}
+    return frozenset(parts)

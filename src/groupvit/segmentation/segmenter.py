@@ -1,11 +1,11 @@
 """Photos and words to label maps (§3.3)."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, islice
+from numbers import Integral
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -16,14 +16,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
+from groupvit.files import MAX_PIXELS
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.photos import Photo, rgb_of
 from groupvit.segmentation.engine import Engine, encoder_in
-from groupvit.segmentation.labels import BACKGROUND, Label, Labels, parse_labels
+from groupvit.segmentation.labels import BACKGROUND, Label, Labels
 from groupvit.segmentation.result import Segmentation
-from groupvit.segmentation.rivals import UNLIKE, choose_rivals
 from groupvit.segmentation.view import View
 from groupvit.segmentation.windows import (
     Window,
@@ -34,14 +34,13 @@ from groupvit.segmentation.windows import (
     resized,
     shared_scores,
 )
-from groupvit.text.templates import SIMPLE_TEMPLATE
-from groupvit.text.tokenizer import Tokenizer
+from groupvit.segmentation.words import WordBank
 
 Precision = Literal["bf16", "fp32"]
 """Numbers of the image encoder; embeddings of words, scores and maps are float32 in either case."""
 
-_TEXTS_AT_ONCE = 256
 _COUNTED = 2**24
+_ENCODED = 2**25  # pixels of one window: more hardly fit into memory
 _GATE = 5  # labels of a window that the published evaluation lets through
 
 
@@ -62,20 +61,19 @@ class Segmenter:
         precision: Precision | None = None,
         engine: Engine = "torch",
     ):
-        gpu = engine == "torch" and torch.cuda.is_available()
-        self.device = torch.device(device or ("cuda" if gpu else "cpu"))
+        if precision not in (None, "bf16", "fp32"):
+            raise InputError(f"precision={precision!r} must be 'bf16' or 'fp32'")
         if engine == "onnxruntime" and precision == "bf16":
             raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
-        self.model = model.to(self.device).eval()
+        gpu = engine == "torch" and torch.cuda.is_available()
+        with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError):
+            self.device = torch.device(device or ("cuda" if gpu else "cpu"))
+            self.model = model.to(self.device).eval()
         self.config = config
+        self.words = WordBank(self.model, config, self.device)
         self.engine: Engine = engine
         self.encoder = encoder_in(engine, self.model.image_encoder)
         self.precision: Precision = precision or self._faster_precision()
-        self._tokenizer = Tokenizer(config.text.context_length)
-        self._embed = lru_cache(maxsize=8)(self._embed_uncached)
-        self._nouns: dict[str, Tensor] = {}
-        if self.model.rivals is not None:
-            self._nouns = dict(zip(config.rivals, self.model.rivals.to(self.device), strict=True))
 
     def _faster_precision(self) -> Precision:
         if self.engine == "onnxruntime":
@@ -86,15 +84,11 @@ class Segmenter:
         return "bf16" if bfloat16_is_faster(self.device, kind, lambda: self.encoder(image)) else "fp32"
 
     @overload
-    def segment(self, images: Photo, labels: Labels, view: View | None = None, **options: Any) -> Segmentation: ...
+    def segment(self, images: Photo, labels: Labels, view: View | None = None, **_: Any) -> Segmentation: ...
 
     @overload
     def segment(
-        self,
-        images: Sequence[Photo],
-        labels: Labels,
-        view: View | None = None,
-        **options: Any,
+        self, images: Sequence[Photo], labels: Labels, view: View | None = None, **_: Any
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -112,7 +106,7 @@ class Segmenter:
         A dictionary of labels has names and their words: `{"person": ["man", "woman"]}`.
 
         A segment's score for a label is the softmax over labels of scaled cosine similarities. Of a label's several
-        words the best one counts: the mean of different senses is near none of them (`without_strangers`). Each pixel
+        words the best one counts: the mean of different senses is near none of them (`WordBank`). Each pixel
         takes the scores of the group that owns it; a plain ViT upsamples its patches' scores. In the result, index 0 is
         "background" where it is looked for, and the labels follow.
 
@@ -121,7 +115,8 @@ class Segmenter:
 
         Raises `InputError` for anything but photos, for labels that cannot be told apart and for impossible settings.
         """
-        listed = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
+        one = isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence)
+        listed: Any = [images] if one else images
         photos = [rgb_of(image) for image in listed]
         if "templates" in changes:
             changes["templates"] = tuple(changes["templates"])
@@ -131,16 +126,17 @@ class Segmenter:
             raise InputError(
                 f"a background threshold needs rivals for {parsed[0].name!r}: labels for the rest of the photo"
             )
-        if batch_size < 1:
-            raise InputError("batch size must be at least 1")
+        if not isinstance(batch_size, Integral) or not 1 <= batch_size <= 2**16:
+            raise InputError("batch size must be a whole number from 1 to 65536")
         sizes = [resized(photo.size, view.short_side or 0) for photo in photos]
+        _refuse_large(sizes, view)
         results: dict[int, Segmentation] = {}
         with self.precise():
             encoded = self._encode(photos, sizes, parsed, view, batch_size)
             for i, pairs in groupby(encoded, key=lambda pair: pair[0]):
                 windows = tuple(w if keep_features else replace(w, features=None) for _, w in pairs)
                 results[i] = self._name(photos[i], sizes[i], windows, parsed, view)
-        return results[0] if listed is not images else [results[i] for i in range(len(photos))]
+        return results[0] if one else [results[i] for i in range(len(photos))]
 
     @contextmanager
     def precise(self) -> Iterator[None]:
@@ -151,68 +147,11 @@ class Segmenter:
 
     def labels_of(self, labels: Labels, view: View) -> tuple[Label, ...]:
         """Return the labels that `segment` looks for under a view."""
-        return self.with_rivals(labels) if view.background == "auto" else self.without_strangers(labels)
+        return self.words.with_rivals(labels) if view.background == "auto" else self.words.without_strangers(labels)
 
-    def with_rivals(self, labels: Labels) -> tuple[Label, ...]:
-        """Return the labels, and before them as background the nouns that compete with them (`choose_rivals`).
-
-        Labels stay alone where one is called background, and with a model that has no nouns to choose from.
-        """
-        parsed, nouns = self.without_strangers(labels), self.config.rivals
-        if parsed[0].name == BACKGROUND or not nouns:
-            return parsed
-        words = [word for label in parsed for word in label.words]
-        embedded = self.embed_words(nouns, (SIMPLE_TEMPLATE,))
-        self._nouns = self._nouns or dict(zip(nouns, embedded, strict=True))
-        likeness = embedded @ self.embed_words(words, (SIMPLE_TEMPLATE,)).T
-        rivals = choose_rivals(words, nouns, likeness.amax(dim=1).cpu().numpy())
-        return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
-
-    def without_strangers(self, labels: Labels) -> tuple[Label, ...]:
-        """Return the labels, without words that the model takes for something else; a warning names them.
-
-        A rare synonym would spoil its label: of several words the best one counts, and a word that training hardly saw
-        may fit anything. It is dropped if it is none of the model's nouns, and like no noun among its label's words.
-        """
-        return tuple(self._without_strangers(label) for label in parse_labels(labels))
-
-    def _without_strangers(self, label: Label) -> Label:
-        nouns = [word for word in label.words if word.lower() in self.config.rivals]
-        others = [word for word in label.words if word not in nouns]
-        if not nouns or not others:
-            return label
-        likeness = self.embed_words(others, (SIMPLE_TEMPLATE,)) @ self.embed_words(nouns, (SIMPLE_TEMPLATE,)).T
-        strangers = [word for word, like in zip(others, likeness.amax(dim=1).tolist(), strict=True) if like < UNLIKE]
-        if strangers:
-            warnings.warn(f"this model knows {label.name} by {nouns[0]}, not by {', '.join(strangers)}", stacklevel=2)
-        return replace(label, words=tuple(word for word in label.words if word not in strangers))
-
-    @torch.inference_mode()
     def embed_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
-        """Return unit vectors of words: the mean over templates of the prompts' embeddings, normalised, in float32."""
-        return self._embed(tuple(words), tuple(templates))
-
-    def _embed_uncached(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "words embed"]:
-        known = dict(self._nouns) if templates == (SIMPLE_TEMPLATE,) else {}
-        if new := [word for word in dict.fromkeys(words) if word not in known]:
-            known.update(zip(new, self._encode_words(new, templates), strict=True))
-        return torch.stack([known[word] for word in words])
-
-    def _encode_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
-        if unseen := [word for word in words if self._unseen(word)]:
-            warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
-        prompts = [template.replace("{}", word) for word in words for template in templates]
-        chunks = [prompts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(prompts), _TEXTS_AT_ONCE)]
-        with torch.autocast(self.device.type, enabled=False):
-            embedded = torch.cat([self.model.encode_text(self._tokenizer(chunk).to(self.device)) for chunk in chunks])
-            embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
-            return F.normalize(rearrange(embedded, "(w t) d -> w t d", w=len(words)).mean(dim=1), dim=-1)
-
-    def _unseen(self, word: str) -> bool:
-        """Return True if no caption of training had some part of the word (`native.forget_unseen`)."""
-        tokens = self._tokenizer(word)[0]
-        inner = tokens[1 : int(tokens.argmax())].to(self.device)
-        return not self.model.text_encoder.token_embedding.weight[inner].any(dim=1).all()
+        """Return unit vectors of words (`WordBank.embed`)."""
+        return self.words.embed(words, templates)
 
     def _encode(
         self,
@@ -226,24 +165,15 @@ class Segmenter:
         pixels = lru_cache(maxsize=1)(lambda i: self._pixels(photos[i], sizes[i], view.antialias))
         for _, same_size in groupby(plan(sizes, view.window, view.stride), key=lambda place: place[1][2:]):
             while batch := list(islice(same_size, batch_size)):
-                crops = [
-                    pixels(i)[:, top : top + height, left : left + width] for i, (top, left, height, width) in batch
-                ]
+                crops = [pixels(i)[:, y : y + height, x : x + width] for i, (y, x, height, width) in batch]
                 features = self.encoder(torch.stack(crops))
                 scores, stages = self._named(features, labels, view)
                 others = [self._named(again, labels, view) for again in self.model.image_encoder.regrouped(features)]
                 for j, (i, place) in enumerate(batch):
-                    yield (
-                        i,
-                        Window(
-                            *place,
-                            features.grid,
-                            groups=tuple(stage[j] for stage in stages),
-                            scores=scores[j],
-                            others=tuple((maps[-1][j], fit[j]) for fit, maps in others),
-                            features=features.image(j),
-                        ),
-                    )
+                    owners = tuple(stage[j] for stage in stages)
+                    more = tuple((maps[-1][j], fit[j]) for fit, maps in others)
+                    image = features.image(j)
+                    yield i, Window(*place, features.grid, groups=owners, scores=scores[j], others=more, features=image)
 
     def _named(
         self, features: ImageFeatures, labels: Sequence[Label], view: View
@@ -339,3 +269,14 @@ class Segmenter:
             step=step,
             patch_size=patch,
         )
+
+
+def _refuse_large(sizes: Sequence[tuple[int, int]], view: View) -> None:
+    """Refuse what could fill the memory."""
+    for height, width in sizes:
+        window = view.window or max(height, width)
+        if height * width > MAX_PIXELS or min(height, window) * min(width, window) > _ENCODED:
+            raise InputError(
+                f"a short side of {view.short_side} enlarges a photo to {width} x {height} pixels, more than fit into "
+                "memory: choose a smaller one, or a window"
+            )

@@ -1,6 +1,7 @@
 """The view: how a photo is shown to a model, and how its scores become names."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
 
 from groupvit.errors import InputError
@@ -21,7 +22,7 @@ class View:
     published code does; `"hard"` multiplies hard assignments, as §3.3 says.
 
     `background="auto"` lets nouns that the model learnt compete with the labels; what these win is background
-    (`Segmenter.with_rivals`). With a number, background is where the best score is lower. With None every pixel gets a
+    (`WordBank.with_rivals`). With a number, background is where the best score is lower. With None every pixel gets a
     label. A model without such nouns treats "auto" as None.
 
     `scores="gated"` is the published evaluation's product: a segment's softmax times its softmax over the five labels
@@ -44,14 +45,17 @@ class View:
     def __post_init__(self):
         if not self.templates or not all("{}" in template for template in self.templates):
             raise InputError("templates must be a list of texts with {} in the place of the word")
-        if isinstance(self.background, str) and self.background != "auto":
-            raise InputError(f"background={self.background!r} must be 'auto', a number or None")
+        if self.background not in ("auto", None) and not (
+            isinstance(self.background, Real) and 0 <= self.background <= 1
+        ):
+            raise InputError(f"background={self.background!r} must be 'auto', none, or a score between 0 and 1")
         if self.maps not in ("soft", "hard"):
             raise InputError(f"maps={self.maps!r} must be 'soft' or 'hard'")
         if self.scores not in ("softmax", "gated"):
             raise InputError(f"scores={self.scores!r} must be 'softmax' or 'gated'")
-        if min(length for length in (1, self.short_side, self.window, self.stride) if length is not None) < 1:
-            raise InputError("short side, window and stride must be at least 1")
+        lengths = [length for length in (self.short_side, self.window, self.stride) if length is not None]
+        if not all(isinstance(length, Integral) and length >= 1 for length in lengths):
+            raise InputError("short side, window and stride must be whole numbers, at least 1")
 
     @property
     def threshold(self) -> float | None:

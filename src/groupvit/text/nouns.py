@@ -65,7 +65,7 @@ PERSON_WORDS = _words(
 
 # Tags that close, have attributes or a slash at their end, and HTML's usual bare ones: CC12M writes <PERSON> for names.
 _HTML = re.compile(
-    r"<!--.*?-->|</[a-z][^<>]*>|<[a-z][^<>]*(?:/|=[^<>]*)>"
+    r"<!--(?:(?!<!--).)*?-->|</[a-z][^<>]*>|<[a-z](?=[^<>]*(?:=|/>))[^<>]*>"
     r"|<(?:a|abbr|article|b|big|blockquote|body|br|caption|center|cite|code|dd|del|div|dl|dt|em|figcaption|figure|font"
     r"|h[1-6r]|head|html|i|img|ins|li|mark|nobr|ol|p|pre|q|s|script|section|small|span|strike|strong|style|su[bp]"
     r"|t[dhrt]|table|tbody|thead|u|ul|wbr)\s*>",
