@@ -43,9 +43,11 @@ class Progress:
         self.steps, self.batch_size, self.alarm = steps, batch_size, alarm
         self.unreadable = self.skips = self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
-            if "loss" in (earlier := json.loads(line)):
+            with suppress(KeyError, TypeError, ValueError):  # of a line that is none of ours
+                if "loss" not in (earlier := json.loads(line)):
+                    continue
                 self.alarm.check(earlier["step"], earlier)
-                self.unreadable, self.skips = earlier.get("unreadable", 0), earlier.get("skipped", 0)
+                self.unreadable, self.skips = int(earlier["unreadable"]), int(earlier["skipped"])
         self.restart_clock(step)
         self.printed = 0.0
         console = Console(stderr=True, quiet=file is None)
@@ -190,6 +192,7 @@ def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
     curves: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in metrics.read_text().splitlines():
         values = json.loads(line)
-        for name in [name for name in values if name not in {"step", "time", "unreadable", "warning"}]:
-            curves[name].append((values["step"], values[name]))
+        for name, value in values.items():
+            if isinstance(value, int | float) and name not in {"step", "time", "unreadable"}:
+                curves[name].append((values["step"], value))
     return {name: points for name, points in curves.items() if len(points) > 1}
