@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,13 +21,13 @@ from groupvit.data.order import BatchSampler, Order
 from groupvit.data.transforms import draw_color, jitter_color, to_tensor
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
-from groupvit.machine import bfloat16_is_faster
+from groupvit.machine import bfloat16_is_faster, enough_memory
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.health import Alarm
 from groupvit.training.loop import SKIPS, stop_requests
 from groupvit.training.monitor import Progress, draw_curves
 from groupvit.training.optim import Schedule, set_rate
-from groupvit.training.state import differences, locked, plain
+from groupvit.training.state import DAMAGES, differences, locked, plain
 from groupvit.training.step import Terms, step
 
 CROP = 224  # pixels of a training crop's side
@@ -69,6 +68,7 @@ class _Batch:
     masks: Int64[Tensor, "batch side side"]
 
 
+@enough_memory("take a smaller --batch-size")
 def finetune(
     network: DenseClassifier,
     photos: Masked,
@@ -212,15 +212,12 @@ def _restore(
     if not resume:
         return 0
     damaged = f"{path} is damaged, name another --out and start again"
-    with input_error(damaged, *_DAMAGES):
+    with input_error(damaged, *DAMAGES):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         settings, done = dict(saved["transfer"]), int(saved["step"])
     if differing := list(differences(settings, plain(asdict(transfer)))):
         raise InputError(f"{path.parent} holds another transfer: {'; '.join(differing[:5])}; resume with the same")
-    with input_error(damaged, *_DAMAGES):
+    with input_error(damaged, *DAMAGES):
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
     return done
-
-
-_DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError, ValueError)
