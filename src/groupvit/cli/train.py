@@ -147,6 +147,8 @@ def _check(options: Options, run: "Run") -> None:
         raise InputError(
             "steps, batch size and keep are at least 1, workers and chunk at least 0, the seed 0 to 2**63 - 1"
         )
+    if run.schedule.steps >= 10**8 or not 0 < options.patience < 10**8:
+        raise InputError("steps are at most 99,999,999, and --patience is minutes above 0 and below 10**8")
     if options.init and options.resume:
         raise InputError("--resume goes on with a training's own weights: leave out --init")
     if options.tensorboard and find_spec("tensorboard") is None:

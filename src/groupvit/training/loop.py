@@ -16,7 +16,7 @@ from groupvit.checkpoints.trunks import PUBLISHED
 from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.machine import bfloat16_is_faster
+from groupvit.machine import bfloat16_is_faster, enough_memory
 from groupvit.models import GroupViT, noise, temperature
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary, open_photos
@@ -40,6 +40,7 @@ _UNREAD = "another process cannot read its data; its message says why"
 _GO, _STOP, _FAILED = 0, 1, 2  # what a process asks for before a step; the largest wish of all counts
 
 
+@enough_memory("encode fewer photos at a time with --chunk, or take a smaller --batch-size or fewer --workers")
 def train(
     run: Run,
     data: Path | str,

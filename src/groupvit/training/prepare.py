@@ -9,6 +9,7 @@ from groupvit.checkpoints import load
 from groupvit.checkpoints.native import check
 from groupvit.checkpoints.trunks import load_trunk
 from groupvit.data.index import CaptionedPhotos
+from groupvit.errors import InputError, input_error
 from groupvit.models import GroupViT, build_model
 from groupvit.models.layers import resampled
 from groupvit.models.trunks import EfficientNetLite, ViTTrunk
@@ -67,5 +68,6 @@ def initialise(model: GroupViT, source: Path) -> None:
         side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
         with torch.no_grad():
             trained.image_encoder.pos_embed = nn.Parameter(resampled(positions, side, side).clone())
-    check(trained.state_dict(), model.state_dict(), source)
+    with input_error("this run cannot start with another architecture's weights", InputError):
+        check(trained.state_dict(), model.state_dict(), source)
     model.load_state_dict(trained.state_dict())
