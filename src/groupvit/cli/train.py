@@ -13,51 +13,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What to train, where, and how.
+    """What to train, where, and how; the comments are the help."""
 
-    Args:
-        run: Name of the run; an unknown one lists all.
-        data: Folder with the run's tar shards, or a URL of one (s3://…, https://…).
-        out: Folder of the training, by default runs/RUN.
-        seed: Of the weights, the order, the augmentation and the noise.
-        train: Pattern of the training shards inside DATA, instead of the run's own.
-        held_out: Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
-        steps: Optimiser steps, instead of the run's own number.
-        batch_size: Photos a step, instead of the run's own number.
-        chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
-        init: Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random
-            ones; images may be of another size there.
-        resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
-        workers: Processes that read and decode.
-        keep: Checkpoints to keep, besides the best.
-        pictures: Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
-        tensorboard: Write the curves as TensorBoard's event files, too, and the pictures.
-        compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
-            compiler, or Triton on a GPU.
-        trunk: A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT,
-            timm, DINO or MoCo v3.
-        cache: Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
-        patience: Minutes that each of several processes waits for the others, which may be evaluating or saving.
-    """
-
-    run: tyro.conf.Positional[str]
-    data: str
-    out: Path | None = None
-    seed: int = 0
-    train: str | None = None
+    run: tyro.conf.Positional[str]  # Name of the run; an unknown one lists all.
+    data: str  # Folder with the run's tar shards, or a URL of one (s3://…, https://…).
+    out: Path | None = None  # Folder of the training, by default runs/RUN.
+    seed: int = 0  # Of the weights, the order, the augmentation and the noise.
+    train: str | None = None  # Pattern of the training shards inside DATA, instead of the run's own.
+    # Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
     held_out: str | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    steps: int | None = None  # Optimiser steps, instead of the run's own number.
+    batch_size: int | None = None  # Photos a step, instead of the run's own number.
+    # Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
     chunk: int | None = None
+    # Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random ones; images
+    # may be of another size there.
     init: str | None = None
+    # Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
     resume: bool = False
-    workers: int = 1
-    keep: int = 2
+    workers: int = 1  # Processes that read and decode.
+    keep: int = 2  # Checkpoints to keep, besides the best.
+    # Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
     pictures: int | None = None
-    tensorboard: bool = False
+    tensorboard: bool = False  # Write the curves as TensorBoard's event files, too, and the pictures.
+    # Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++ compiler, or
+    # Triton on a GPU.
     compile: bool = False
+    # A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT, timm, DINO
+    # or MoCo v3.
     trunk: Path | None = None
-    cache: Path | None = None
+    cache: Path | None = (
+        None  # Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
+    )
+    # Minutes that each of several processes waits for the others, which may be evaluating or saving.
     patience: float = 120.0
 
 
