@@ -89,10 +89,6 @@ class World:
             dist.all_gather_object(texts, text)
         return texts
 
-    def agree(self, text: str) -> bool:
-        """True if all processes give the same text."""
-        return len(set(self.texts(text))) == 1
-
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:

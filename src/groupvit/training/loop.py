@@ -87,7 +87,9 @@ def train(
             _must_be_new(out)
         bfloat16 = _bfloat16(device, world)
         state = prepare(run, seed, photos, words.nouns, device, bfloat16, init, trunk, out if resume else None)
-        _begin(state, out, world)
+        if len(set(world.texts(f"{state.step} {state.identity()}"))) > 1:
+            raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
+        mark_started(out, world)
         if compiled:
             _compile(state.model, device, bfloat16, world)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
@@ -131,12 +133,6 @@ def _compile(model: GroupViT, device: torch.device, bfloat16: bool, world: World
         compile_blocks(model)
     elif not world.rank:  # PyTorch's compiler would use its own, slower product
         print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
-
-
-def _begin(state: TrainingState, out: Path, world: World) -> None:
-    if not world.agree(f"{state.step} {state.identity()}"):
-        raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
-    mark_started(out, world)
 
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:

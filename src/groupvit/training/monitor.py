@@ -38,8 +38,17 @@ class Progress:
     def __init__(
         self, file: Path | None, step: int, steps: int, batch_size: int, alarm: Alarm, *, tensorboard: bool = False
     ):
-        self.file = _opened(file, step) if file else None
-        self.board = _board(file.parent, step) if file and tensorboard else None
+        self.file: TextIO | None = None
+        self.board: Any = None
+        if file:
+            with input_error(f"cannot write {file}", OSError):
+                write_atomically(file, "".join(_lines_until(file, step)).encode())
+                self.file = file.open("a")
+        if file and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # what an interrupted training wrote after this step is taken back
+            self.board = SummaryWriter(str(file.parent), purge_step=step + 1)
         self.steps, self.batch_size, self.alarm = steps, batch_size, alarm
         self.unreadable = self.skips = self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
@@ -131,19 +140,6 @@ class Progress:
             left = (self.steps - step) * self.batch_size / max(speed, 1e-9)
             print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
             self.printed = now
-
-
-def _opened(file: Path, step: int) -> TextIO:
-    with input_error(f"cannot write {file}", OSError):
-        write_atomically(file, "".join(_lines_until(file, step)).encode())
-        return file.open("a")
-
-
-def _board(folder: Path, step: int) -> Any:
-    """Return a writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _peak_memory() -> int:

@@ -62,10 +62,7 @@ class Transfer:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Batch:
-    images: UInt8[Tensor, "batch 3 side side"]
-    masks: Int64[Tensor, "batch side side"]
+_Batch = tuple[UInt8[Tensor, "batch 3 side side"], Int64[Tensor, "batch side side"]]  # crops and their masks
 
 
 @enough_memory("take a smaller --batch-size")
@@ -116,10 +113,11 @@ def _loop(
     schedule = Schedule(transfer.steps, warmup=transfer.steps // 20, lr=transfer.lr, lr_end=0.0)
     bfloat16, saved = bfloat16_is_faster(device), done
 
-    def gradient(batch: Any, _: Any) -> Terms:
+    def gradient(batch: _Batch, _: Any) -> Terms:
+        images, masks = (each.to(device) for each in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = network(batch.images.to(device))
-        loss = pixel_loss(logits, batch.masks.to(device), network.stride)
+            logits = network(images)
+        loss = pixel_loss(logits, masks, network.stride)
         loss.backward()
         return {"pixels": loss}
 
@@ -175,7 +173,7 @@ def _batch(photos: Masked, seed: int, places: Int64[np.ndarray, "batch 3"]) -> _
         crops.append(draw_masked_crop(photos[row], generator))
         colors.append(draw_color(generator))
     images, masks = (torch.stack(each) for each in zip(*crops, strict=True))
-    return _Batch(jitter_color(images, torch.stack(colors)), masks)
+    return jitter_color(images, torch.stack(colors)), masks
 
 
 def draw_masked_crop(
