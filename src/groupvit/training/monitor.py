@@ -1,15 +1,13 @@
 """What a training shows: a bar on a terminal, lines in a log, JSON lines in a file, and their curves."""
 
-import importlib
-import importlib.util
 import io
 import json
-import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -146,9 +144,10 @@ def _peak_memory() -> int:
     """Return bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if os.name != "posix":
+    if sys.platform == "win32":
         return 0
-    resource = importlib.import_module("resource")
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -163,7 +162,7 @@ def _lines_until(file: Path, step: int) -> Iterator[str]:
 def draw_curves(metrics: Path, picture: Path) -> Path | None:
     """Draw a small chart for each number in the metrics file; None without matplotlib or without two points."""
     curves = _curves(metrics)
-    if importlib.util.find_spec("matplotlib") is None or not curves:
+    if find_spec("matplotlib") is None or not curves:
         return None
     from matplotlib.figure import Figure
 

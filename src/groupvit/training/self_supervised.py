@@ -244,11 +244,7 @@ class ClassifyModule(nn.Module):
         """Nothing follows."""
 
 
-_MODULES: dict[type[PhotoTerm], Callable[..., nn.Module]] = {
-    Dino: DinoModule,
-    Moco: MocoModule,
-    Classify: ClassifyModule,
-}
+_MODULES: dict[type, Any] = {Dino: DinoModule, Moco: MocoModule, Classify: ClassifyModule}
 
 
 def of_photos(objective: Iterable[Any]) -> list[PhotoTerm]:
