@@ -127,16 +127,13 @@ def _check(options: Options, run: "Run") -> None:
     from groupvit.data.shards import find_shards
     from groupvit.data.storage import is_url
     from groupvit.errors import InputError
+    from groupvit.training.run import check
 
     if options.cache and not run.data.cached_crops:
         raise InputError("this training caches nothing: leave out --cache")
-    positive, natural = (run.schedule.steps, run.data.batch_size, options.keep), (options.workers, run.data.chunk)
-    if min(positive) < 1 or min(natural) < 0 or not 0 <= options.seed < 2**63:
-        raise InputError(
-            "steps, batch size and keep are at least 1, workers and chunk at least 0, the seed 0 to 2**63 - 1"
-        )
-    if run.schedule.steps >= 10**8 or not 0 < options.patience < 10**8:
-        raise InputError("steps are at most 99,999,999, and --patience is minutes above 0 and below 10**8")
+    check(run, options.seed, options.workers, options.keep)
+    if not 0 < options.patience < 10**8:
+        raise InputError("--patience is minutes above 0 and below 10**8")
     if options.init and options.resume:
         raise InputError("--resume goes on with a training's own weights: leave out --init")
     if options.tensorboard and find_spec("tensorboard") is None:

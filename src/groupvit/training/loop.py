@@ -12,7 +12,6 @@ import torch
 from jaxtyping import UInt8
 
 from groupvit.checkpoints import latest
-from groupvit.checkpoints.trunks import PUBLISHED
 from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
@@ -24,11 +23,10 @@ from groupvit.training.distributed import ALONE, World, mark_started
 from groupvit.training.health import Alarm, distinct_share, watched
 from groupvit.training.loader import batches_from
 from groupvit.training.monitor import EVERY, Progress, draw_curves
-from groupvit.training.objective import Captions, Teacher, terms_of
+from groupvit.training.objective import Captions, terms_of
 from groupvit.training.optim import set_rate
 from groupvit.training.prepare import prepare
-from groupvit.training.run import Run
-from groupvit.training.self_supervised import of_photos
+from groupvit.training.run import Run, check
 from groupvit.training.state import TrainingState, folder_of, last_saved, locked, save
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
@@ -78,7 +76,7 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not resume:
         _must_be_new(out)
-    _check(run, world)
+    check(run, seed, workers, keep, world.size)
     with world.first_goes_first():  # it indexes the shards that are not
         photos = open_photos(shards, indexers)
     words = make_vocabulary(run.data, run.objective, photos, Tokenizer(run.model.text.context_length)).to(device)
@@ -107,17 +105,6 @@ def train(
 def _must_be_new(out: Path) -> None:
     if last := latest(out):
         raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
-
-
-def _check(run: Run, world: World) -> None:
-    if run.data.cached_crops and run.data.augment != "crop":
-        raise InputError("crops are cached as they are: their colours cannot be changed")
-    if (run.data.cached_crops or terms_of(run.objective, Teacher)) and run.model.image.stem not in PUBLISHED:
-        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
-    if of_photos(run.objective) and (run.data.chunk or run.data.cached_crops):
-        raise InputError("dino, moco and classify see whole batches of fresh photos: no chunks and no cached crops")
-    if run.data.batch_size // world.size < 2:
-        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
 
 
 def _bfloat16(device: torch.device, world: World) -> bool:

@@ -32,7 +32,8 @@ def prepare(
 ) -> TrainingState:
     """Return the state that a training starts in, with the weights of `init` or `trunk`, or goes on in."""
     torch.manual_seed(seed)
-    model = build_model(run.model)
+    with input_error("this run's model cannot be built", ValueError):
+        model = build_model(run.model)
     pretrained = model.image_encoder.trunk
     if init and not resumed:
         initialise(model, init)
