@@ -148,7 +148,8 @@ def cached_backward(
     """Leave the gradient of `loss` in the parameters; no graph is kept for more than a chunk of one encoder."""
     with torch.no_grad():
         made = [[encoder(rows) for rows in pieces] for encoder, pieces in zip(encode, chunks, strict=True)]
-    leaves = [[_leaf(column) for column in zip(*pieces, strict=True)] for pieces in made]
+    joined = [[torch.cat(column) for column in zip(*pieces, strict=True)] for pieces in made]
+    leaves = [[each.requires_grad_(each.is_floating_point()) for each in columns] for columns in joined]
     terms = loss(leaves)
     _total(terms).backward()
     for encoder, pieces, of in zip(encode, chunks, leaves, strict=True):
@@ -157,10 +158,6 @@ def cached_backward(
             if pairs := [(x, gradient) for x, gradient in pairs if x.requires_grad]:
                 torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
     return terms
-
-
-def _leaf(pieces: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(pieces)).requires_grad_(pieces[0].is_floating_point())
 
 
 def _chunks(count: int, size: int) -> list[slice]:

@@ -82,7 +82,9 @@ def finetune(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).train()
-    optimizer = _optimizer(network)
+    encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
+    groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
     with locked(out):
         done = _restore(out / STATE, network, optimizer, transfer, resume=resume)
         progress = Progress(out / "metrics.jsonl", done, transfer.steps, transfer.batch_size, Alarm(0, 0.0))
@@ -91,12 +93,6 @@ def finetune(
         draw_curves(out / "metrics.jsonl", out / "curves.png")
     network.eval()
     return done
-
-
-def _optimizer(network: DenseClassifier) -> torch.optim.Optimizer:
-    encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
-    groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
-    return torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
 
 
 def _loop(
