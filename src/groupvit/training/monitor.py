@@ -24,6 +24,7 @@ from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
 EVERY = 10
+_NO_EVENTS = "cannot write TensorBoard's event files"
 
 
 class Progress:
@@ -69,7 +70,8 @@ class Progress:
             with suppress(OSError):  # what `_append` could not write, and has said so
                 self.file.close()
         if self.board:
-            self.board.close()
+            with suppress(OSError):
+                self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one line of the metrics file, and of the terminal."""
@@ -86,13 +88,15 @@ class Progress:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
         if self.board:
-            for name in values.keys() - {"step", "time", "warning"}:
-                self.board.add_scalar(name, values[name], values["step"])
+            with input_error(_NO_EVENTS, OSError, advice="resume when there is space"):
+                for name in values.keys() - {"step", "time", "warning"}:
+                    self.board.add_scalar(name, values[name], values["step"])
 
     def show(self, step: int, picture: UInt8[np.ndarray, "height width 3"]) -> None:
         """Give a picture of the groups to TensorBoard."""
         if self.board:
-            self.board.add_image("groups", picture, step, dataformats="HWC")
+            with input_error(_NO_EVENTS, OSError, advice="resume when there is space"):
+                self.board.add_image("groups", picture, step, dataformats="HWC")
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
