@@ -88,7 +88,7 @@ def train(
         if len(set(world.texts(f"{state.step} {state.identity()}"))) > 1:
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         mark_started(out, world)
-        if compiled:
+        if compiled and state.step < run.schedule.steps:
             _compile(state.model, device, bfloat16, world)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
