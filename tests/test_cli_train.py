@@ -75,6 +75,23 @@ def test_impossible_numbers_are_one_line(run_here, scenes_folder, option):
     assert "at least" in err, err
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--steps", 10**8), "steps are at most 99,999,999"),
+        (("--patience", 0), "minutes above 0"),
+        (("--patience", "nan"), "minutes above 0"),
+        (("--batch-size", 10**15), "out of memory: encode fewer photos at a time"),
+    ],
+    ids=str,
+)
+def test_numbers_beyond_any_machine_are_one_line(run_here, scenes_folder, option, says):
+    code, out, err = run_here("train", "debug", "--data", scenes_folder, *option)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert says in err
+
+
 def test_a_file_in_the_place_of_the_output_folder_is_one_line(run_here, scenes_folder, tmp_path):
     (tmp_path / "run").write_text("precious")
     code, _, err = run_here("train", "debug", "--data", scenes_folder, "--out", tmp_path / "run")

@@ -231,6 +231,20 @@ def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch, 
         pass
 
 
+@pytest.mark.parametrize("port", ["here", "99999999"])
+def test_a_port_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="MASTER_PORT are set, but not as torchrun does"), connected():
+        pass
+
+
+def test_what_no_torchrun_has_left_restarts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "error.json")
+    (tmp_path / "torchrun").write_bytes(b"\xff")
+    assert not restarted(tmp_path, ALONE)
+
+
 def test_an_empty_number_of_processes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.setenv(name, "")

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -112,8 +113,12 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
         with pytest.raises(InputError, match=r"training.pt is damaged"):
             train(run, data, tmp_path, workers=0, resume=True)
     document = torch.load(io.BytesIO(whole), weights_only=True)
+    for other in ({"optimizer": {}}, {"extras": {"a": 1}}, {"identity": {**document["identity"], "nouns": None}}):
+        torch.save(document | other, state)
+        with pytest.raises(InputError, match=r"training.pt is damaged|nouns"):
+            train(run, data, tmp_path, workers=0, resume=True)
     torch.save({key: value for key, value in document.items() if key != "optimizer"}, state)
-    with pytest.raises(InputError, match=r"training.pt is damaged or missing \('optimizer'\)"):
+    with pytest.raises(InputError, match=r"training.pt is damaged or missing: 'optimizer'; resume from another step"):
         train(run, data, tmp_path, workers=0, resume=True)
     (tmp_path / "latest").write_text("step-00000099")
     with pytest.raises(InputError, match=r"latest names no checkpoint"):
@@ -159,6 +164,13 @@ def test_half_a_line_in_the_curve_does_not_hinder_resuming(data, tmp_path):
         file.write('\n{"step": 2, "lo')
     train(vary(RUN, steps=2), data, tmp_path, workers=0, resume=True)
     assert [line["step"] for line in metrics(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")])
+def test_a_lack_of_memory_is_one_line_that_says_how_to_go_on(data, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(loop, "step", Mock(side_effect=error))
+    with pytest.raises(InputError, match="out of memory: encode fewer photos at a time with --chunk"):
+        train(RUN, data, tmp_path, workers=0)
 
 
 def test_the_curve_holds_every_term_and_no_step_twice(data, tmp_path):
@@ -326,6 +338,10 @@ def test_a_folder_with_a_training_is_not_overwritten_and_an_empty_one_not_resume
         train(vary(RUN, steps=1), data, tmp_path / "run", workers=0)
     with pytest.raises(InputError, match="no checkpoint"):
         train(vary(RUN, steps=1), data, tmp_path / "empty", workers=0, resume=True)
+    (tmp_path / "run" / "latest").unlink()  # as copying the checkpoints alone does
+    with pytest.raises(InputError, match="step-00000001; add --resume"):
+        train(vary(RUN, steps=1), data, tmp_path / "run", workers=0)
+    assert train(vary(RUN, steps=2), data, tmp_path / "run", workers=0, resume=True).step == 2
 
 
 def test_the_vocabulary_needs_enough_photos(data, tmp_path):
@@ -567,7 +583,7 @@ def test_positions_are_resampled_for_images_of_another_size(data, tmp_path):
 def test_weights_of_another_architecture_are_refused_before_anything_is_written(data, tmp_path):
     train(RUN, data, tmp_path / "first", workers=0)
     wider = vary(RUN, model=replace(TINY, embed_dim=TINY.embed_dim + 1))
-    with pytest.raises(InputError, match=r"first: tensor .* has shape"):
+    with pytest.raises(InputError, match=r"another architecture's weights: .*first: tensor .* has shape"):
         train(wider, data, tmp_path / "second", workers=0, init=tmp_path / "first")
     assert latest(tmp_path / "second") is None
 

@@ -3,8 +3,9 @@
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from groupvit.data.pack import pack
 from groupvit.data.shards import Sample, find_shards, write_shards
 from groupvit.errors import InputError
 from groupvit.models import PAPER, GroupViT, Stage, build_model
-from groupvit.training.objective import Captions, MultiLabel, terms_of
+from groupvit.training.objective import Captions, MultiLabel, Nouns, terms_of
 from groupvit.training.paper_runs import PAIRS as COUNTED
-from groupvit.training.run import Run, vary
+from groupvit.training.run import Run, check, vary
 from groupvit.training.runs import RUNS, get_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -356,3 +357,40 @@ def test_a_varied_run_differs_in_what_was_named_wherever_it_stands() -> None:
     assert vary(run, steps=10, crop=(0.6, 1.0), ema=0.0, cost=RUNS["debug"].cost) == RUNS["debug"]
     with pytest.raises(TypeError, match="colour"):
         vary(run, colour="red")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_goes_together(name: str) -> None:
+    check(get_run(name), seed=0, workers=1, keep=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"objective": (Captions(), Captions(0.1))}, "one of each name: caption, caption"),
+        ({"objective": (Nouns("patch", 1.0), Nouns("patch", 1.0, prior=1.0))}, "patch_nouns, patch_nouns"),
+        ({"objective": ()}, "at least one term"),
+        ({"model": replace(get_run("debug").model, segment_loss=False)}, "need a model with segment_loss"),
+        ({"evaluate_every": 0}, "at least 1"),
+        ({"save_every": 0}, "at least 1"),
+        ({"chunk": -1}, "at least"),
+        ({"steps": 10**8}, "at most 99,999,999"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_go_together_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check(vary(get_run("debug"), **changes), seed=0, workers=0, keep=1)
+
+
+def test_a_slip_in_the_name_of_an_augmentation_is_refused() -> None:
+    run = vary(get_run("debug"), min_count=3)
+    object.__setattr__(run.data, "augment", "colour")  # as without the tests' check of types
+    with pytest.raises(InputError, match="no augment 'colour': there are crop, color, randaugment"):
+        check(run, seed=0, workers=0, keep=1)
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0, 1), (2**63, 0, 1), (0, -1, 1), (0, 0, 0)])
+def test_numbers_of_no_training_are_refused_in_python_too(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="at least"):
+        check(get_run("debug"), *numbers)

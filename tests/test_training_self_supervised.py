@@ -24,7 +24,16 @@ from groupvit.training.loop import train
 from groupvit.training.objective import Captions
 from groupvit.training.optim import Optimizer, Schedule
 from groupvit.training.run import Run, vary
-from groupvit.training.self_supervised import Classify, Dino, Moco, classify_loss, dino_loss, moco_loss, spread
+from groupvit.training.self_supervised import (
+    Classify,
+    Dino,
+    Moco,
+    classify_loss,
+    dino_loss,
+    moco_loss,
+    modules_of,
+    spread,
+)
 from groupvit.training.views import draw_view
 
 MODEL = ModelConfig(
@@ -206,7 +215,7 @@ def test_a_collapse_is_told_after_five_signs(values: dict[str, float], text: str
 def test_collapsed_networks_have_the_numbers_of_a_collapse() -> None:
     assert spread(torch.nn.functional.normalize(torch.ones(8, 5), dim=1)) < 1e-3
     assert spread(torch.nn.functional.normalize(torch.randn(64, 256), dim=1)) > 0.9
-    module: Any = Dino(prototypes=64, local_crops=0).module(build_model(MODEL), 0)
+    module: Any = modules_of([Dino(prototypes=64, local_crops=0)], build_model(MODEL), 0)["dino"]
     same = torch.zeros(2, 8, 64)
     same[..., 3] = 1
     for teacher, entropy, variety in ((same * 0, 1.0, None), (same, 0.0, 0.0)):

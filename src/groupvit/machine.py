@@ -5,11 +5,12 @@ import hashlib
 import platform
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from groupvit.errors import InputError
 from groupvit.files import cache_folder
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 _ANSWERS: dict[Path, bool] = {}  # of `bfloat16_is_faster`
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn a lack of memory, of the machine or of its GPU, into an `InputError` with the advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|not enough memory", str(error)):
+            raise InputError(f"out of memory: {advice}") from error
+        raise
 
 
 def keep_freed_memory() -> None:

@@ -13,11 +13,11 @@ LAYOUTS = {"native": native, "release": release, "transformers": transformers}
 
 
 def latest(training: Path) -> Path | None:
-    """Return the newest complete checkpoint of a training's folder, which its `latest` file names."""
+    """Return the newest complete checkpoint of a training's folder, which its `latest` file names, if there is one."""
     pointer = training / "latest"
     with input_error(f"{pointer} cannot be read", OSError):
         if not pointer.is_file():
-            return None
+            return max(training.glob(f"step-{'[0-9]' * 8}"), default=None)  # killed before the first, or copied without
         name = pointer.read_text(errors="replace").strip()
     if not name or not (training / name).is_dir():
         raise InputError(f"{pointer} names no checkpoint of {training}: write one of its step folders' names into it")

@@ -13,51 +13,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What to train, where, and how.
+    """What to train, where, and how; the comments are the help."""
 
-    Args:
-        run: Name of the run; an unknown one lists all.
-        data: Folder with the run's tar shards, or a URL of one (s3://…, https://…).
-        out: Folder of the training, by default runs/RUN.
-        seed: Of the weights, the order, the augmentation and the noise.
-        train: Pattern of the training shards inside DATA, instead of the run's own.
-        held_out: Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
-        steps: Optimiser steps, instead of the run's own number.
-        batch_size: Photos a step, instead of the run's own number.
-        chunk: Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
-        init: Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random
-            ones; images may be of another size there.
-        resume: Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
-        workers: Processes that read and decode.
-        keep: Checkpoints to keep, besides the best.
-        pictures: Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
-        tensorboard: Write the curves as TensorBoard's event files, too, and the pictures.
-        compile: Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++
-            compiler, or Triton on a GPU.
-        trunk: A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT,
-            timm, DINO or MoCo v3.
-        cache: Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
-        patience: Minutes that each of several processes waits for the others, which may be evaluating or saving.
-    """
-
-    run: tyro.conf.Positional[str]
-    data: str
-    out: Path | None = None
-    seed: int = 0
-    train: str | None = None
+    run: tyro.conf.Positional[str]  # Name of the run; an unknown one lists all.
+    data: str  # Folder with the run's tar shards, or a URL of one (s3://…, https://…).
+    out: Path | None = None  # Folder of the training, by default runs/RUN.
+    seed: int = 0  # Of the weights, the order, the augmentation and the noise.
+    train: str | None = None  # Pattern of the training shards inside DATA, instead of the run's own.
+    # Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
     held_out: str | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    steps: int | None = None  # Optimiser steps, instead of the run's own number.
+    batch_size: int | None = None  # Photos a step, instead of the run's own number.
+    # Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
     chunk: int | None = None
+    # Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random ones; images
+    # may be of another size there.
     init: str | None = None
+    # Go on from the newest checkpoint in OUT; a finished training with a larger --steps, too.
     resume: bool = False
-    workers: int = 1
-    keep: int = 2
+    workers: int = 1  # Processes that read and decode.
+    keep: int = 2  # Checkpoints to keep, besides the best.
+    # Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
     pictures: int | None = None
-    tensorboard: bool = False
+    tensorboard: bool = False  # Write the curves as TensorBoard's event files, too, and the pictures.
+    # Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++ compiler, or
+    # Triton on a GPU.
     compile: bool = False
+    # A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT, timm, DINO
+    # or MoCo v3.
     trunk: Path | None = None
-    cache: Path | None = None
+    cache: Path | None = (
+        None  # Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
+    )
+    # Minutes that each of several processes waits for the others, which may be evaluating or saving.
     patience: float = 120.0
 
 
@@ -139,14 +127,13 @@ def _check(options: Options, run: "Run") -> None:
     from groupvit.data.shards import find_shards
     from groupvit.data.storage import is_url
     from groupvit.errors import InputError
+    from groupvit.training.run import check
 
     if options.cache and not run.data.cached_crops:
         raise InputError("this training caches nothing: leave out --cache")
-    positive, natural = (run.schedule.steps, run.data.batch_size, options.keep), (options.workers, run.data.chunk)
-    if min(positive) < 1 or min(natural) < 0 or not 0 <= options.seed < 2**63:
-        raise InputError(
-            "steps, batch size and keep are at least 1, workers and chunk at least 0, the seed 0 to 2**63 - 1"
-        )
+    check(run, options.seed, options.workers, options.keep)
+    if not 0 < options.patience < 10**8:
+        raise InputError("--patience is minutes above 0 and below 10**8")
     if options.init and options.resume:
         raise InputError("--resume goes on with a training's own weights: leave out --init")
     if options.tensorboard and find_spec("tensorboard") is None:

@@ -2,7 +2,6 @@
 
 from groupvit.models.config import (
     PAPER,
-    PRESETS,
     RELEASE,
     ImageEncoderConfig,
     ModelConfig,
@@ -19,7 +18,6 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PAPER",
-    "PRESETS",
     "RELEASE",
     "SEGMENT_LOGIT_BIAS",
     "Assignment",

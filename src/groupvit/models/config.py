@@ -187,6 +187,3 @@ PAPER = ModelConfig(
 def with_stages(config: ModelConfig, *stages: Stage) -> ModelConfig:
     """Return the model with other stages: `Stage(6, 64, 8), Stage(6)` is the 1-stage model, `Stage(12)` a plain ViT."""
     return replace(config, image=replace(config.image, stages=stages))
-
-
-PRESETS = {"release": RELEASE, "paper": PAPER}

@@ -17,10 +17,7 @@ EXAMPLE = (2, 3, 240, 320)
 
 
 def onnx_graph(
-    module: nn.Module,
-    examples: Mapping[str, Tensor],
-    outputs: Sequence[str],
-    axes: Mapping[str, Sequence[str | None]],
+    module: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str], axes: Mapping[str, Sequence[str | None]]
 ) -> bytes:
     """Return the module as an ONNX model; `axes` names those of any length, for inputs and where outputs have them."""
     file: Any = io.BytesIO()

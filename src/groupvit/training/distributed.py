@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from groupvit.data.workers import launched
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 from groupvit.models.layers import at_least_float32
 
@@ -88,10 +88,6 @@ class World:
         if self.size > 1:
             dist.all_gather_object(texts, text)
         return texts
-
-    def agree(self, text: str) -> bool:
-        """True if all processes give the same text."""
-        return len(set(self.texts(text))) == 1
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -177,14 +173,14 @@ def restarted(out: Path, world: World) -> bool:
     One of the torchruns is enough: a host that was lost comes back with another.
     """
     mark = out / "torchrun"
-    own = mark.is_file() and _launcher() in mark.read_text().splitlines()
+    own = mark.is_file() and _launcher() in mark.read_text(errors="replace").splitlines()
     return str(True) in world.texts(str(own))
 
 
 def _launcher() -> str:
     """Return the folder that torchrun has made for this run of itself alone, "" without torchrun."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_0/RANK/error.json
-    return str(Path(file).parents[2]) if file else ""
+    return os.path.normpath(f"{file}/../../..") if file else ""
 
 
 @contextmanager
@@ -204,7 +200,8 @@ def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     wait = timedelta(seconds=patience)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=wait))
+        with input_error("MASTER_ADDR and MASTER_PORT are set, but not as torchrun does", ValueError):
+            store, _, _ = next(rendezvous("env://", timeout=wait))
         store = _store_of_this_start(store, rank, size, patience)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=wait)
         yield World(rank, size), device

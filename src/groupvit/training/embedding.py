@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from groupvit.data.batches import Batch
@@ -87,54 +87,36 @@ def loss_terms(
     which there are `counts` in all. It projects these, and compares its own rows with all others (open_clip's local
     loss).
     """
-    of = _embedded(model, images, texts, batch, vocabulary, world, counts or [len(each) for each in texts])
-    with torch.autocast(of.captions.device.type, enabled=False):  # products of float32 must be float32, too
-        return {term.name: term.weight * term(model, of) for term in objective}
-
-
-def _embedded(
-    model: GroupViT,
-    images: Images,
-    texts: Sequence[Tensor],
-    batch: Batch,
-    vocabulary: Vocabulary,
-    world: World,
-    counts: Sequence[int],
-) -> Embeddings:
-    """Project all images in one call and all texts in one: BatchNorm sees everything, empty groups too.
-
-    Without that, nouns that the images do not tell apart yet are drawn into one point, and stay there.
-    """
+    # All images in one call and all texts in one: BatchNorm sees everything, empty groups too. Without that, nouns that
+    # the images do not tell apart yet are drawn into one point, and stay there.
     visual = [images.pooled[:, None], images.segments, images.patches]
     embedded = at_least_float32(model.embed_image_features(torch.cat(visual, dim=1)))
     pooled, segments, patches = embedded.split([part.shape[1] for part in visual], dim=1)
     images = replace(images, pooled=pooled[:, 0], segments=segments, patches=patches)
-    captions, exist = texts[0], torch.zeros(len(texts[0]), 0, dtype=torch.bool, device=texts[0].device)
-    between, by_word = captions[:0], captions.ndim == 3
-    if by_word:
-        place, ends = torch.arange(captions.shape[1], device=captions.device), batch.captions.argmax(dim=1)
-        ends = ends[world.own(len(ends))]
-        exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
-        captions, between = captions[torch.arange(len(ends), device=ends.device), ends], captions[exist]
+    captions, between, exist = _ends_and_words(texts[0], batch.captions.argmax(dim=1), world)
     kinds = [captions, *texts[1:], between]
     embedded = at_least_float32(model.embed_text_features(torch.cat(kinds)))
-    captions, prompts, every, between = embedded.split([len(kind) for kind in kinds])
+    *of_texts, between = embedded.split([len(kind) for kind in kinds])
     words = between.new_zeros(*exist.shape, between.shape[-1])
     words[exist] = between
     of_words = (images.segments, images.occupied, words, exist)
-    segments, occupied, words, exist = map(world.gather, of_words) if by_word else of_words
-    captions, prompts, every = map(world.gather, (captions, prompts, every), counts)
-    return Embeddings(
-        batch=batch,
-        vocabulary=vocabulary,
-        world=world,
-        images=images,
-        pooled=world.gather(images.pooled),
-        segments=segments,
-        occupied=occupied,
-        captions=captions,
-        prompts=prompts,
-        texts=every,
-        words=words,
-        exist=exist,
-    )
+    segments, occupied, words, exist = map(world.gather, of_words) if texts[0].ndim == 3 else of_words
+    captions, prompts, every = map(world.gather, of_texts, counts or [len(each) for each in texts])
+    whole = (batch, vocabulary, world, images, world.gather(images.pooled))
+    of = Embeddings(*whole, segments, occupied, captions, prompts, every, words, exist)
+    with torch.autocast(of.captions.device.type, enabled=False):  # products of float32 must be float32, too
+        return {term.name: term.weight * term(model, of) for term in objective}
+
+
+def _ends_and_words(
+    captions: Tensor, ends: Int[Tensor, " batch"], world: World
+) -> tuple[Float[Tensor, "own width"], Float[Tensor, "words width"], Bool[Tensor, "own places"]]:
+    """Return the feature at the end of each caption, those of its words, and where words stand.
+
+    Captions that are not encoded word by word have none.
+    """
+    if captions.ndim == 2:
+        return captions, captions[:0], torch.zeros(len(captions), 0, dtype=torch.bool, device=captions.device)
+    place, ends = torch.arange(captions.shape[1], device=captions.device), ends[world.own(len(ends))]
+    exist = (place > 0) & (place < ends.clamp(min=2)[:, None])  # of an empty caption its end
+    return captions[torch.arange(len(ends), device=ends.device), ends], captions[exist], exist

@@ -12,11 +12,10 @@ import torch
 from jaxtyping import UInt8
 
 from groupvit.checkpoints import latest
-from groupvit.checkpoints.trunks import PUBLISHED
 from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.machine import bfloat16_is_faster
+from groupvit.machine import bfloat16_is_faster, enough_memory
 from groupvit.models import GroupViT, noise, temperature
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.data import make_vocabulary, open_photos
@@ -24,11 +23,10 @@ from groupvit.training.distributed import ALONE, World, mark_started
 from groupvit.training.health import Alarm, distinct_share, watched
 from groupvit.training.loader import batches_from
 from groupvit.training.monitor import EVERY, Progress, draw_curves
-from groupvit.training.objective import Captions, Teacher, terms_of
+from groupvit.training.objective import Captions, terms_of
 from groupvit.training.optim import set_rate
 from groupvit.training.prepare import prepare
-from groupvit.training.run import Run
-from groupvit.training.self_supervised import of_photos
+from groupvit.training.run import Run, check
 from groupvit.training.state import TrainingState, folder_of, last_saved, locked, save
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
@@ -40,6 +38,7 @@ _UNREAD = "another process cannot read its data; its message says why"
 _GO, _STOP, _FAILED = 0, 1, 2  # what a process asks for before a step; the largest wish of all counts
 
 
+@enough_memory("encode fewer photos at a time with --chunk, or take a smaller --batch-size or fewer --workers")
 def train(
     run: Run,
     data: Path | str,
@@ -77,7 +76,7 @@ def train(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not resume:
         _must_be_new(out)
-    _check(run, world)
+    check(run, seed, workers, keep, world.size)
     with world.first_goes_first():  # it indexes the shards that are not
         photos = open_photos(shards, indexers)
     words = make_vocabulary(run.data, run.objective, photos, Tokenizer(run.model.text.context_length)).to(device)
@@ -86,8 +85,10 @@ def train(
             _must_be_new(out)
         bfloat16 = _bfloat16(device, world)
         state = prepare(run, seed, photos, words.nouns, device, bfloat16, init, trunk, out if resume else None)
-        _begin(state, out, world)
-        if compiled:
+        if len(set(world.texts(f"{state.step} {state.identity()}"))) > 1:
+            raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
+        mark_started(out, world)
+        if compiled and state.step < run.schedule.steps:
             _compile(state.model, device, bfloat16, world)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
@@ -106,17 +107,6 @@ def _must_be_new(out: Path) -> None:
         raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
 
 
-def _check(run: Run, world: World) -> None:
-    if run.data.cached_crops and run.data.augment != "crop":
-        raise InputError("crops are cached as they are: their colours cannot be changed")
-    if (run.data.cached_crops or terms_of(run.objective, Teacher)) and run.model.image.stem not in PUBLISHED:
-        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
-    if of_photos(run.objective) and (run.data.chunk or run.data.cached_crops):
-        raise InputError("dino, moco and classify see whole batches of fresh photos: no chunks and no cached crops")
-    if run.data.batch_size // world.size < 2:
-        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
-
-
 def _bfloat16(device: torch.device, world: World) -> bool:
     """Return True if all processes compute in bfloat16."""
     lacking = bool(world.largest(int(not bfloat16_is_faster(device)), device))
@@ -130,12 +120,6 @@ def _compile(model: GroupViT, device: torch.device, bfloat16: bool, world: World
         compile_blocks(model)
     elif not world.rank:  # PyTorch's compiler would use its own, slower product
         print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
-
-
-def _begin(state: TrainingState, out: Path, world: World) -> None:
-    if not world.agree(f"{state.step} {state.identity()}"):
-        raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
-    mark_started(out, world)
 
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:

@@ -77,12 +77,6 @@ def multi_positive_multi_label_loss(
     return (to_images - ((drawn * log_p).sum(dim=1) / drawn.sum(dim=1)).sum() / len(images)) / 2
 
 
-def _masked_mean(
-    values: Float[Tensor, "*batch count"], exist: Bool[Tensor, "*#batch count"]
-) -> Float[Tensor, "*batch"]:
-    return values.masked_fill(~exist, 0).sum(dim=-1) / exist.sum(dim=-1)
-
-
 def local_alignment_loss(
     segments: Float[Tensor, "batch segments dim"],
     occupied: Bool[Tensor, "batch segments"],
@@ -116,7 +110,7 @@ def _best_matches(
     for some, there in zip(parts.split(_ROWS_AT_ONCE), exist.split(_ROWS_AT_ONCE), strict=True):
         similarity = torch.einsum("a p d, b q d -> a b p q", some, others)
         best = similarity.masked_fill(~others_exist[None, :, None], -torch.inf).max(dim=3).values
-        found.append(_masked_mean(best, there[:, None]))
+        found.append(best.masked_fill(~there[:, None], 0).sum(dim=-1) / there.sum(dim=-1)[:, None])
     return torch.cat(found)
 
 

@@ -1,15 +1,13 @@
 """What a training shows: a bar on a terminal, lines in a log, JSON lines in a file, and their curves."""
 
-import importlib
-import importlib.util
 import io
 import json
-import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +24,7 @@ from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
 EVERY = 10
+_NO_EVENTS = "cannot write TensorBoard's event files"
 
 
 class Progress:
@@ -38,14 +37,25 @@ class Progress:
     def __init__(
         self, file: Path | None, step: int, steps: int, batch_size: int, alarm: Alarm, *, tensorboard: bool = False
     ):
-        self.file = _opened(file, step) if file else None
-        self.board = _board(file.parent, step) if file and tensorboard else None
+        self.file: TextIO | None = None
+        self.board: Any = None
+        if file:
+            with input_error(f"cannot write {file}", OSError):
+                write_atomically(file, "".join(_lines_until(file, step)).encode())
+                self.file = file.open("a")
+        if file and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # what an interrupted training wrote after this step is taken back
+            self.board = SummaryWriter(str(file.parent), purge_step=step + 1)
         self.steps, self.batch_size, self.alarm = steps, batch_size, alarm
         self.unreadable = self.skips = self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
-            if "loss" in (earlier := json.loads(line)):
+            with suppress(KeyError, TypeError, ValueError):  # of a line that is none of ours
+                if "loss" not in (earlier := json.loads(line)):
+                    continue
                 self.alarm.check(earlier["step"], earlier)
-                self.unreadable, self.skips = earlier.get("unreadable", 0), earlier.get("skipped", 0)
+                self.unreadable, self.skips = int(earlier["unreadable"]), int(earlier["skipped"])
         self.restart_clock(step)
         self.printed = 0.0
         console = Console(stderr=True, quiet=file is None)
@@ -60,7 +70,8 @@ class Progress:
             with suppress(OSError):  # what `_append` could not write, and has said so
                 self.file.close()
         if self.board:
-            self.board.close()
+            with suppress(OSError):
+                self.board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one line of the metrics file, and of the terminal."""
@@ -77,13 +88,15 @@ class Progress:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
         if self.board:
-            for name in values.keys() - {"step", "time", "warning"}:
-                self.board.add_scalar(name, values[name], values["step"])
+            with input_error(_NO_EVENTS, OSError, advice="resume when there is space"):
+                for name in values.keys() - {"step", "time", "warning"}:
+                    self.board.add_scalar(name, values[name], values["step"])
 
     def show(self, step: int, picture: UInt8[np.ndarray, "height width 3"]) -> None:
         """Give a picture of the groups to TensorBoard."""
         if self.board:
-            self.board.add_image("groups", picture, step, dataformats="HWC")
+            with input_error(_NO_EVENTS, OSError, advice="resume when there is space"):
+                self.board.add_image("groups", picture, step, dataformats="HWC")
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -131,26 +144,14 @@ class Progress:
             self.printed = now
 
 
-def _opened(file: Path, step: int) -> TextIO:
-    with input_error(f"cannot write {file}", OSError):
-        write_atomically(file, "".join(_lines_until(file, step)).encode())
-        return file.open("a")
-
-
-def _board(folder: Path, step: int) -> Any:
-    """Return a writer of TensorBoard's event files; what an interrupted training wrote after `step` is taken back."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step + 1)
-
-
 def _peak_memory() -> int:
     """Return bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if os.name != "posix":
+    if sys.platform == "win32":
         return 0
-    resource = importlib.import_module("resource")
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -165,7 +166,7 @@ def _lines_until(file: Path, step: int) -> Iterator[str]:
 def draw_curves(metrics: Path, picture: Path) -> Path | None:
     """Draw a small chart for each number in the metrics file; None without matplotlib or without two points."""
     curves = _curves(metrics)
-    if importlib.util.find_spec("matplotlib") is None or not curves:
+    if find_spec("matplotlib") is None or not curves:
         return None
     from matplotlib.figure import Figure
 
@@ -190,6 +191,7 @@ def _curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
     curves: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in metrics.read_text().splitlines():
         values = json.loads(line)
-        for name in [name for name in values if name not in {"step", "time", "unreadable", "warning"}]:
-            curves[name].append((values["step"], values[name]))
+        for name, value in values.items():
+            if isinstance(value, int | float) and name not in {"step", "time", "unreadable"}:
+                curves[name].append((values["step"], value))
     return {name: points for name, points in curves.items() if len(points) > 1}

@@ -64,21 +64,17 @@ def parameter_groups(model: nn.Module, config: Optimizer) -> list[dict[str, Any]
     The weights that Muon steps are a group of their own, and so are a tuned trunk's; each has its `lr_scale`.
     """
     named, decay = dict(model.named_parameters()), config.weight_decay
-    trunk = {
-        name for name, parameter in named.items() if ".trunk." in name and config.trunk and parameter.requires_grad
-    }
+    trunk = {name for name, weight in named.items() if ".trunk." in name and config.trunk and weight.requires_grad}
     hidden = hidden_matrices(model) - trunk if config.muon else set[str]()
-    others = {name: parameter for name, parameter in named.items() if name not in hidden | trunk}
-    decayed = [parameter for name, parameter in others.items() if _decayed(name, parameter)]
-    kept = [parameter for name, parameter in others.items() if not _decayed(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": decay}, {"params": kept, "weight_decay": 0.0}]
-    if hidden:
-        matrices = [named[name] for name in named if name in hidden]
-        groups.append({"params": matrices, "weight_decay": decay, "lr_scale": config.muon, "muon": True})
-    if trunk:  # decay would forget what pre-training learnt
-        tuned = [named[name] for name in named if name in trunk]
-        groups.append({"params": tuned, "weight_decay": 0.0, "lr_scale": config.trunk})
-    return groups
+    decayed = {name for name, weight in named.items() if _decayed(name, weight)} - hidden - trunk
+    kinds: list[tuple[set[str], dict[str, Any]]] = [
+        (decayed, {"weight_decay": decay}),
+        (named.keys() - decayed - hidden - trunk, {"weight_decay": 0.0}),
+        (hidden, {"weight_decay": decay, "lr_scale": config.muon, "muon": True}),
+        (trunk, {"weight_decay": 0.0, "lr_scale": config.trunk}),  # decay would forget what pre-training learnt
+    ]
+    groups = [{"params": [named[name] for name in named if name in names], **options} for names, options in kinds]
+    return [*groups[:2], *(group for group in groups[2:] if group["params"])]
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:

@@ -9,6 +9,7 @@ from groupvit.checkpoints import load
 from groupvit.checkpoints.native import check
 from groupvit.checkpoints.trunks import load_trunk
 from groupvit.data.index import CaptionedPhotos
+from groupvit.errors import InputError, input_error
 from groupvit.models import GroupViT, build_model
 from groupvit.models.layers import resampled
 from groupvit.models.trunks import EfficientNetLite, ViTTrunk
@@ -31,7 +32,8 @@ def prepare(
 ) -> TrainingState:
     """Return the state that a training starts in, with the weights of `init` or `trunk`, or goes on in."""
     torch.manual_seed(seed)
-    model = build_model(run.model)
+    with input_error("this run's model cannot be built", ValueError):
+        model = build_model(run.model)
     pretrained = model.image_encoder.trunk
     if init and not resumed:
         initialise(model, init)
@@ -67,5 +69,6 @@ def initialise(model: GroupViT, source: Path) -> None:
         side = int(model.image_encoder.pos_embed.shape[1] ** 0.5)
         with torch.no_grad():
             trained.image_encoder.pos_embed = nn.Parameter(resampled(positions, side, side).clone())
-    check(trained.state_dict(), model.state_dict(), source)
+    with input_error("this run cannot start with another architecture's weights", InputError):
+        check(trained.state_dict(), model.state_dict(), source)
     model.load_state_dict(trained.state_dict())

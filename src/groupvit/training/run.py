@@ -1,13 +1,17 @@
 """What a run is made of: a model, data, an objective, a schedule and an optimiser."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
+from groupvit.checkpoints.trunks import PUBLISHED
+from groupvit.data.batches import Augmentation
+from groupvit.errors import InputError
 from groupvit.models import ModelConfig
 from groupvit.models.config import ViTConfig
 from groupvit.training.data import Data
-from groupvit.training.objective import Objective, Teacher
+from groupvit.training.objective import Nouns, Objective, Teacher, terms_of
 from groupvit.training.optim import Optimizer, Schedule
+from groupvit.training.self_supervised import of_photos
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,34 @@ class Run:
     paper: str = ""
     cost: str = ""
     expected: str = ""
+
+
+def check(run: Run, seed: int, workers: int, keep: int, processes: int = 1) -> None:
+    """Refuse numbers that make no training, and parts that do not go together, as an `InputError`."""
+    data, schedule, names = run.data, run.schedule, [term.name for term in run.objective]
+    teaches, nouns = terms_of(run.objective, Teacher), terms_of(run.objective, Nouns)
+    positive = (schedule.steps, schedule.evaluate_every, schedule.save_every, data.batch_size, keep)
+    if min(positive) < 1 or min(workers, data.chunk) < 0 or not 0 <= seed < 2**63:
+        raise InputError(
+            "steps (also between evaluations and saves), batch size and keep are at least 1, workers and chunk at least"
+            " 0, the seed 0 to 2**63 - 1"
+        )
+    if schedule.steps >= 10**8:
+        raise InputError("steps are at most 99,999,999")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"an objective has at least one term, and one of each name: {', '.join(names) or 'none'}")
+    if data.augment not in get_args(Augmentation):
+        raise InputError(f"no augment {data.augment!r}: there are {', '.join(get_args(Augmentation))}")
+    if (nouns and not run.model.segment_loss) or (teaches and not run.model.teacher_loss):
+        raise InputError("the noun losses need a model with segment_loss, the teacher one with teacher_loss")
+    if data.cached_crops and data.augment != "crop":
+        raise InputError("crops are cached as they are: their colours cannot be changed")
+    if (data.cached_crops or teaches) and run.model.image.stem not in PUBLISHED:
+        raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
+    if of_photos(run.objective) and (data.chunk or data.cached_crops):
+        raise InputError("dino, moco and classify see whole batches of fresh photos: no chunks and no cached crops")
+    if data.batch_size // processes < 2:
+        raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")
 
 
 def vary(run: Run, **changes: Any) -> Run:

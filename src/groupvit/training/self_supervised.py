@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
 from groupvit.models.image_encoder import ImageEncoder
-from groupvit.models.layers import at_least_float32
 from groupvit.models.noise import Keys, fold
 from groupvit.training.views import draw_view
 
 Loss = Float[Tensor, ""]
 Rows = Float[Tensor, "batch dim"]
 Pool = Callable[[ImageEncoder, Tensor, Keys | None], Rows]
-"""Encode a batch, and return the pooled features of all processes' batches."""
+"""Encode a batch, and return the pooled features of all processes' batches in single precision."""
 
 _LOCAL = 3 / 7  # side of a local crop beside that of a global one: 96 of 224
 _GLOBAL_AREA, _LOCAL_AREA, _MOCO_AREA = (0.4, 1.0), (0.05, 0.4), (0.08, 1.0)
 _BLURRED, _SOLARIZED = (1.0, 0.1), (0.0, 0.2)  # of the two global views
+_STUDENT_TEMPERATURE, _TEACHER_TEMPERATURE = 0.1, 0.04  # DINO's
 _CENTRE = 0.9  # momentum of DINO's centre
 
 
@@ -44,9 +44,6 @@ class Dino:
     hidden: int = 2048
     momentum: float = 0.996
     name: ClassVar[str] = "dino"
-
-    def module(self, model: GroupViT, nouns: int) -> nn.Module:
-        return DinoModule(model.image_encoder, self)
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,6 @@ class Moco:
     momentum: float = 0.99
     name: ClassVar[str] = "moco"
 
-    def module(self, model: GroupViT, nouns: int) -> nn.Module:
-        model.image_encoder.stem.requires_grad_(False)
-        return MocoModule(model.image_encoder, self)
-
 
 @dataclass(frozen=True)
 class Classify:
@@ -73,9 +66,6 @@ class Classify:
 
     weight: float = 1.0
     name: ClassVar[str] = "classify"
-
-    def module(self, model: GroupViT, nouns: int) -> nn.Module:
-        return ClassifyModule(model.image_encoder, nouns)
 
 
 PhotoTerm = Dino | Moco | Classify
@@ -85,12 +75,10 @@ def dino_loss(
     student: Float[Tensor, "views batch prototypes"],
     teacher: Float[Tensor, "globals batch prototypes"],
     centre: Float[Tensor, " prototypes"],
-    student_temperature: float = 0.1,
-    teacher_temperature: float = 0.04,
 ) -> Loss:
     """Return the mean cross-entropy of student views against the other views of the teacher, centred and sharpened."""
-    targets = ((teacher - centre) / teacher_temperature).softmax(dim=-1)
-    log_p = (student / student_temperature).log_softmax(dim=-1)
+    targets = ((teacher - centre) / _TEACHER_TEMPERATURE).softmax(dim=-1)
+    log_p = (student / _STUDENT_TEMPERATURE).log_softmax(dim=-1)
     crossed = -torch.einsum("t b k, s b k -> t s", targets, log_p) / student.shape[1]
     other = ~torch.eye(len(teacher), len(student), dtype=torch.bool, device=student.device)
     return crossed[other].mean()
@@ -149,7 +137,7 @@ class DinoModule(nn.Module):
 
     centre: Tensor
 
-    def __init__(self, encoder: ImageEncoder, term: Dino):
+    def __init__(self, encoder: ImageEncoder, term: Dino, nouns: int):
         super().__init__()
         self.term, dim = term, len(encoder.norm.weight)
         self.head = nn.Sequential(
@@ -188,7 +176,7 @@ class DinoModule(nn.Module):
 
     def _watch(self, teacher: Float[Tensor, "views batch prototypes"]) -> None:
         """Note the entropy of a photo's prototypes (1: all alike) and that of the batch's mean (0: always one)."""
-        targets = ((teacher - self.centre) / 0.04).softmax(dim=-1).flatten(0, 1)
+        targets = ((teacher - self.centre) / _TEACHER_TEMPERATURE).softmax(dim=-1).flatten(0, 1)
         each, together = torch.special.entr(targets).sum(dim=1).mean(), torch.special.entr(targets.mean(dim=0)).sum()
         most = max(math.log(min(targets.shape)), 1e-9)  # two views of a single photo, or prototypes
         variety = (together / most).clamp(max=1)
@@ -202,8 +190,9 @@ class DinoModule(nn.Module):
 class MocoModule(nn.Module):
     """MoCo v3's projector, predictor and momentum encoder."""
 
-    def __init__(self, encoder: ImageEncoder, term: Moco):
+    def __init__(self, encoder: ImageEncoder, term: Moco, nouns: int):
         super().__init__()
+        encoder.stem.requires_grad_(False)
         self.term, dim = term, len(encoder.norm.weight)
         self.projector = _batch_normed(dim, term.hidden, term.hidden, 256)
         self.predictor = _batch_normed(256, term.hidden, 256)
@@ -241,7 +230,7 @@ def _batch_normed(*dims: int) -> nn.Sequential:
 class ClassifyModule(nn.Module):
     """A linear layer from the pooled feature to the nouns."""
 
-    def __init__(self, encoder: ImageEncoder, nouns: int):
+    def __init__(self, encoder: ImageEncoder, term: Classify, nouns: int):
         super().__init__()
         self.linear = nn.Linear(len(encoder.norm.weight), nouns)
         self.health: dict[str, Tensor] = {}
@@ -255,6 +244,9 @@ class ClassifyModule(nn.Module):
         """Nothing follows."""
 
 
+_MODULES: dict[type, Any] = {Dino: DinoModule, Moco: MocoModule, Classify: ClassifyModule}
+
+
 def of_photos(objective: Iterable[Any]) -> list[PhotoTerm]:
     """Return the terms of an objective that learn from photos without captions."""
     return [term for term in objective if isinstance(term, PhotoTerm)]
@@ -262,9 +254,5 @@ def of_photos(objective: Iterable[Any]) -> list[PhotoTerm]:
 
 def modules_of(objective: Iterable[Any], model: GroupViT, nouns: int) -> nn.ModuleDict:
     """Return the modules that these terms have beside the model, by their names."""
-    return nn.ModuleDict({term.name: term.module(model, nouns) for term in of_photos(objective)})
-
-
-def pooled(encoder: ImageEncoder, images: Tensor, keys: Keys | None) -> Rows:
-    """Return the pooled features in single precision."""
-    return at_least_float32(encoder(encoder.preprocess(images), keys).pooled)
+    made = {term.name: _MODULES[type(term)](model.image_encoder, term, nouns) for term in of_photos(objective)}
+    return nn.ModuleDict(made)

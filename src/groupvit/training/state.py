@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -19,13 +20,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.storage import File
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import new_folder, sync_folder, write_atomically
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.training.run import Run
 
 _FORMAT_VERSION = 2
-_ENTRIES = {"identity", "step", "position", "best_step", "best_score", "optimizer", "model", "generators"}
+DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
+"""What reading a file of torch.save raises that is missing, damaged or another program's."""
 # What may change in the middle of a training.
 _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 
@@ -176,15 +178,13 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
     folder = latest(out)
     if folder is None:
         raise InputError(f"{out} holds no checkpoint to resume; train without --resume")
-    try:
+    damaged = partial(
+        input_error, f"{folder}/training.pt is damaged or missing", *DAMAGES, advice="resume from another step"
+    )
+    with damaged():
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        if missing := sorted(_ENTRIES - saved.keys()):
-            raise KeyError(missing[0])
         version = saved["format_version"]
         identity = _identity_of(saved, state.run) if version == _FORMAT_VERSION else {}
-    except (InputError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder}/training.pt is damaged or missing ({reason}): resume from another step") from error
     if version != _FORMAT_VERSION:
         raise InputError(
             f"{folder}/training.pt has format {version}, and this groupvit reads {_FORMAT_VERSION}: finish it with the"
@@ -195,15 +195,16 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         raise InputError(f"{folder} is another training: {'; '.join(differing[:5])}{more}; resume with the same")
     weights, _ = native.load(folder)
     state.weights.load_state_dict(weights.state_dict())
-    if state.average is not None:
-        state.model.load_state_dict(saved["model"])
-        state.average.n_averaged.fill_(saved["step"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.extras.load_state_dict(saved.get("extras", {}))
-    torch.set_rng_state(saved["generators"]["cpu"])
-    if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-    state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
+    with damaged():
+        if state.average is not None:
+            state.model.load_state_dict(saved["model"])
+            state.average.n_averaged.fill_(saved["step"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.extras.load_state_dict(saved.get("extras", {}))
+        torch.set_rng_state(saved["generators"]["cpu"])
+        if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
+        state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
     if state.best_step is None or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
         return replace(state, best_step=None, best_score=-math.inf)
@@ -233,6 +234,7 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in saved | now:
             yield from differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now and name == "nouns":
+        saved = saved or ()
         yield f"{len(set(saved) - set(now))} nouns of its vocabulary are gone and {len(set(now) - set(saved))} are new"
     elif saved != now:
         yield f"{name} was {saved} and is {now}"

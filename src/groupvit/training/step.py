@@ -22,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
 from groupvit.models.image_encoder import ImageEncoder
-from groupvit.models.layers import Block
+from groupvit.models.layers import Block, at_least_float32
 from groupvit.models.noise import Keys
 from groupvit.training.distributed import ALONE, BatchNormOfAll, World
 from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
 from groupvit.training.objective import Images, Objective, Vocabulary
-from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos, pooled
+from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos
 
 Terms = dict[str, Float[Tensor, ""]]
 Texts = Sequence[tuple[Int[Tensor, "_ _"], bool]]
@@ -75,7 +75,7 @@ class Learner(nn.Module):
     def _of_photos(self, name: str, whole: Batch, keys: Keys) -> Float[Tensor, ""]:
         def pool(encoder: ImageEncoder, images: Tensor, keys: Keys | None) -> Tensor:
             with self._autocast():
-                return self.world.gather(pooled(encoder, images, keys))
+                return self.world.gather(at_least_float32(encoder(encoder.preprocess(images), keys).pooled))
 
         return self.extras[name](self.model.image_encoder, whole, keys, pool)
 
@@ -148,7 +148,8 @@ def cached_backward(
     """Leave the gradient of `loss` in the parameters; no graph is kept for more than a chunk of one encoder."""
     with torch.no_grad():
         made = [[encoder(rows) for rows in pieces] for encoder, pieces in zip(encode, chunks, strict=True)]
-    leaves = [[_leaf(column) for column in zip(*pieces, strict=True)] for pieces in made]
+    joined = [[torch.cat(column) for column in zip(*pieces, strict=True)] for pieces in made]
+    leaves = [[each.requires_grad_(each.is_floating_point()) for each in columns] for columns in joined]
     terms = loss(leaves)
     _total(terms).backward()
     for encoder, pieces, of in zip(encode, chunks, leaves, strict=True):
@@ -157,10 +158,6 @@ def cached_backward(
             if pairs := [(x, gradient) for x, gradient in pairs if x.requires_grad]:
                 torch.autograd.backward([x for x, _ in pairs], [gradient for _, gradient in pairs])
     return terms
-
-
-def _leaf(pieces: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(pieces)).requires_grad_(pieces[0].is_floating_point())
 
 
 def _chunks(count: int, size: int) -> list[slice]:

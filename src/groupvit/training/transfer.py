@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,13 +21,13 @@ from groupvit.data.order import BatchSampler, Order
 from groupvit.data.transforms import draw_color, jitter_color, to_tensor
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
-from groupvit.machine import bfloat16_is_faster
+from groupvit.machine import bfloat16_is_faster, enough_memory
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.health import Alarm
 from groupvit.training.loop import SKIPS, stop_requests
 from groupvit.training.monitor import Progress, draw_curves
 from groupvit.training.optim import Schedule, set_rate
-from groupvit.training.state import differences, locked, plain
+from groupvit.training.state import DAMAGES, differences, locked, plain
 from groupvit.training.step import Terms, step
 
 CROP = 224  # pixels of a training crop's side
@@ -63,12 +62,10 @@ class Transfer:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Batch:
-    images: UInt8[Tensor, "batch 3 side side"]
-    masks: Int64[Tensor, "batch side side"]
+_Batch = tuple[UInt8[Tensor, "batch 3 side side"], Int64[Tensor, "batch side side"]]  # crops and their masks
 
 
+@enough_memory("take a smaller --batch-size")
 def finetune(
     network: DenseClassifier,
     photos: Masked,
@@ -85,7 +82,9 @@ def finetune(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).train()
-    optimizer = _optimizer(network)
+    encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
+    groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
     with locked(out):
         done = _restore(out / STATE, network, optimizer, transfer, resume=resume)
         progress = Progress(out / "metrics.jsonl", done, transfer.steps, transfer.batch_size, Alarm(0, 0.0))
@@ -94,12 +93,6 @@ def finetune(
         draw_curves(out / "metrics.jsonl", out / "curves.png")
     network.eval()
     return done
-
-
-def _optimizer(network: DenseClassifier) -> torch.optim.Optimizer:
-    encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
-    groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
-    return torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
 
 
 def _loop(
@@ -116,10 +109,11 @@ def _loop(
     schedule = Schedule(transfer.steps, warmup=transfer.steps // 20, lr=transfer.lr, lr_end=0.0)
     bfloat16, saved = bfloat16_is_faster(device), done
 
-    def gradient(batch: Any, _: Any) -> Terms:
+    def gradient(batch: _Batch, _: Any) -> Terms:
+        images, masks = (each.to(device) for each in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = network(batch.images.to(device))
-        loss = pixel_loss(logits, batch.masks.to(device), network.stride)
+            logits = network(images)
+        loss = pixel_loss(logits, masks, network.stride)
         loss.backward()
         return {"pixels": loss}
 
@@ -175,7 +169,7 @@ def _batch(photos: Masked, seed: int, places: Int64[np.ndarray, "batch 3"]) -> _
         crops.append(draw_masked_crop(photos[row], generator))
         colors.append(draw_color(generator))
     images, masks = (torch.stack(each) for each in zip(*crops, strict=True))
-    return _Batch(jitter_color(images, torch.stack(colors)), masks)
+    return jitter_color(images, torch.stack(colors)), masks
 
 
 def draw_masked_crop(
@@ -212,15 +206,12 @@ def _restore(
     if not resume:
         return 0
     damaged = f"{path} is damaged, name another --out and start again"
-    with input_error(damaged, *_DAMAGES):
+    with input_error(damaged, *DAMAGES):
         saved = torch.load(path, map_location="cpu", weights_only=True)
         settings, done = dict(saved["transfer"]), int(saved["step"])
     if differing := list(differences(settings, plain(asdict(transfer)))):
         raise InputError(f"{path.parent} holds another transfer: {'; '.join(differing[:5])}; resume with the same")
-    with input_error(damaged, *_DAMAGES):
+    with input_error(damaged, *DAMAGES):
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
     return done
-
-
-_DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError, AttributeError, ValueError)

@@ -54,12 +54,7 @@ class TrunkCache:
 
 
 def cached(
-    encoder: ImageEncoder,
-    crops: RandomCrops,
-    folder: Path,
-    device: torch.device,
-    *,
-    workers: int = 1,
+    encoder: ImageEncoder, crops: RandomCrops, folder: Path, device: torch.device, *, workers: int = 1
 ) -> TrunkCache:
     """Return the cache of the crops in `folder`, made first if it is missing, not whole, or of other crops or weights.
 
