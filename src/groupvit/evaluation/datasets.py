@@ -83,8 +83,12 @@ class MaskFolder:
         Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0, and 1 is the first
         class. Masks in colours have those of `labelmap.txt`, or else VOC's.
         """
-        listings = [*root.glob("*.json"), *(root / "annotations").glob("*.json")]
-        if len(listings) == 1 and not (root / "masks").exists():
+        here = () if (root / "masks").exists() else (root, root / "annotations")
+        listings = [path for folder in here for path in sorted(folder.glob("*.json"))]
+        if len(listings) > 1:
+            names = ", ".join(path.name for path in listings[:3])
+            raise InputError(f"{root} has no masks/, and several .json files ({names}): leave COCO's list alone in it")
+        if listings:
             return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
         parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
         _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
