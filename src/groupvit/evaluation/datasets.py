@@ -1,9 +1,8 @@
 """Photos with masks, read from the layouts in which the data sets are published (docs/DATASETS.md)."""
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from groupvit.errors import InputError
-from groupvit.evaluation.class_lists import read_labels, read_text
+from groupvit.evaluation.class_lists import read_labels
 from groupvit.evaluation.coco import category_labels, open_instances
+from groupvit.evaluation.folders import files_in, lines, listed_names, pass_over, photos_by_name, require
 from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, Table, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
-from groupvit.files import PHOTO_SUFFIXES
 from groupvit.segmentation.labels import BACKGROUND
 
 CLASSES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
@@ -91,7 +90,7 @@ class MaskFolder:
         if listings:
             return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
         parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
-        _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
+        require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
         labels, colours, listing = read_labels(root)
         first = int(reduce_zero_label)
         indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
@@ -99,7 +98,7 @@ class MaskFolder:
         known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
         known += "" if first else " (masks that count from 1: --reduce-zero-label)"
         values = {colour: index + first for colour, index in colours.items()}
-        photos = _images(root / "images")
+        photos = photos_by_name(root / "images")
         masks = _masks(root / "masks", photos)
 
         def read(name: str) -> MaskedPhoto:
@@ -113,13 +112,19 @@ class MaskFolder:
 
 def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
     """Return the mask of each photo by its name."""
-    files = _files(folder)
-    masks = {path.stem: path for path in files if path.suffix.lower() in MASK_SUFFIXES}
+    files = files_in(folder)
+    masks: dict[str, Path] = {}
+    spelt = {unicodedata.normalize("NFC", name): name for name in photos}  # macOS sets accents apart
+    for path in files:
+        if path.suffix.lower() in MASK_SUFFIXES:
+            name = spelt.get(unicodedata.normalize("NFC", path.stem), path.stem)
+            if masks.setdefault(name, path) != path:
+                raise InputError(f"{masks[name]} and {path.name} are two masks of one photo: keep one of them")
     if missing := [name for name in photos if name not in masks]:
         name = missing[0]
         near = next((f"; {path.name} is named otherwise or no PNG" for path in files if name in path.name), "")
         raise InputError(f"{photos[name]} has no mask {folder / name}.png ({len(missing)} photos have none){near}")
-    _pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
+    pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
     return masks
 
 
@@ -154,14 +159,14 @@ def _open_pascal(root: Path, benchmark: str, split: str, *, background: bool) ->
     masks = place.format("Class")
     if split == "trainaug" and (root / f"{masks}Aug").is_dir():  # SBD's masks beside VOC's own
         masks += "Aug"
-    _require(root, "JPEGImages", masks, holds=holds)
-    names = _names(root / "ImageSets" / place.format("") / f"{split}.txt")
+    require(root, "JPEGImages", masks, holds=holds)
+    names = listed_names(root / "ImageSets" / place.format("") / f"{split}.txt")
     photos = {name: root / f"JPEGImages/{name}.jpg" for name in names}
     return _above_background(benchmark, root, classes, photos, masks + "/{}.png", background=background)
 
 
 def _open_coco_stuff(root: Path) -> Dataset:
-    _require(root, "images/val2017", "annotations/val2017", holds="give the folder with the converted COCO-Stuff masks")
+    require(root, "images/val2017", "annotations/val2017", holds="give the folder with the converted COCO-Stuff masks")
     photos = {path.stem: path for path in sorted((root / "images/val2017").glob("*.jpg"))}
     mask = "annotations/val2017/{}_instanceTrainIds.png"
     return _above_background("coco-object-stuff", root, _COCO, photos, mask, background=True)
@@ -183,10 +188,10 @@ def _only(benchmark: str, dataset: Dataset, *classes: str) -> Dataset:
 
 
 def _open_pets(root: Path) -> Dataset:
-    _require(root, "images", "annotations/trimaps", holds="give the folder with images/ and annotations/")
+    require(root, "images", "annotations/trimaps", holds="give the folder with images/ and annotations/")
     listing = root / "annotations/list.txt"
     species: dict[str, int] = {}
-    for line in _lines(listing):
+    for line in lines(listing):
         if not line.startswith("#"):
             match line.split():
                 case [name, _, "1" | "2" as kind, *_]:
@@ -203,15 +208,15 @@ def _open_pets(root: Path) -> Dataset:
 
 
 def _open_camvid(root: Path, split: str) -> Dataset:
-    _require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
+    require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
     table = lookup({i: i for i in range(len(_CAMVID))} | {11: IGNORE})
     mask = split + "annot/{}.png"
-    return _paired("camvid11", root, _CAMVID, _images(root / split), mask, table, "CamVid has 0 to 11")
+    return _paired("camvid11", root, _CAMVID, photos_by_name(root / split), mask, table, "CamVid has 0 to 11")
 
 
 def _open_coco_instances(root: Path) -> Dataset:
     parts = "val2017", "annotations/instances_val2017.json"
-    _require(root, *parts, holds="give the folder with val2017/ and annotations/")
+    require(root, *parts, holds="give the folder with val2017/ and annotations/")
     return _instances("coco-object-instances", root, root / parts[1], root / parts[0], (BACKGROUND, *_COCO))
 
 
@@ -274,48 +279,3 @@ def open_benchmark(
     if not dataset.names:
         raise InputError(f"{root} lists no photos for {name}")
     return dataset
-
-
-def _require(root: Path, *parts: str, holds: str) -> None:
-    for part in parts:
-        if not (root / part).exists():
-            here = (root / part).parent
-            names = [path.name for path in here.iterdir()] if here.is_dir() else []
-            near = [f" ({name} is there: rename it)" for name in names if name.lower() == Path(part).name.lower()]
-            raise InputError(f"{root} has no {part}{''.join(near)}; {holds}")
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _names(listing: Path) -> list[str]:
-    """Read the names of photos, each of which must be there once."""
-    names = _lines(listing)
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{listing} has {twice[0]} twice: drop one of the lines")
-    return names
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return what a folder holds, sorted, without hidden files."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of photos")
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """Return the photos of a folder by their names without suffix."""
-    files = _files(folder)
-    photos: dict[str, Path] = {}
-    for path in files:
-        if path.suffix.lower() in PHOTO_SUFFIXES and photos.setdefault(path.stem, path) != path:
-            raise InputError(f"{path} and {photos[path.stem].name} would share one mask: rename one of them")
-    _pass_over(folder, [path.name for path in files if path.stem not in photos], "files that are no photos")
-    return photos
-
-
-def _pass_over(folder: Path, names: Sequence[str], what: str) -> None:
-    if names:
-        more = ", ..." if len(names) > 3 else ""
-        warnings.warn(f"{folder}: passed over {len(names)} {what} ({', '.join(names[:3])}{more})", stacklevel=3)
