@@ -43,7 +43,8 @@ def evaluate(
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
         benchmark: voc21, voc20, voc4, context60, context59, coco-object-instances, coco-object-stuff, pets,
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
-            each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
+            each class), or retrieval (tar shards). The last two know no protocol, limit, comparison, pictures,
+            engine or batch size.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022, or calibrated-native, -whole or -vocabulary (docs/PROTOCOLS.md).
         limit: Use at most so many photos, spread evenly over the data set.
@@ -59,9 +60,15 @@ def evaluate(
     """
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
+    if out and out.is_dir():
+        raise InputError(f"{out} is a folder: --out names the result file")
     if benchmark == "classification" or benchmark == "retrieval":
-        if limit or compare or pictures or reduce_zero_label or (ignore_index, protocol) != (None, "calibrated-native"):
-            raise InputError(f"{benchmark} has no --protocol, --limit, --compare, --pictures or masks: drop the option")
+        asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
+        if asked or (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16":
+            raise InputError(
+                f"{benchmark} has no --protocol, --limit, --compare, --pictures, --engine, --batch-size, bf16 or "
+                "masks: drop the option"
+            )
         _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
     from groupvit import api
@@ -71,24 +78,24 @@ def evaluate(
     processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     dataset = dataset.first(limit)
-    chosen = _prepare(dataset, protocol, compare, pictures)
     out = out or Path(f"{benchmark}.{protocol}.json")
+    chosen = _prepare(dataset, protocol, out, compare, pictures)
     segmenter = api.load(model, precision=precision, engine=engine)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
         _print(out, segmenter, dataset, chosen, compare, pictures)
 
 
-def _prepare(dataset: "Dataset", protocol: str, compare: Path | None, pictures: Path | None) -> "Protocol":
+def _prepare(dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None) -> "Protocol":
     """Refuse what cannot work, before a model is loaded."""
     from groupvit.evaluation.pictures import make_folder
     from groupvit.evaluation.protocols import get_protocol
-    from groupvit.evaluation.results import Result
+    from groupvit.evaluation.results import load_comparable
 
     chosen = get_protocol(protocol)
     chosen.threshold(dataset)
     chosen.labels(dataset)
     if compare:
-        Result.load(compare)
+        load_comparable(compare, dataset, out)
     if pictures:
         make_folder(pictures)
     return chosen

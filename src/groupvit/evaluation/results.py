@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
+from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.metrics import IGNORE, Counts, Matrix, dense, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
@@ -74,7 +75,7 @@ class PhotoScores:
             matrix=_rows(values["matrix"], 3),
             boundary=_rows(values["boundary"], 4),
             stages=tuple(
-                StageScores(s["ari"] and float(s["ari"]), _rows(s["oracle"], 3), int(s["groups"]))
+                StageScores(None if s["ari"] is None else float(s["ari"]), _rows(s["oracle"], 3), int(s["groups"]))
                 for s in values["stages"]
             ),
             naming=_rows(values["naming"], len((values["naming"] or [(0, 0)])[0])),
@@ -103,6 +104,11 @@ class Result:
     floors: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the photos."""
+        return tuple(photo.name for photo in self.photos)
+
     def identity(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return what is evaluated, as plain values: two runs with the same identity give the same counts."""
         document = {
@@ -111,7 +117,7 @@ class Result:
             "classes": self.classes,
             "protocol": self.protocol,
             "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
-            "list of photos": _digest([photo.name for photo in self.photos] if names is None else names),
+            "list of photos": _digest(self.names if names is None else names),
         }
         return json.loads(json.dumps(document))
 
@@ -208,8 +214,15 @@ class Result:
         write_atomically(path, text.encode())
 
     def _check(self) -> None:
-        """Raise a ValueError if photos have classes that are not listed, if stages differ, or if there are none."""
+        """Raise one of `MALFORMED` for values that no evaluation writes."""
         count = len(self.classes)
+        if not isinstance(self.protocol["name"], str) or not isinstance(self.model, dict):
+            raise ValueError("its protocol or model has no fields")
+        for floor in self.floors.values():
+            ends = (0, 0) if floor["interval"] is None else floor["interval"]
+            numbers = [*ends, floor["miou"], floor["difference"]]
+            if len(numbers) != 4 or None in ends or not all(isinstance(n, int | float | None) for n in numbers):
+                raise ValueError("its baselines are no numbers")
         if not 0 < count <= IGNORE or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"its classes are not up to {IGNORE} names")
         if not self.photos:
@@ -220,6 +233,8 @@ class Result:
                 raise ValueError(f"photo {photo.name} has pixels of no class")
             if len(photo.stages) != len(self.photos[0].stages):
                 raise ValueError(f"photo {photo.name} has {len(photo.stages)} stages")
+        if len({photo.naming.shape[1] for photo in self.photos if len(photo.naming)}) > 1:
+            raise ValueError("its photos are named in different stages")
 
     @classmethod
     def load(cls, path: Path) -> "Result":
@@ -231,7 +246,7 @@ class Result:
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
             fields = {name: values[name] for name in _HEAD}
-            fields |= {name: tuple(values[name]) for name in ("classes", "thresholds")}
+            fields |= {"classes": tuple(values["classes"]), "thresholds": tuple(map(float, values["thresholds"]))}
             result = cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
             result._check()
             return result
@@ -252,15 +267,23 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def load_comparable(path: Path, ours: Dataset | Result, first: Path) -> Result:
+    """Read another result; an `InputError` if it cannot be compared with `ours`, which is or will be in `first`."""
+    theirs = Result.load(path)
+    if (theirs.benchmark, theirs.classes) != (ours.benchmark, ours.classes):
+        raise InputError(f"{path} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
+    if theirs.names != ours.names:
+        sizes = f"{len(theirs.names)} and {len(ours.names)} photos"
+        raise InputError(f"{path} is of other photos or masks than {first} ({sizes})")
+    return theirs
+
+
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Return the `difference` of two result files; an `InputError` says why they cannot be compared."""
-    ours, theirs = Result.load(first), Result.load(second)
-    if ours.classes != theirs.classes or ours.benchmark != theirs.benchmark:
-        raise InputError(f"{second} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
-    if [(p.name, p.digest) for p in ours.photos] != [(p.name, p.digest) for p in theirs.photos]:
-        raise InputError(
-            f"{second} is of other photos or masks than {first} ({len(theirs.photos)} and {len(ours.photos)} photos)"
-        )
+    ours = Result.load(first)
+    theirs = load_comparable(second, ours, first)
+    if [photo.digest for photo in ours.photos] != [photo.digest for photo in theirs.photos]:
+        raise InputError(f"{second} is of other photos or masks than {first}, under the same names")
     return difference(ours, theirs)
 
 
