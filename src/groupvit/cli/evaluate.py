@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from groupvit.evaluation.datasets import Dataset
     from groupvit.evaluation.protocols import Protocol
     from groupvit.evaluation.results import Result
-    from groupvit.segmentation import Segmenter
 
 
 def evaluate(
@@ -74,6 +73,7 @@ def evaluate(
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_into, processes
     from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.pictures import draw
 
     processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
@@ -82,7 +82,9 @@ def evaluate(
     chosen = _prepare(dataset, protocol, out, compare, pictures)
     segmenter = api.load(model, precision=precision, engine=engine)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
-        _print(out, segmenter, dataset, chosen, compare, pictures)
+        result = print_result(out, dataset.root, compare)
+        for path in draw(result, segmenter, dataset, chosen, pictures) if pictures else ():
+            print(path)
 
 
 def _prepare(dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None) -> "Protocol":
@@ -99,22 +101,6 @@ def _prepare(dataset: "Dataset", protocol: str, out: Path, compare: Path | None,
     if pictures:
         make_folder(pictures)
     return chosen
-
-
-def _print(
-    out: Path,
-    segmenter: "Segmenter",
-    dataset: "Dataset",
-    protocol: "Protocol",
-    compare: Path | None,
-    pictures: Path | None,
-) -> None:
-    from groupvit.evaluation.pictures import draw
-
-    result = print_result(out, dataset.root, compare)
-    if pictures:
-        for path in draw(result, segmenter, dataset, protocol, pictures):
-            print(path)
 
 
 def print_result(out: Path, root: Path, compare: Path | None) -> "Result":

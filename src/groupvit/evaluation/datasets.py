@@ -4,6 +4,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_labels
 from groupvit.evaluation.coco import category_labels, open_instances
 from groupvit.evaluation.folders import files_in, lines, listed_names, pass_over, photos_by_name, require
-from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, Table, lookup, masked, read_masked
+from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.segmentation.labels import BACKGROUND
 
@@ -128,16 +129,13 @@ def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
     return masks
 
 
-def _paired(
-    benchmark: str,
-    root: Path,
-    labels: tuple[str, ...],
-    photos: Mapping[str, Path],
-    mask: str,
-    table: Table,
-    known: str,
+def _above_background(
+    benchmark: str, root: Path, classes: tuple[str, ...], photos: Mapping[str, Path], mask: str, *, background: bool
 ) -> Dataset:
-    """Return a data set of photos by name; `mask` is the place of a name's mask, and `known` the indices in it."""
+    """Return a data set in whose masks 0 is background: the first class, or without it a part that is not labelled."""
+    labels = ((BACKGROUND,) if background else ()) + classes
+    table = lookup({i + 1: i + background for i in range(len(classes))} | {0: 0 if background else IGNORE})
+    known = f"{benchmark} has 0 to {len(classes)}"
 
     def read(name: str) -> MaskedPhoto:
         return read_masked(name, photos[name], root / mask.format(name), table, known)
@@ -145,16 +143,7 @@ def _paired(
     return Dataset(benchmark, root, labels, tuple(photos), read)
 
 
-def _above_background(
-    benchmark: str, root: Path, classes: tuple[str, ...], photos: Mapping[str, Path], mask: str, *, background: bool
-) -> Dataset:
-    """Return a data set in whose masks 0 is background: the first class, or without it a part that is not labelled."""
-    labels = ((BACKGROUND,) if background else ()) + classes
-    table = lookup({i + 1: i + background for i in range(len(classes))} | {0: 0 if background else IGNORE})
-    return _paired(benchmark, root, labels, photos, mask, table, f"{benchmark} has 0 to {len(classes)}")
-
-
-def _open_pascal(root: Path, benchmark: str, split: str, *, background: bool) -> Dataset:
+def _open_pascal(benchmark: str, root: Path, split: str = "val") -> Dataset:
     place, classes, holds = _PASCAL[benchmark.rstrip("0123456789")]
     masks = place.format("Class")
     if split == "trainaug" and (root / f"{masks}Aug").is_dir():  # SBD's masks beside VOC's own
@@ -162,6 +151,7 @@ def _open_pascal(root: Path, benchmark: str, split: str, *, background: bool) ->
     require(root, "JPEGImages", masks, holds=holds)
     names = listed_names(root / "ImageSets" / place.format("") / f"{split}.txt")
     photos = {name: root / f"JPEGImages/{name}.jpg" for name in names}
+    background = benchmark in ("voc21", "context60")
     return _above_background(benchmark, root, classes, photos, masks + "/{}.png", background=background)
 
 
@@ -207,11 +197,15 @@ def _open_pets(root: Path) -> Dataset:
     return Dataset("pets", root, (BACKGROUND, "cat", "dog"), tuple(species), read)
 
 
-def _open_camvid(root: Path, split: str) -> Dataset:
+def _open_camvid(root: Path, split: str = "val") -> Dataset:
     require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
     table = lookup({i: i for i in range(len(_CAMVID))} | {11: IGNORE})
-    mask = split + "annot/{}.png"
-    return _paired("camvid11", root, _CAMVID, photos_by_name(root / split), mask, table, "CamVid has 0 to 11")
+    photos = photos_by_name(root / split)
+
+    def read(name: str) -> MaskedPhoto:
+        return read_masked(name, photos[name], root / f"{split}annot/{name}.png", table, "CamVid has 0 to 11")
+
+    return Dataset("camvid11", root, _CAMVID, tuple(photos), read)
 
 
 def _open_coco_instances(root: Path) -> Dataset:
@@ -241,17 +235,15 @@ def _instances(benchmark: str, root: Path, listing: Path, folder: Path, labels: 
 
 
 BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {
-    "voc21": lambda root, split="val": _open_pascal(root, "voc21", split, background=True),
-    "voc4": lambda root, split="val": _only(
-        "voc4", _open_pascal(root, "voc21", split, background=True), "person", "dog", "cat"
-    ),
-    "voc20": lambda root, split="val": _open_pascal(root, "voc20", split, background=False),
-    "context60": lambda root, split="val": _open_pascal(root, "context60", split, background=True),
-    "context59": lambda root, split="val": _open_pascal(root, "context59", split, background=False),
+    "voc21": partial(_open_pascal, "voc21"),
+    "voc4": lambda root, split="val": _only("voc4", _open_pascal("voc21", root, split), "person", "dog", "cat"),
+    "voc20": partial(_open_pascal, "voc20"),
+    "context60": partial(_open_pascal, "context60"),
+    "context59": partial(_open_pascal, "context59"),
     "coco-object-instances": _open_coco_instances,
     "coco-object-stuff": _open_coco_stuff,
     "pets": _open_pets,
-    "camvid11": lambda root, split="val": _open_camvid(root, split),
+    "camvid11": _open_camvid,
     "camvid5": lambda root, split="val": _only(
         "camvid5", _open_camvid(root, split), "sky", "road", "tree", "building", "car"
     ),

@@ -16,8 +16,9 @@ from jaxtyping import Int
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
+from groupvit.evaluation.counts import PhotoScores, plain
 from groupvit.evaluation.datasets import Dataset
-from groupvit.evaluation.metrics import IGNORE, Counts, Matrix, dense, resampled_means
+from groupvit.evaluation.metrics import IGNORE, Matrix, dense, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
@@ -27,64 +28,6 @@ _FORMAT = 3
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a document of another shape raises."""
 _HEAD = ("benchmark", "classes", "protocol", "model", "thresholds", "versions", "floors")
-
-
-@dataclass(frozen=True)
-class StageScores:
-    """One stage's groups against a photo's true classes.
-
-    `ari` is the adjusted Rand index (None without labelled pixels), `oracle` the confusion matrix of groups with their
-    best names, `groups` the number of those with labelled pixels.
-    """
-
-    ari: float | None
-    oracle: Counts
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoScores:
-    """One photo's counts.
-
-    `pixels` is the photo's size. `boundary` has class, intersection, truth and prediction near boundaries. `naming` has
-    a row for each class in the photo, background aside: the class, its pixels, and what each stage calls its region
-    when it is given the true regions. `pending` holds what an unknown threshold will be applied to.
-    """
-
-    name: str
-    digest: str
-    pixels: int
-    matrix: Counts = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    boundary: Int[np.ndarray, "_ 4"] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    stages: tuple[StageScores, ...] = ()
-    naming: Int[np.ndarray, "regions _"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    pending: Mapping[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        values = _plain(vars(self) | {"stages": [vars(stage) for stage in self.stages]})
-        return {name: value for name, value in values.items() if name != "pending" or value is not None}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
-        """Return the inverse of `to_dict`."""
-        return cls(
-            name=str(values["name"]),
-            digest=str(values["digest"]),
-            pixels=int(values["pixels"]),
-            matrix=_rows(values["matrix"], 3),
-            boundary=_rows(values["boundary"], 4),
-            stages=tuple(
-                StageScores(None if s["ari"] is None else float(s["ari"]), _rows(s["oracle"], 3), int(s["groups"]))
-                for s in values["stages"]
-            ),
-            naming=_rows(values["naming"], len((values["naming"] or [(0, 0)])[0])),
-            pending=values.get("pending"),
-        )
-
-
-def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
-    return np.array(values, np.int64).reshape(-1, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +126,7 @@ class Result:
         """Return all numbers, in percent but for the Rand index; None where there is nothing to count."""
         near, called = metrics.area_iou(self.boundary_areas), metrics.accuracy(self.matrix)
         rows = zip(self.classes, metrics.iou(self.matrix), called, near, strict=True)
-        return _plain(
+        return plain(
             {
                 "miou": metrics.mean_iou(self.matrix),
                 "interval": self.interval(),
@@ -200,15 +143,11 @@ class Result:
             }
         )
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """Number of photos, and a hash of their names, files and masks."""
-        return {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
-
     def save(self, path: Path) -> None:
         """Write the file, a photo to a line; one that may be there is replaced."""
-        fields = _plain({name: getattr(self, name) for name in _HEAD})
-        head = {"format": _FORMAT, **fields, "data": self.data, "metrics": self.metrics()}
+        fields = plain({name: getattr(self, name) for name in _HEAD})
+        data = {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
+        head = {"format": _FORMAT, **fields, "data": data, "metrics": self.metrics()}
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
         write_atomically(path, text.encode())
@@ -301,14 +240,3 @@ def difference(ours: Result, theirs: Result) -> dict[str, Any]:
         "interval": metrics.interval(draws) if len(ours.photos) > 1 else None,
         "first_is_better": float((draws > 0).mean()),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return values for JSON, which knows neither arrays nor NaN."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
