@@ -122,21 +122,16 @@ class _Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-        ):
+        module, name = getattr(func, "__module__", ""), getattr(func, "__name__", "")
+        if module == "torch.nn.init" or name in ("normal_", "uniform_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     impossible = f"{source}: no model can be built from its configuration"
-    with (
-        input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError),
-        torch.device("meta"),
-        _Undrawn(),
-    ):
+    told = input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError)
+    with told, torch.device("meta"), _Undrawn():
         return build_model(config)
 
 
