@@ -42,8 +42,7 @@ def evaluate(
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
         benchmark: voc21, voc20, voc4, context60, context59, coco-object-instances, coco-object-stuff, pets,
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
-            each class), or retrieval (tar shards). The last two know no protocol, limit, comparison, pictures,
-            engine or batch size.
+            each class), or retrieval (tar shards). The last two know only --root and --out.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022, or calibrated-native, -whole or -vocabulary (docs/PROTOCOLS.md).
         limit: Use at most so many photos, spread evenly over the data set.
@@ -64,10 +63,7 @@ def evaluate(
     if benchmark == "classification" or benchmark == "retrieval":
         asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
         if asked or (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16":
-            raise InputError(
-                f"{benchmark} has no --protocol, --limit, --compare, --pictures, --engine, --batch-size, bf16 or "
-                "masks: drop the option"
-            )
+            raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
         _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
     from groupvit import api
@@ -77,8 +73,7 @@ def evaluate(
 
     processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
-    dataset = dataset.first(limit)
-    out = out or Path(f"{benchmark}.{protocol}.json")
+    dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
     chosen = _prepare(dataset, protocol, out, compare, pictures)
     segmenter = api.load(model, precision=precision, engine=engine)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
