@@ -89,6 +89,47 @@ def test_a_bare_state_dict_and_half_precision_are_read(tmp_path: Path) -> None:
     assert bits(release.load(tmp_path / "a.pth")[0]) == bits(model.float())
 
 
+def itself(state: dict[str, Tensor]) -> dict[str, Any]:
+    wrapped: dict[str, Any] = {}
+    wrapped["model"] = wrapped
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {"state_dict_ema": state, "epoch": 3},
+        lambda state: {"ema": {"module": state}},
+        lambda state: {**state, "epoch": 3, "args": None},
+        lambda state: {"module": {f"module.{name}": tensor for name, tensor in state.items()}, "optimizer": {}},
+        lambda state: {f"_forward_module._orig_mod.{name}": tensor for name, tensor in state.items()},
+        lambda state: {name.replace("encoder.", "encoder._orig_mod."): tensor for name, tensor in state.items()},
+        lambda state: {name.replace(".0.", ".0._fsdp_wrapped_module."): tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()} | {"loss.weight": torch.ones(2)}},
+        lambda state: {name: tensor.half().float() for name, tensor in state.items()},  # counters, too
+    ],
+)
+def test_weights_are_found_however_a_trainer_wraps_them(change: Any, tmp_path: Path) -> None:
+    model = build_model(SMALL).half().float()
+    torch.save(change(release.encode(model.state_dict())), tmp_path / "a.pth")
+    assert bits(load(tmp_path / "a.pth")[0]) == bits(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (itself, "holds no state dict, but model"),
+        (lambda state: {"student": state, "epoch": 3}, "holds no state dict, but student, epoch"),
+        (lambda state: {n: t * float("nan") for n, t in state.items()}, "tensor logit_scale has numbers that are not"),
+        (lambda state: {n: t.to_sparse() if t.ndim == 2 else t for n, t in state.items()}, "is missing"),
+    ],
+)
+def test_weights_that_are_none_are_named(change: Any, said: str, tmp_path: Path) -> None:
+    torch.save(change(release.encode(build_model(SMALL).state_dict())), tmp_path / "a.pth")
+    with pytest.raises(InputError, match=said):
+        load(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("changes", "option"),
     [

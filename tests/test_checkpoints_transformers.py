@@ -281,7 +281,10 @@ def test_what_is_wrong_with_several_files_is_named(change: Any, said: str, folde
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "release.pth"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "release.pth", "config.json", "model.safetensors.index.json"],
+)
 @pytest.mark.parametrize("of_folder", [True, False])
 def test_a_pointer_of_git_lfs_says_how_to_get_the_weights(name: str, of_folder: bool, folder: Path) -> None:
     (folder / native.WEIGHTS).unlink()
@@ -289,6 +292,21 @@ def test_a_pointer_of_git_lfs_says_how_to_get_the_weights(name: str, of_folder: 
     path = folder if of_folder and name != "release.pth" else folder / name
     with pytest.raises(InputError, match=rf"{name} is a pointer of git-lfs.*run `git lfs pull`"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "pytorch_model.bin"])
+def test_a_file_of_the_folder_stands_for_it(name: str, folder: Path) -> None:
+    state, _ = native.read_safetensors(folder / native.WEIGHTS)
+    torch.save(state, folder / layout.PICKLE)
+    (folder / native.WEIGHTS).unlink()
+    assert load(folder / name)[1] == layout.load(folder)[1]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model-00001-of-00002.bin", "model.fp16.safetensors"])
+def test_weights_under_another_name_are_told(name: str, folder: Path) -> None:
+    (folder / native.WEIGHTS).rename(folder / name)
+    with pytest.raises(InputError, match=rf"model.safetensors does not exist \(of {name} it cannot be read\)"):
+        layout.load(folder)
 
 
 def test_a_pointer_among_several_files_is_named(folder: Path) -> None:

@@ -167,13 +167,16 @@ def test_two_processes_share_the_photos(evaluate, tmp_path, model, pets):
     assert not list(tmp_path.glob("*.part-*"))
 
 
-def test_results_are_compared(evaluate, pets):
+def test_results_are_compared(evaluate, tmp_path, pets):
     command = ["pets", "--root", pets]
     evaluate(*command, "--precision", "fp32", "--out", "a.json")
     code, out, _ = evaluate(*command, "--out", "b.json", "--compare", "a.json")
     assert code == 0
     assert "mIoU less that of a.json: " in out
     evaluate(*command, "--limit", 2, "--out", "c.json")
+    code, _, err = evaluate(*command, "--out", "d.json", "--compare", "c.json")
+    assert (code, list(tmp_path.glob("d.json*"))) == (2, [])
+    assert "c.json is of other photos or masks than d.json (2 and 4 photos)" in err
     code, _, err = evaluate(*command, "--out", "b.json", "--compare", "c.json")
     assert code == 2
     assert "c.json is of other photos or masks than b.json (2 and 4 photos)" in err
@@ -188,6 +191,10 @@ def test_results_are_compared(evaluate, pets):
         (["voc21"], "has no JPEGImages"),
         (["pets", "--limit", "0"], "limit of 0"),
         (["pets", "--batch-size", "0"], "batch size"),
+        (["pets", "--out", "model"], "model is a folder: --out names the result file"),
+        (["retrieval", "--limit", "0"], "retrieval has no --protocol"),
+        (["retrieval", "--engine", "openvino"], "retrieval has no --protocol"),
+        (["classification", "--precision", "bf16"], "classification has no --protocol"),
         (["pets", "--out", "model/config.json"], "config.json is no result"),
         (["pets", "--out", "model/config.json/a.json"], "cannot write"),
     ],

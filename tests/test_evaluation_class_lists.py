@@ -12,6 +12,11 @@ WORDS = ["background", "dog", "traffic light"]
         "background\ndog\ntraffic light\n",
         "\ufeffbackground\r\ndog\r\ntraffic light\r\n\r\n",
         "# of our masks\nbackground\ndog\ntraffic light",
+        "background # the rest\ndog\t# puppies too\ntraffic light\n",
+        "- background\n- dog\n- traffic light\n",
+        "* background\n* dog\n* traffic light\n",
+        "0 -> background\n1 -> dog\n2 -> traffic light\n",
+        "background 0\ndog 1\ntraffic light 2\n",
         "__ignore__\nbackground\ndog\ntraffic light",
         "0 background\n1 dog\n2 traffic light\n",
         "0\tbackground\n1\tdog\n2\ttraffic light\n",
@@ -29,7 +34,17 @@ def test_labels_are_read_without_their_numbers(text, tmp_path):
     assert read_classes(tmp_path / "classes.txt") == WORDS
 
 
-@pytest.mark.parametrize("text", ["2 wheeler\ncar\n", "7up\n3d printer\n", "type 1\ntype 2\n", "'2 euro'\n'1 euro'\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 wheeler\ncar\n",
+        "level 0\nlevel 1\n",
+        "area 51\ndog\n",
+        "7up\n3d printer\n",
+        "type 1\ntype 2\n",
+        "'2 euro'\n'1 euro'\n",
+    ],
+)
 def test_numbers_of_a_name_stay(text, tmp_path):
     (tmp_path / "classes.txt").write_text(text)
     assert read_classes(tmp_path / "classes.txt") == text.splitlines()
@@ -55,6 +70,11 @@ def test_lists_that_would_move_indices_are_refused(text, said, tmp_path):
         read_labels(tmp_path)
 
 
+def test_only_an_end_of_line_ends_a_label(tmp_path):
+    (tmp_path / "classes.txt").write_text("traffic\u2028light\nwind\x0csock\n", encoding="utf-8")
+    assert read_labels(tmp_path)[0] == ("traffic light", "wind sock")
+
+
 def test_text_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ncat\n", encoding="utf-16")
     with pytest.raises(InputError, match=r"classes.txt cannot be read as UTF-8"):
@@ -63,7 +83,13 @@ def test_text_that_is_not_utf_8_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("dog\n", "'dog' is not name:r,g,b::"), ("dog:1,2,3::\ncat:1,2,3::\n", "gives two names one colour")],
+    [
+        ("dog\n", "'dog' is not name:r,g,b::"),
+        ("dog:1,2,3::\ncat:1,2,3::\n", "gives two names one colour"),
+        ("dog:1,2,3::\ndog:3,2,1::\n", "gives dog two colours"),
+        ("dog:1,2,300::\n", "is not name:r,g,b:: .numbers up to 255"),
+        ("# label:color_rgb:parts:actions\n", "has no line name:r,g,b::"),
+    ],
 )
 def test_a_labelmap_that_is_none_is_named(text, said, tmp_path):
     (tmp_path / "labelmap.txt").write_text(text)

@@ -50,6 +50,22 @@ def test_a_list_names_the_folders(root):
         ClassFolder.open(root)
 
 
+def test_a_list_is_read_as_other_lists_are(root):
+    (root / "classes.txt").write_text("0: 'omnibus'\n1: traffic_light\n")
+    assert ClassFolder.open(root).names == ("omnibus", "traffic light")
+    (root / "classes.txt").write_text("bus=bus,coach\nsemaphore\n")
+    with pytest.raises(InputError, match=r"classes.txt gives a class several words \(=\)"):
+        ClassFolder.open(root)
+
+
+def test_files_that_are_no_photos_are_passed_over_and_said(root):
+    (root / "bus/Thumbs.db").touch()
+    (root / "bus/more").mkdir()
+    (root / "bus/blue.json").touch()
+    with pytest.warns(UserWarning, match=r"bus: passed over 2 files that are no photos \(Thumbs.db, more\)"):
+        assert len(ClassFolder.open(root)) == 3
+
+
 def test_imagenet_has_the_names_of_clip(tmp_path):
     names = imagenet_names()
     assert len(names) == 1000

@@ -58,6 +58,10 @@ def elsewhere(before):
     return lambda document: [image.update(file_name=before + image["file_name"]) for image in document["images"]]
 
 
+def numbered(field, spelt):
+    return lambda document: [thing.update({field: spelt(thing[field])}) for thing in document["annotations"]]
+
+
 def in_pairs(document):
     for thing in document["annotations"]:
         if isinstance(thing["segmentation"], list):
@@ -68,6 +72,11 @@ def flat(document):
     for thing in document["annotations"]:
         if isinstance(thing["segmentation"], list):
             thing["segmentation"] = thing["segmentation"][0]
+
+
+def shares(document):
+    for thing in document["annotations"]:
+        thing["segmentation"] = [[0.1, 0.1, 0.9, 0.1, 0.5, 0.5]]
 
 
 def compressed(document):
@@ -103,12 +112,18 @@ def as_runs(document):
         each("images", width=None, height="32"),
         without("categories", "supercategory"),
         as_text,
+        numbered("image_id", float),
+        numbered("category_id", float),
+        numbered("image_id", "{:012d}".format),
+        numbered("category_id", "{:03d}".format),
         renumbered,
         unused,
         elsewhere("val2017/"),
         elsewhere("C:\\data\\val2017\\"),
         elsewhere("/home/someone/"),
         elsewhere("./"),
+        elsewhere("https://example.org/photos/"),
+        lambda d: [image.update(file_name=f"https://example.org/{image['file_name']}?key=1") for image in d["images"]],
         in_pairs,
         flat,
         compressed,
@@ -171,6 +186,7 @@ def test_photos_of_one_stem_are_two(edited, tmp_path):
         (lambda d: d["images"][0].pop("id"), "two images have the id None, or one has none"),
         (lambda d: d["images"][0].pop("file_name"), "image 0 has no file_name"),
         (lambda d: d["images"][0].update(file_name="none.jpg"), "none.jpg cannot be read"),
+        (shares, "its outlines are shares of the photos"),
         (lambda d: d.pop("annotations"), "is not COCO's list of instances: it has no list of annotations"),
         (lambda d: d["images"].append(None), "it has no list of images"),
         (
@@ -185,6 +201,61 @@ def test_photos_of_one_stem_are_two(edited, tmp_path):
 def test_what_cannot_be_painted_is_named(change, said, edited):
     with pytest.raises(InputError, match=said):
         edited(change)
+
+
+@pytest.mark.parametrize(
+    ("listed", "lies"), [("a%20b.jpg", "a b.jpg"), ("\u00e9.jpg", "e\u0301.jpg"), ("e\u0301.jpg", "\u00e9.jpg")]
+)
+def test_names_that_are_spelt_otherwise_are_found(listed, lies, edited, tmp_path):
+    (tmp_path / "val2017/000000000000.jpg").rename(tmp_path / "val2017" / lies)
+    assert edited(lambda document: document["images"][0].update(file_name=listed))[0].mask.any()
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Writes COCO's instances as a folder of one's own, changes the document and opens it."""
+    coco_instances(tmp_path)
+    (tmp_path / "val2017").rename(tmp_path / "images")
+
+    def open_folder(change):
+        document = json.loads((tmp_path / LISTING).read_bytes())
+        change(document)
+        (tmp_path / LISTING).write_text(json.dumps(document))
+        return open_benchmark("folder", tmp_path)
+
+    return open_folder
+
+
+def test_photos_in_a_folder_that_is_not_named_are_found(listed, tmp_path):
+    """CVAT puts them into images/default."""
+    (tmp_path / "images").rename(tmp_path / "default")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "default").rename(tmp_path / "images/default")
+    assert listed(lambda document: None)[0].mask.any()
+
+
+def test_a_category_above_the_others_is_no_label(listed):
+    """Roboflow writes the name of the project first."""
+
+    def raise_above(document):
+        for category in document["categories"]:
+            category["supercategory"] = "pets"
+        document["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+
+    assert listed(raise_above).labels == ("background", "person", "cat", "dining table")
+    assert "pets" in listed(lambda d: d["annotations"][0].update(category_id=0)).labels
+
+
+@pytest.mark.parametrize("name", [None, ["cat"], {}])
+def test_a_category_without_a_name_is_none(name, listed):
+    with pytest.raises(InputError, match="category 17 has no name"):
+        listed(lambda document: document["categories"][1].update(name=name))
+
+
+def test_several_lists_are_named(listed, tmp_path):
+    (tmp_path / "annotations/captions.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has no masks/, and several .json files \(captions.json, instances_val2017"):
+        listed(lambda document: None)
 
 
 @pytest.mark.parametrize("text", [b"[", b"[]", b"[1]", b"{}", b"\xff", b"[" * 99999])

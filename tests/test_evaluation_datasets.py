@@ -323,6 +323,31 @@ def test_values_may_be_ignored_or_count_from_one(tmp_path):
     assert all(map(np.array_equal, read, [np.where(mask == 2, 255, mask) for mask in masks]))
 
 
+@pytest.mark.parametrize("value", [-1, -65535, 65537])
+def test_values_beyond_16_bits_are_of_no_class(value, tmp_path):
+    folder(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    Image.fromarray(np.full((32, 48), value, np.int32)).save(tmp_path / "masks/0.tif")
+    with pytest.raises(InputError, match=rf"0.tif has values of no class \({value};"):
+        MaskFolder.open(tmp_path)[0]
+
+
+def test_two_masks_of_one_photo_are_named(tmp_path):
+    folder(tmp_path)
+    save_mask(tmp_path / "masks/0.bmp", truth(0, 2))
+    with pytest.raises(InputError, match=r"masks/0.bmp and 0.png are two masks of one photo"):
+        MaskFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize(("photo", "mask"), [("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")])
+def test_accents_may_be_spelt_in_two_ways(photo, mask, tmp_path):
+    folder(tmp_path)
+    (tmp_path / "images/0.png").rename(tmp_path / f"images/{photo}.png")
+    (tmp_path / "masks/0.png").rename(tmp_path / f"masks/{mask}.png")
+    dataset = MaskFolder.open(tmp_path)
+    assert np.array_equal(dataset.read(photo).mask, truth(0, 3))
+
+
 def test_what_values_mean_is_said_for_folders_only(tmp_path):
     for name, options in (("voc21", {"ignore_index": 0}), ("folder", {"ignore_index": -1})):
         with pytest.raises(InputError, match=r"--reduce-zero-label are for a folder|0 to 65535, not -1"):

@@ -42,6 +42,22 @@ def test_a_mask_has_its_values_however_it_is_saved(image, suffix, tmp_path):
     assert np.array_equal(read_values(tmp_path / f"a.{suffix}"), VALUES)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_mask_is_turned_as_its_photo_is(suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(VALUES).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert np.array_equal(read_values(tmp_path / f"a.{suffix}"), np.rot90(VALUES, -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_file_of_several_masks_is_none(suffix, tmp_path):
+    one = Image.fromarray(VALUES)
+    one.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[Image.fromarray(255 - VALUES)])
+    with pytest.raises(InputError, match=rf"a.{suffix} has 2 pictures, and a mask is one"):
+        read_values(tmp_path / f"a.{suffix}")
+
+
 @pytest.mark.parametrize(("depth", "most"), [(1, 1), (2, 3), (4, 7)])
 def test_few_bits_are_not_stretched(depth, most, tmp_path):
     """Optimisers of PNG write masks of few classes in fewer bits."""

@@ -285,6 +285,16 @@ def test_errors_are_told_apart_where_there_is_a_background():
         ("naming", [[1, 2], [3]]),
         ("naming", [5]),
         ("stages", [{"ari": "high", "oracle": [], "groups": 1}]),
+        ("stages", [{"ari": [], "oracle": [], "groups": 1}]),
+        ("thresholds", "x"),
+        ("thresholds", [None]),
+        ("protocol", []),
+        ("protocol", {}),
+        ("model", None),
+        ("floors", []),
+        ("floors", {"all background": {}}),
+        ("floors", {"all background": {"miou": "high", "difference": 1, "interval": None}}),
+        ("floors", {"all background": {"miou": 1, "difference": 1, "interval": [1]}}),
         ("photos", []),
         ("photos", {}),
     ],
@@ -292,7 +302,7 @@ def test_errors_are_told_apart_where_there_is_a_background():
 def test_a_result_whose_values_cannot_be_is_one_line(tmp_path, part, value):
     path = tmp_path / "result.json"
     scores = PhotoScores("a", "d", 12, np.array([[0, 0, 9]]), np.array([[0, 1, 2, 3]]))
-    Result("folder", ("cat", "dog"), {}, {}, photos=(scores,)).save(path)
+    Result("folder", ("cat", "dog"), {"name": "none"}, {}, photos=(scores,)).save(path)
     Result.load(path).metrics()
     document = json.loads(path.read_text())
     (document if part in document else document["photos"][0])[part] = value

@@ -1,5 +1,6 @@
 """Where weights come from: native folders, the authors' `.pth`, `transformers` folders, the model hub."""
 
+import os
 from pathlib import Path
 
 from groupvit.checkpoints import native, release, transformers
@@ -19,18 +20,20 @@ def latest(training: Path) -> Path | None:
         if not pointer.is_file():
             return max(training.glob(f"step-{'[0-9]' * 8}"), default=None)  # killed before the first, or copied without
         name = pointer.read_text(errors="replace").strip()
-    if not name or not (training / name).is_dir():
+    if not name or not os.path.isdir(training / name):  # of a name too long for a file, Path.is_dir is an error
         raise InputError(f"{pointer} names no checkpoint of {training}: write one of its step folders' names into it")
     return training / name
 
 
 def load(path: Path) -> Checkpoint:
     """Load a checkpoint of any layout, told by its content, in evaluation mode; of a training's folder the newest."""
-    if path.name.endswith((".safetensors", ".safetensors.index.json")) and path.is_file():
+    parts = (native.CONFIG, transformers.PICKLE)
+    whole = path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in parts
+    if whole and path.is_file():
         native.refuse_pointer(path)
         path = path.parent
     path = latest(path) or path
-    for file in (path, path / native.WEIGHTS, path / transformers.PICKLE):
+    for file in (path, path / native.WEIGHTS, *(path / part for part in parts)):
         native.refuse_pointer(file)
     for layout in LAYOUTS.values():
         if layout.recognises(path):

@@ -24,13 +24,8 @@ def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = 
     repo_id, _, pinned = repo_id.partition("@")
     if pinned and revision and pinned != revision:
         raise InputError(f"{repo_id} is asked for at two revisions, {pinned} and {revision}: name one")
-    patterns = [
-        CONFIG,
-        WEIGHTS,
-        f"{WEIGHTS}.index.json",
-        "model-*-of-*.safetensors",
-        *([PICKLE] if allow_pickle else []),
-    ]
+    patterns = [CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"]
+    patterns += [PICKLE] if allow_pickle else []
     try:
         folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=patterns))
     except Exception as error:  # the library's own errors and those of the HTTP client it happens to use

@@ -44,6 +44,7 @@ def write_json(path: Path, document: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
+    refuse_pointer(path)
     with input_error(f"{path} cannot be read as JSON", OSError, ValueError):
         document = json.loads(path.read_bytes())
     if not isinstance(document, dict):
@@ -64,7 +65,9 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     for file in (path.with_name(name) for name in names):
         refuse_pointer(file)
         if not file.exists():
-            raise InputError(f"{file} does not exist")
+            others = sorted(other.name for other in file.parent.glob("*") if other.suffix in (".safetensors", ".bin"))
+            hint = f" (of {', '.join(others[:3])} it cannot be read)" if others else ""
+            raise InputError(f"{file} does not exist{hint}")
         broken = f"{file} cannot be read, it is no safetensors file or was cut off"
         with input_error(broken, OSError, SafetensorError), safe_open(file, framework="pt") as tensors:
             state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
@@ -75,7 +78,7 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 def refuse_pointer(file: Path) -> None:
     """Say what to do about weights that git has not downloaded."""
     if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
-        raise InputError(f"{file} is a pointer of git-lfs, not the weights: run `git lfs pull` in its repository")
+        raise InputError(f"{file} is a pointer of git-lfs, not the file: run `git lfs pull` in its repository")
 
 
 def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
@@ -108,6 +111,8 @@ def assemble(
         raise InputError(f"{source}: its configuration has more blocks than the file has tensors")
     model = _skeleton(config, source)
     check(state, encode(model.state_dict()), source)
+    if odd := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise InputError(f"{source}: tensor {odd[0]} has numbers that are not finite: its training went wrong")
     model.load_state_dict(decode(state, source), assign=True)
     return model.eval()
 
@@ -117,21 +122,16 @@ class _Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-        ):
+        module, name = getattr(func, "__module__", ""), getattr(func, "__name__", "")
+        if module == "torch.nn.init" or name in ("normal_", "uniform_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     impossible = f"{source}: no model can be built from its configuration"
-    with (
-        input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError),
-        torch.device("meta"),
-        _Undrawn(),
-    ):
+    told = input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError)
+    with told, torch.device("meta"), _Undrawn():
         return build_model(config)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from groupvit.models.tracing import EXAMPLE, onnx_graph
 from groupvit.models.trunks import Pixels
 
 _FAR = 1e4  # no cell is near it
-_LONGEST = 2048 / 448  # as in segmentation
 _RESIZE = f"""
 resize (uint8[height, width, 3] photo) => (uint8[1, 3, rows, columns] pixels)
-<double half = {{0.5}}, double one = {{1.0}}, double limit = {{{_LONGEST}}},
+<double half = {{0.5}}, double one = {{1.0}}, double limit = {{{2048 / 448}}},
  int64[2] first = {{1, 3}}, int64[1] axis = {{0}}> {{
     sides = Shape <start = 0, end = 2> (photo)
     lengths = Cast <to = 11> (sides)
@@ -45,7 +44,7 @@ resize (uint8[height, width, 3] photo) => (uint8[1, 3, rows, columns] pixels)
     pixels = Resize <antialias = 1, exclude_outside = 1, mode = "linear"> (image, , , sizes)
 }}
 """
-"""Resizes a photo as Pillow and `windows.resized` do."""
+"""Resizes a photo as Pillow and `windows.resized` do, with the same limit for long sides."""
 
 Bank = Mapping[str, Float[Tensor, "_ embed"]]
 """Labels with the embeddings of their words."""
@@ -200,9 +199,8 @@ def save_texts(path: Path, model: GroupViT, config: ModelConfig, *, licence: str
     longest = torch.tensor([[*range(1, config.text.context_length), config.text.vocab_size - 1]]).repeat(2, 1)
     names, axes = ("words", "unseen"), {"tokens": ("texts", "length"), "words": ("texts",), "unseen": ("texts",)}
     graph = onnx.load_from_string(onnx_graph(Texts(model), {"tokens": longest}, names, axes))
-    onnx.helper.set_model_props(graph, {"context_length": str(config.text.context_length), "licence": licence})
-    onnx.checker.check_model(graph, full_check=True)
-    data, texts = graph.SerializeToString(), longest[:, -6:].repeat(2, 1)
+    data = _checked(onnx, graph, {"context_length": str(config.text.context_length), "licence": licence})
+    texts = longest[:, -6:].repeat(2, 1)
     made = onnxruntime.InferenceSession(data).run(["words"], {"tokens": texts.numpy()})[0]
     with torch.inference_mode():
         error = float(np.abs(made - model.encode_text(texts).numpy()).max())
@@ -228,11 +226,14 @@ def save(path: Path, model: GroupViT, config: ModelConfig, *, labels: Bank | Non
         examples = {"photo": torch.zeros(300, 400, 3, dtype=torch.uint8), "pixels": pixels[:1]}
         axes = {"photo": ("height", "width"), "pixels": (None, None, "rows", "columns")}
         graph = onnx.load_from_string(onnx_graph(Labelled(groups, labels), examples, ("label_map", "scores"), axes))
-        _put_first(graph, config.image.short_side)
-    onnx.helper.set_model_props(graph, _metadata(model, config, list(labels or ()), licence))
-    onnx.checker.check_model(graph, full_check=True)
-    compared = compare(graph.SerializeToString(), Groups(model, config), labels)
-    write_atomically(path, graph.SerializeToString())
+        _put_first(onnx, graph, config.image.short_side)
+    trunk = model.image_encoder.trunk
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if trunk is None else (trunk.mean, trunk.std)
+    sizes = {"short_side": str(config.image.short_side), "patch_size": str(config.image.patch_size)}
+    told = {"labels": json.dumps([*(labels or ())]), **sizes, "mean": json.dumps(mean), "std": json.dumps(std)}
+    data = _checked(onnx, graph, told | {"licence": licence})
+    compared = compare(data, Groups(model, config), labels)
+    write_atomically(path, data)
     return compared
 
 
@@ -244,31 +245,22 @@ def _packages() -> Any:
         return onnx, onnxruntime
 
 
-def _put_first(graph: Any, short_side: int) -> None:
-    """Let the graph make its pixels from the photo."""
-    import onnx
+def _checked(onnx: Any, graph: Any, properties: dict[str, str]) -> bytes:
+    """Return the file of a graph with these properties."""
+    onnx.helper.set_model_props(graph, properties)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph.SerializeToString()
 
+
+def _put_first(onnx: Any, graph: Any, short_side: int) -> None:
+    """Let the graph make its pixels, which are its last input, from the photo."""
     resize = onnx.parser.parse_graph(_RESIZE)
     side = onnx.helper.make_tensor("short_side", onnx.TensorProto.DOUBLE, (), [short_side])
     nodes = [*resize.node, *graph.graph.node]
-    pixels = next(given for given in graph.graph.input if given.name == "pixels")
-    graph.graph.input.remove(pixels)
+    graph.graph.input.pop()
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     graph.graph.initializer.extend([*resize.initializer, side])
-
-
-def _metadata(model: GroupViT, config: ModelConfig, labels: Sequence[str], licence: str) -> dict[str, str]:
-    trunk = model.image_encoder.trunk
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if trunk is None else (trunk.mean, trunk.std)
-    return {
-        "labels": json.dumps(labels),
-        "short_side": str(config.image.short_side),
-        "patch_size": str(config.image.patch_size),
-        "mean": json.dumps(mean),
-        "std": json.dumps(std),
-        "licence": licence,
-    }
 
 
 @torch.inference_mode()
@@ -280,9 +272,7 @@ def compare(data: bytes, groups: Groups, labels: Bank | None) -> str:
     """
     session, equal, error = _packages()[1].InferenceSession(data), list[float](), 0.0
     side = groups.config.image.short_side
-    for batch, height, width in (
-        ((1, side, side + 9), (2, side + 26, side)) if labels is None else ((1, side, side + 9),)
-    ):
+    for batch, height, width in ((1, side, side + 9), (2, side + 26, side))[: 2 if labels is None else 1]:
         coarse = 256 * torch.rand(batch, 3, 9, 9, generator=torch.Generator().manual_seed(0))
         pixels = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
         if labels is None:
@@ -302,9 +292,8 @@ def compare(data: bytes, groups: Groups, labels: Bank | None) -> str:
                 same &= (got == wanted).reshape(batch, -1).all(axis=1)
             elif labels is None:  # beyond the groups there may be empty slots
                 error = max(error, np.abs(got[:, : wanted.shape[1]] - wanted)[same].max(initial=0))
-    told = f"{100 * np.mean(equal):.2f} % of pixels are PyTorch's" + f", embeddings within {error:.0e}" * (
-        labels is None
-    )
+    told = f"{100 * np.mean(equal):.2f} % of pixels are PyTorch's"
+    told += f", embeddings within {error:.0e}" if labels is None else ""
     if np.mean(equal) < 0.99 or error > 1e-4:
         raise InputError(f"ONNX Runtime differs: {told}; nothing was written")
     return told

@@ -58,8 +58,14 @@ _EXPRESSED = {
 }
 
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and Lightning
+_WRAPPERS = (
+    *("model", "state_dict", "model_state_dict", "module", "network", "net", "weights", "params"),
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema"),
+)
+# Of DistributedDataParallel, DeepSpeed, torch.compile, FSDP and its checkpointing, anywhere in a name.
+_INSERTED = re.compile(
+    r"(?:(?<=\.)|^)(module|_forward_module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 class _Inert:
@@ -101,17 +107,24 @@ def read_pickle(path: Path) -> Any:
 
 
 def as_state(values: Any, source: Path) -> StateDict:
-    """Return `values` as a state dict in single precision: some programs save half, and wrap what they save."""
-    while isinstance(values, dict) and (inside := [values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)]):
-        values = inside[0]
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise InputError(f"{source} holds no state dict")
-    half = (torch.float16, torch.bfloat16)
-    state = {str(name): value.float() if value.dtype in half else value for name, value in values.items()}
+    """Return the tensors among `values` in single precision, under plain names.
+
+    Some programs save half precision, wrap what they save, and save other things beside it.
+    """
+    for _ in _WRAPPERS:  # one may lie in another
+        inside = [values[n] for n in _WRAPPERS if isinstance(values, dict) and isinstance(values.get(n), dict)]
+        values = inside[0] if inside else values
+    if not isinstance(values, dict) or (values and not any(isinstance(value, Tensor) for value in values.values())):
+        entries = f", but {', '.join(map(str, [*values][:5]))}" if isinstance(values, dict) else ""
+        raise InputError(f"{source} holds no state dict{entries}")
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor) and not value.is_sparse}
+    state = {_INSERTED.sub("", str(name)): value for name, value in tensors.items()}
     state.pop("n_averaged", None)  # of PyTorch's averaged models
-    while state and (prefix := [p for p in _PREFIXES if all(name.startswith(p) for name in state)]):
-        state = {name.removeprefix(prefix[0]): value for name, value in state.items()}
-    return state
+    if lightning := {name[6:]: value for name, value in state.items() if name.startswith("model.")}:
+        state = lightning
+    counts = {name: value.long() for name, value in state.items() if name.endswith(".num_batches_tracked")}
+    half = (torch.float16, torch.bfloat16)
+    return {name: value.float() if value.dtype in half else value for name, value in state.items()} | counts
 
 
 def encode(state: StateDict) -> StateDict:

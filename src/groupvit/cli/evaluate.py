@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from groupvit.evaluation.datasets import Dataset
     from groupvit.evaluation.protocols import Protocol
     from groupvit.evaluation.results import Result
-    from groupvit.segmentation import Segmenter
 
 
 def evaluate(
@@ -43,7 +42,7 @@ def evaluate(
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
         benchmark: voc21, voc20, voc4, context60, context59, coco-object-instances, coco-object-stuff, pets,
             camvid11, camvid11-test, camvid5, or folder (images/, masks/, classes.txt); classification (a folder for
-            each class), or retrieval (tar shards). The last two know no protocol, limit, comparison or pictures.
+            each class), or retrieval (tar shards). The last two know only --root and --out.
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022, or calibrated-native, -whole or -vocabulary (docs/PROTOCOLS.md).
         limit: Use at most so many photos, spread evenly over the data set.
@@ -59,55 +58,44 @@ def evaluate(
     """
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
+    if out and out.is_dir():
+        raise InputError(f"{out} is a folder: --out names the result file")
     if benchmark == "classification" or benchmark == "retrieval":
-        if limit or compare or pictures or reduce_zero_label or (ignore_index, protocol) != (None, "calibrated-native"):
-            raise InputError(f"{benchmark} has no --protocol, --limit, --compare, --pictures or masks: drop the option")
+        asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
+        if asked or (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16":
+            raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
         _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
         return
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_into, processes
     from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.pictures import draw
 
     processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
-    dataset = dataset.first(limit)
-    chosen = _prepare(dataset, protocol, compare, pictures)
-    out = out or Path(f"{benchmark}.{protocol}.json")
+    dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
+    chosen = _prepare(dataset, protocol, out, compare, pictures)
     segmenter = api.load(model, precision=precision, engine=engine)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
-        _print(out, segmenter, dataset, chosen, compare, pictures)
+        result = print_result(out, dataset.root, compare)
+        for path in draw(result, segmenter, dataset, chosen, pictures) if pictures else ():
+            print(path)
 
 
-def _prepare(dataset: "Dataset", protocol: str, compare: Path | None, pictures: Path | None) -> "Protocol":
+def _prepare(dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None) -> "Protocol":
     """Refuse what cannot work, before a model is loaded."""
     from groupvit.evaluation.pictures import make_folder
     from groupvit.evaluation.protocols import get_protocol
-    from groupvit.evaluation.results import Result
+    from groupvit.evaluation.results import load_comparable
 
     chosen = get_protocol(protocol)
     chosen.threshold(dataset)
     chosen.labels(dataset)
     if compare:
-        Result.load(compare)
+        load_comparable(compare, dataset, out)
     if pictures:
         make_folder(pictures)
     return chosen
-
-
-def _print(
-    out: Path,
-    segmenter: "Segmenter",
-    dataset: "Dataset",
-    protocol: "Protocol",
-    compare: Path | None,
-    pictures: Path | None,
-) -> None:
-    from groupvit.evaluation.pictures import draw
-
-    result = print_result(out, dataset.root, compare)
-    if pictures:
-        for path in draw(result, segmenter, dataset, protocol, pictures):
-            print(path)
 
 
 def print_result(out: Path, root: Path, compare: Path | None) -> "Result":

@@ -60,7 +60,7 @@ def transfer(
     from groupvit.cli.evaluate import print_result
     from groupvit.evaluation.benchmark import describe_weights
     from groupvit.evaluation.datasets import open_benchmark
-    from groupvit.evaluation.results import Result
+    from groupvit.evaluation.results import load_comparable
     from groupvit.evaluation.transfer import open_training, score_into, share_of
     from groupvit.models.dense import DenseClassifier
     from groupvit.training.transfer import CROP, SHORT_SIDE, Transfer, finetune
@@ -70,7 +70,7 @@ def transfer(
     photos = share_of(open_training(dataset, train, **options), share, seed)
     dataset = dataset.first(limit)
     if compare:
-        Result.load(compare)
+        load_comparable(compare, dataset, root)
     torch.manual_seed(seed)
     network = DenseClassifier(load_encoder(model), len(dataset.classes))
     source = describe_weights(network.encoder, model)

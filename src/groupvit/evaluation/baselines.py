@@ -61,15 +61,9 @@ def trivial_baselines(
         outside = 0 if dataset.has_background else second
         return np.where(ellipse(*photo.mask.shape), best, outside).astype(photo.mask.dtype)
 
-    baselines: dict[str, Predict] = {
-        "one segment, own label": one_segment,
-        "centred ellipse, own label": centred_ellipse,
-    }
-    return (
-        {"all background": lambda photo: np.zeros_like(photo.mask), **baselines}
-        if dataset.has_background
-        else baselines
-    )
+    baselines: dict[str, Predict] = {"all background": lambda photo: np.zeros_like(photo.mask)}
+    own = {"one segment, own label": one_segment, "centred ellipse, own label": centred_ellipse}
+    return baselines | own if dataset.has_background else own
 
 
 def score_baselines(

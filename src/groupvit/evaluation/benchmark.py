@@ -171,8 +171,6 @@ def evaluate_whole_photos(
     segmenter: Segmenter, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, source: str
 ) -> dict[str, Any]:
     """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: --out names the result file")
     metrics: dict[str, float] = {}
     if benchmark == "retrieval":
         retrieval = Retrieval([root], segmenter.config)

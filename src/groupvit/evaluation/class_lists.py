@@ -8,8 +8,8 @@ from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
 
-_NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "dog: 1"
-    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+\s*|\s+)(?P<after>\S.*)"
+_NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1"
+    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+>?\s*|\s+)(?P<after>\S.*)"
     r"|(?P<label>\S.*?)\s*[:;,|=\t]\s*(?P<number>[0-9]{1,4})"
 )
 _COLOURED = re.compile(r"([^:]+):\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*(?::.*)?")
@@ -53,16 +53,24 @@ def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_classes(listing: Path) -> list[str]:
-    """Return the lines of `classes.txt`, without comments on top; numbered lines in the order of their numbers."""
-    lines = [line.strip() for line in read_text(listing).rstrip().splitlines()]
+    """Return the lines of `classes.txt`, without comments on top and at their ends, and without bullets or numbers.
+
+    Numbered lines come in the order of their numbers.
+    """
+    lines = [re.sub(r"\s#.*", "", line).strip() for line in read_text(listing).rstrip().split("\n")]
     while lines and (lines[0].startswith("#") or lines[0] == "__ignore__"):  # labelme's name of -1
         lines.pop(0)
     if not all(lines) or not lines or any(line.startswith("#") for line in lines):
         raise InputError(f"{listing} has a blank line or a comment: each line is the label of one index, from 0")
+    if all(re.match(r"[-*\u2022]\s", line) for line in lines):
+        lines = [line[1:].strip() for line in lines]
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
     if all(found) and sorted(numbers) == list(range(len(lines))):
         return [numbers[index] for index in range(len(lines))]
+    ends = [line.rpartition(" ")[::2] for line in lines]  # "dog 1"; two that are "type 0" and "type 1" keep them
+    if [number for _, number in ends] == [str(i) for i in range(len(lines))] and len({*dict(ends)}) == len(lines):
+        return [label.strip() for label, _ in ends]
     near = sum(abs(int(match["before"] or match["number"]) - i) < 2 for i, match in enumerate(found) if match)
     if all(found) or 2 * near >= len(lines):
         raise InputError(
@@ -77,10 +85,15 @@ def _read_colours(listing: Path) -> dict[str, int]:
     colours: dict[str, int] = {}
     for line in read_text(listing).splitlines():
         if line.strip() and not line.startswith("#"):
-            if not (match := _COLOURED.fullmatch(line.strip())):
-                raise InputError(f"{listing}: {line!r} is not name:r,g,b::")
-            red, green, blue = map(int, match.groups()[1:])
-            colours[match[1]] = red << 16 | green << 8 | blue
-    if len(set(colours.values())) < len(colours):
-        raise InputError(f"{listing} gives two names one colour: their pixels cannot be told apart")
+            match = _COLOURED.fullmatch(line.strip())
+            numbers = [int(number) for number in match.groups()[1:]] if match else [256]
+            if not match or max(numbers) > 255:
+                raise InputError(f"{listing}: {line!r} is not name:r,g,b:: (numbers up to 255)")
+            if (colour := int.from_bytes(numbers)) in colours.values():
+                raise InputError(f"{listing} gives two names one colour: their pixels cannot be told apart")
+            if match[1] in colours:
+                raise InputError(f"{listing} gives {match[1]} two colours: drop one of them")
+            colours[match[1]] = colour
+    if not colours:
+        raise InputError(f"{listing} has no line name:r,g,b::")
     return colours

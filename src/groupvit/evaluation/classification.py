@@ -15,7 +15,9 @@ from torch import Tensor
 from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
+from groupvit.evaluation.folders import photos_in
 from groupvit.photos import load_rgb
+from groupvit.segmentation.labels import clean
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
@@ -42,7 +44,7 @@ class ClassFolder:
         folders = sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
         if not folders:
             raise InputError(f"{root} holds no folders; classification needs one folder of photos for each class")
-        photos = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
+        photos = [photos_in(folder) for folder in folders]
         if empty := [folder.name for folder, files in zip(folders, photos, strict=True) if not files]:
             raise InputError(f"{root / empty[0]} holds no photos; fill or remove it")
         targets = (i for i, files in enumerate(photos) for _ in files)
@@ -65,7 +67,9 @@ class ClassFolder:
 def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
     listing = root / "classes.txt"
     if listing.is_file():
-        names = tuple(read_classes(listing))
+        names = tuple(map(clean, read_classes(listing)))
+        if "=" in "".join(names):
+            raise InputError(f"{listing} gives a class several words (=): write one name a line")
         if len(names) != len(folders):
             raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
         return names

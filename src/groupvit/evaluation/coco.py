@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import UInt8
@@ -39,7 +41,7 @@ def open_instances(
     things: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
     passed = Counter[str]()
     for thing in document["annotations"]:
-        image, category = str(thing.get("image_id")), str(thing.get("category_id"))
+        image, category = _key(thing.get("image_id")), _key(thing.get("category_id"))
         thing["segmentation"] = _outline(thing.get("segmentation"))
         if image not in things:
             passed["of no listed image"] += 1
@@ -60,6 +62,10 @@ def open_instances(
         if passed.total() == len(document["annotations"]):
             raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
         warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
+    outlines = [thing["segmentation"] for listed in things.values() for thing in listed]
+    polygons = [polygon for outline in outlines if isinstance(outline, list) for polygon in outline]
+    if polygons and all(max(polygon) <= 1 for polygon in polygons):
+        raise InputError(f"{listing}: its outlines are shares of the photos (0 to 1): multiply them by the sizes")
     photos = _photos(images, folder, listing)
 
     def paint(name: str, size: Size) -> UInt8[np.ndarray, "height width"]:
@@ -74,8 +80,23 @@ def open_instances(
 
 
 def category_labels(listing: Path) -> tuple[str, ...]:
-    """Return background and a label for each category, in the order of the list."""
-    names = [str(category.get("name")) for category in _read(listing)["categories"]]
+    """Return background and a label for each category, in the order of the list.
+
+    A category above others that has no annotations is none (Roboflow's first one).
+    """
+    document = _read(listing)
+    used = {_key(thing.get("category_id")) for thing in document["annotations"]}
+    above = {
+        str(each.get("supercategory"))
+        for each in document["categories"]
+        if each.get("supercategory") != each.get("name")
+    }
+    names = []
+    for category in document["categories"]:
+        if not isinstance(name := category.get("name"), str):
+            raise InputError(f"{listing}: category {category.get('id')} has no name")
+        if name not in above or _key(category.get("id")) in used:
+            names.append(name)
     return parse_lines(listing, [BACKGROUND, *(name for name in names if clean(name).lower() != BACKGROUND)])
 
 
@@ -91,28 +112,36 @@ def _read(listing: Path) -> dict[str, Any]:
 
 
 def _by_id(entries: Sequence[dict[str, Any]], what: str, listing: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries by their ids as text: some tools write "1" in one place and 1 in another."""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        key = str(entry.get("id"))
+        key = _key(entry.get("id"))
         if "id" not in entry or key in found:
             raise InputError(f"{listing}: two {what} have the id {key}, or one has none: give each its own")
         found[key] = entry
     return found
 
 
+def _key(number: Any) -> str:
+    """Return an id as text: some tools write 1 in one place, and 1.0, "1" or "000001" in another."""
+    text = str(number).removesuffix(".0")
+    return text.lstrip("0") or "0" if text.isdecimal() else text
+
+
 def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -> dict[str, tuple[str, Path]]:
     """Return the id and the file of each photo, named by its path without suffix.
 
-    A `file_name` may be absolute, of Windows, or begin with folders that are not here.
+    A `file_name` may be absolute, of Windows, an address, or begin with folders that are not here; and the photo may
+    lie in a folder that it does not name (CVAT's images/default).
     """
+    inside = [path for path in folder.glob("*/") if path.is_dir()]
     photos: dict[str, tuple[str, Path]] = {}
     for key, image in images.items():
-        parts = [part for part in re.split(r"[\\/]", str(image.get("file_name") or "")) if part not in ("", ".", "..")]
-        if not parts:
+        if not (ends := _spellings(str(image.get("file_name") or ""))):
             raise InputError(f"{listing}: image {key} has no file_name")
-        ends = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
-        path = next((end for end in ends if os.path.isfile(end)), ends[0])
+        path = next((folder / end for end in ends if os.path.isfile(folder / end)), None)
+        if path is None:
+            deeper = [below / end for below in inside for end in ends if os.path.isfile(below / end)]
+            path = deeper[0] if len(deeper) == 1 else folder / ends[0]
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in photos and photos[name][1] != path:
             name += path.suffix
@@ -120,6 +149,15 @@ def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -
             raise InputError(f"{listing} lists {path} twice: drop one of the images")
         photos[name] = key, path
     return photos
+
+
+def _spellings(name: str) -> list[Path]:
+    """Return where a file may lie: the name's parts, and fewer of them; as it is, decoded, or as macOS spells it."""
+    texts = name, unquote(name.partition("?")[0]), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    split = [
+        [part for part in re.split(r"[\\/]", text) if part not in ("", ".", "..")] for text in dict.fromkeys(texts)
+    ]
+    return [Path(*parts[start:]) for parts in split for start in range(len(parts))]
 
 
 def _outline(segmentation: Any) -> Any:

@@ -1,10 +1,10 @@
 """Photos with masks, read from the layouts in which the data sets are published (docs/DATASETS.md)."""
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from groupvit.errors import InputError
-from groupvit.evaluation.class_lists import read_labels, read_text
+from groupvit.evaluation.class_lists import read_labels
 from groupvit.evaluation.coco import category_labels, open_instances
-from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, Table, lookup, masked, read_masked
+from groupvit.evaluation.folders import files_in, lines, listed_names, pass_over, photos_by_name, require
+from groupvit.evaluation.masks import MASK_SUFFIXES, MaskedPhoto, lookup, masked, read_masked
 from groupvit.evaluation.metrics import IGNORE
-from groupvit.files import PHOTO_SUFFIXES
 from groupvit.segmentation.labels import BACKGROUND
 
 CLASSES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
@@ -83,11 +83,15 @@ class MaskFolder:
         Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0, and 1 is the first
         class. Masks in colours have those of `labelmap.txt`, or else VOC's.
         """
-        listings = [*root.glob("*.json"), *(root / "annotations").glob("*.json")]
-        if len(listings) == 1 and not (root / "masks").exists():
+        here = () if (root / "masks").exists() else (root, root / "annotations")
+        listings = [path for folder in here for path in sorted(folder.glob("*.json"))]
+        if len(listings) > 1:
+            names = ", ".join(path.name for path in listings[:3])
+            raise InputError(f"{root} has no masks/, and several .json files ({names}): leave COCO's list alone in it")
+        if listings:
             return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
         parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
-        _require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
+        require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
         labels, colours, listing = read_labels(root)
         first = int(reduce_zero_label)
         indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
@@ -95,7 +99,7 @@ class MaskFolder:
         known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
         known += "" if first else " (masks that count from 1: --reduce-zero-label)"
         values = {colour: index + first for colour, index in colours.items()}
-        photos = _images(root / "images")
+        photos = photos_by_name(root / "images")
         masks = _masks(root / "masks", photos)
 
         def read(name: str) -> MaskedPhoto:
@@ -109,31 +113,20 @@ class MaskFolder:
 
 def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
     """Return the mask of each photo by its name."""
-    files = _files(folder)
-    masks = {path.stem: path for path in files if path.suffix.lower() in MASK_SUFFIXES}
+    files = files_in(folder)
+    masks: dict[str, Path] = {}
+    spelt = {unicodedata.normalize("NFC", name): name for name in photos}  # macOS sets accents apart
+    for path in files:
+        if path.suffix.lower() in MASK_SUFFIXES:
+            name = spelt.get(unicodedata.normalize("NFC", path.stem), path.stem)
+            if masks.setdefault(name, path) != path:
+                raise InputError(f"{masks[name]} and {path.name} are two masks of one photo: keep one of them")
     if missing := [name for name in photos if name not in masks]:
         name = missing[0]
         near = next((f"; {path.name} is named otherwise or no PNG" for path in files if name in path.name), "")
         raise InputError(f"{photos[name]} has no mask {folder / name}.png ({len(missing)} photos have none){near}")
-    _pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
+    pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
     return masks
-
-
-def _paired(
-    benchmark: str,
-    root: Path,
-    labels: tuple[str, ...],
-    photos: Mapping[str, Path],
-    mask: str,
-    table: Table,
-    known: str,
-) -> Dataset:
-    """Return a data set of photos by name; `mask` is the place of a name's mask, and `known` the indices in it."""
-
-    def read(name: str) -> MaskedPhoto:
-        return read_masked(name, photos[name], root / mask.format(name), table, known)
-
-    return Dataset(benchmark, root, labels, tuple(photos), read)
 
 
 def _above_background(
@@ -142,22 +135,28 @@ def _above_background(
     """Return a data set in whose masks 0 is background: the first class, or without it a part that is not labelled."""
     labels = ((BACKGROUND,) if background else ()) + classes
     table = lookup({i + 1: i + background for i in range(len(classes))} | {0: 0 if background else IGNORE})
-    return _paired(benchmark, root, labels, photos, mask, table, f"{benchmark} has 0 to {len(classes)}")
+    known = f"{benchmark} has 0 to {len(classes)}"
+
+    def read(name: str) -> MaskedPhoto:
+        return read_masked(name, photos[name], root / mask.format(name), table, known)
+
+    return Dataset(benchmark, root, labels, tuple(photos), read)
 
 
-def _open_pascal(root: Path, benchmark: str, split: str, *, background: bool) -> Dataset:
+def _open_pascal(benchmark: str, root: Path, split: str = "val") -> Dataset:
     place, classes, holds = _PASCAL[benchmark.rstrip("0123456789")]
     masks = place.format("Class")
     if split == "trainaug" and (root / f"{masks}Aug").is_dir():  # SBD's masks beside VOC's own
         masks += "Aug"
-    _require(root, "JPEGImages", masks, holds=holds)
-    names = _names(root / "ImageSets" / place.format("") / f"{split}.txt")
+    require(root, "JPEGImages", masks, holds=holds)
+    names = listed_names(root / "ImageSets" / place.format("") / f"{split}.txt")
     photos = {name: root / f"JPEGImages/{name}.jpg" for name in names}
+    background = benchmark in ("voc21", "context60")
     return _above_background(benchmark, root, classes, photos, masks + "/{}.png", background=background)
 
 
 def _open_coco_stuff(root: Path) -> Dataset:
-    _require(root, "images/val2017", "annotations/val2017", holds="give the folder with the converted COCO-Stuff masks")
+    require(root, "images/val2017", "annotations/val2017", holds="give the folder with the converted COCO-Stuff masks")
     photos = {path.stem: path for path in sorted((root / "images/val2017").glob("*.jpg"))}
     mask = "annotations/val2017/{}_instanceTrainIds.png"
     return _above_background("coco-object-stuff", root, _COCO, photos, mask, background=True)
@@ -179,10 +178,10 @@ def _only(benchmark: str, dataset: Dataset, *classes: str) -> Dataset:
 
 
 def _open_pets(root: Path) -> Dataset:
-    _require(root, "images", "annotations/trimaps", holds="give the folder with images/ and annotations/")
+    require(root, "images", "annotations/trimaps", holds="give the folder with images/ and annotations/")
     listing = root / "annotations/list.txt"
     species: dict[str, int] = {}
-    for line in _lines(listing):
+    for line in lines(listing):
         if not line.startswith("#"):
             match line.split():
                 case [name, _, "1" | "2" as kind, *_]:
@@ -198,16 +197,20 @@ def _open_pets(root: Path) -> Dataset:
     return Dataset("pets", root, (BACKGROUND, "cat", "dog"), tuple(species), read)
 
 
-def _open_camvid(root: Path, split: str) -> Dataset:
-    _require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
+def _open_camvid(root: Path, split: str = "val") -> Dataset:
+    require(root, split, f"{split}annot", holds=f"give the folder with {split}/ and {split}annot/")
     table = lookup({i: i for i in range(len(_CAMVID))} | {11: IGNORE})
-    mask = split + "annot/{}.png"
-    return _paired("camvid11", root, _CAMVID, _images(root / split), mask, table, "CamVid has 0 to 11")
+    photos = photos_by_name(root / split)
+
+    def read(name: str) -> MaskedPhoto:
+        return read_masked(name, photos[name], root / f"{split}annot/{name}.png", table, "CamVid has 0 to 11")
+
+    return Dataset("camvid11", root, _CAMVID, tuple(photos), read)
 
 
 def _open_coco_instances(root: Path) -> Dataset:
     parts = "val2017", "annotations/instances_val2017.json"
-    _require(root, *parts, holds="give the folder with val2017/ and annotations/")
+    require(root, *parts, holds="give the folder with val2017/ and annotations/")
     return _instances("coco-object-instances", root, root / parts[1], root / parts[0], (BACKGROUND, *_COCO))
 
 
@@ -232,17 +235,15 @@ def _instances(benchmark: str, root: Path, listing: Path, folder: Path, labels: 
 
 
 BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {
-    "voc21": lambda root, split="val": _open_pascal(root, "voc21", split, background=True),
-    "voc4": lambda root, split="val": _only(
-        "voc4", _open_pascal(root, "voc21", split, background=True), "person", "dog", "cat"
-    ),
-    "voc20": lambda root, split="val": _open_pascal(root, "voc20", split, background=False),
-    "context60": lambda root, split="val": _open_pascal(root, "context60", split, background=True),
-    "context59": lambda root, split="val": _open_pascal(root, "context59", split, background=False),
+    "voc21": partial(_open_pascal, "voc21"),
+    "voc4": lambda root, split="val": _only("voc4", _open_pascal("voc21", root, split), "person", "dog", "cat"),
+    "voc20": partial(_open_pascal, "voc20"),
+    "context60": partial(_open_pascal, "context60"),
+    "context59": partial(_open_pascal, "context59"),
     "coco-object-instances": _open_coco_instances,
     "coco-object-stuff": _open_coco_stuff,
     "pets": _open_pets,
-    "camvid11": lambda root, split="val": _open_camvid(root, split),
+    "camvid11": _open_camvid,
     "camvid5": lambda root, split="val": _only(
         "camvid5", _open_camvid(root, split), "sky", "road", "tree", "building", "car"
     ),
@@ -270,48 +271,3 @@ def open_benchmark(
     if not dataset.names:
         raise InputError(f"{root} lists no photos for {name}")
     return dataset
-
-
-def _require(root: Path, *parts: str, holds: str) -> None:
-    for part in parts:
-        if not (root / part).exists():
-            here = (root / part).parent
-            names = [path.name for path in here.iterdir()] if here.is_dir() else []
-            near = [f" ({name} is there: rename it)" for name in names if name.lower() == Path(part).name.lower()]
-            raise InputError(f"{root} has no {part}{''.join(near)}; {holds}")
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def _names(listing: Path) -> list[str]:
-    """Read the names of photos, each of which must be there once."""
-    names = _lines(listing)
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{listing} has {twice[0]} twice: drop one of the lines")
-    return names
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return what a folder holds, sorted, without hidden files."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of photos")
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """Return the photos of a folder by their names without suffix."""
-    files = _files(folder)
-    photos: dict[str, Path] = {}
-    for path in files:
-        if path.suffix.lower() in PHOTO_SUFFIXES and photos.setdefault(path.stem, path) != path:
-            raise InputError(f"{path} and {photos[path.stem].name} would share one mask: rename one of them")
-    _pass_over(folder, [path.name for path in files if path.stem not in photos], "files that are no photos")
-    return photos
-
-
-def _pass_over(folder: Path, names: Sequence[str], what: str) -> None:
-    if names:
-        more = ", ..." if len(names) > 3 else ""
-        warnings.warn(f"{folder}: passed over {len(names)} {what} ({', '.join(names[:3])}{more})", stacklevel=3)

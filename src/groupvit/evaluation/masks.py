@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
@@ -50,7 +50,7 @@ def read_masked(
     if not mask_path.is_file():
         raise InputError(f"{path} has no mask {mask_path}")
     values = read_values(mask_path, colours)
-    indices = np.where(values < len(table), table[values % len(table)], -1)
+    indices = np.where(values == values % len(table), table[values % len(table)], -1)
     if (unknown := indices < 0).any():
         first = ", ".join(map(str, np.unique(values[unknown])[:5]))
         share = f"{100 * unknown.mean():.3g} % of its pixels"
@@ -78,10 +78,15 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.
     """Read the values of a mask: indices, or colours that stand for them."""
     unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
-        kind, bits = file.format, str(file.tile[0].args if file.tile else "")
-        pixels = np.asarray(file.convert("RGB") if colours and file.mode == "P" else file)
+        file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged
+        kind, bits, frames = file.format, str(file.tile[0].args if file.tile else ""), getattr(file, "n_frames", 1)
+        file.load()  # turns a TIFF
+        upright = ImageOps.exif_transpose(file)  # as photos are
+        pixels = np.asarray(upright.convert("RGB") if colours and file.mode == "P" else upright)
     if kind not in _LOSSLESS:
         raise InputError(f"{path} is a {kind} picture, which may change values: save masks as PNG")
+    if frames > 1:
+        raise InputError(f"{path} has {frames} pictures, and a mask is one: save it as PNG")
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         if (pixels[..., -1] < 255).any():
             raise InputError(f"{path} has transparent pixels: save it without transparency")

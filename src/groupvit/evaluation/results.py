@@ -16,7 +16,9 @@ from jaxtyping import Int
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
-from groupvit.evaluation.metrics import IGNORE, Counts, Matrix, dense, resampled_means
+from groupvit.evaluation.counts import PhotoScores, plain
+from groupvit.evaluation.datasets import Dataset
+from groupvit.evaluation.metrics import IGNORE, Matrix, dense, resampled_means
 from groupvit.files import write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
@@ -26,64 +28,6 @@ _FORMAT = 3
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a document of another shape raises."""
 _HEAD = ("benchmark", "classes", "protocol", "model", "thresholds", "versions", "floors")
-
-
-@dataclass(frozen=True)
-class StageScores:
-    """One stage's groups against a photo's true classes.
-
-    `ari` is the adjusted Rand index (None without labelled pixels), `oracle` the confusion matrix of groups with their
-    best names, `groups` the number of those with labelled pixels.
-    """
-
-    ari: float | None
-    oracle: Counts
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoScores:
-    """One photo's counts.
-
-    `pixels` is the photo's size. `boundary` has class, intersection, truth and prediction near boundaries. `naming` has
-    a row for each class in the photo, background aside: the class, its pixels, and what each stage calls its region
-    when it is given the true regions. `pending` holds what an unknown threshold will be applied to.
-    """
-
-    name: str
-    digest: str
-    pixels: int
-    matrix: Counts = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    boundary: Int[np.ndarray, "_ 4"] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    stages: tuple[StageScores, ...] = ()
-    naming: Int[np.ndarray, "regions _"] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    pending: Mapping[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        values = _plain(vars(self) | {"stages": [vars(stage) for stage in self.stages]})
-        return {name: value for name, value in values.items() if name != "pending" or value is not None}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PhotoScores":
-        """Return the inverse of `to_dict`."""
-        return cls(
-            name=str(values["name"]),
-            digest=str(values["digest"]),
-            pixels=int(values["pixels"]),
-            matrix=_rows(values["matrix"], 3),
-            boundary=_rows(values["boundary"], 4),
-            stages=tuple(
-                StageScores(s["ari"] and float(s["ari"]), _rows(s["oracle"], 3), int(s["groups"]))
-                for s in values["stages"]
-            ),
-            naming=_rows(values["naming"], len((values["naming"] or [(0, 0)])[0])),
-            pending=values.get("pending"),
-        )
-
-
-def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
-    return np.array(values, np.int64).reshape(-1, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +47,11 @@ class Result:
     floors: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the photos."""
+        return tuple(photo.name for photo in self.photos)
+
     def identity(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return what is evaluated, as plain values: two runs with the same identity give the same counts."""
         document = {
@@ -111,7 +60,7 @@ class Result:
             "classes": self.classes,
             "protocol": self.protocol,
             "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
-            "list of photos": _digest([photo.name for photo in self.photos] if names is None else names),
+            "list of photos": _digest(self.names if names is None else names),
         }
         return json.loads(json.dumps(document))
 
@@ -177,7 +126,7 @@ class Result:
         """Return all numbers, in percent but for the Rand index; None where there is nothing to count."""
         near, called = metrics.area_iou(self.boundary_areas), metrics.accuracy(self.matrix)
         rows = zip(self.classes, metrics.iou(self.matrix), called, near, strict=True)
-        return _plain(
+        return plain(
             {
                 "miou": metrics.mean_iou(self.matrix),
                 "interval": self.interval(),
@@ -194,22 +143,25 @@ class Result:
             }
         )
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """Number of photos, and a hash of their names, files and masks."""
-        return {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
-
     def save(self, path: Path) -> None:
         """Write the file, a photo to a line; one that may be there is replaced."""
-        fields = _plain({name: getattr(self, name) for name in _HEAD})
-        head = {"format": _FORMAT, **fields, "data": self.data, "metrics": self.metrics()}
+        fields = plain({name: getattr(self, name) for name in _HEAD})
+        data = {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
+        head = {"format": _FORMAT, **fields, "data": data, "metrics": self.metrics()}
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
         write_atomically(path, text.encode())
 
     def _check(self) -> None:
-        """Raise a ValueError if photos have classes that are not listed, if stages differ, or if there are none."""
+        """Raise one of `MALFORMED` for values that no evaluation writes."""
         count = len(self.classes)
+        if not isinstance(self.protocol["name"], str) or not isinstance(self.model, dict):
+            raise ValueError("its protocol or model has no fields")
+        for floor in self.floors.values():
+            ends = (0, 0) if floor["interval"] is None else floor["interval"]
+            numbers = [*ends, floor["miou"], floor["difference"]]
+            if len(numbers) != 4 or None in ends or not all(isinstance(n, int | float | None) for n in numbers):
+                raise ValueError("its baselines are no numbers")
         if not 0 < count <= IGNORE or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"its classes are not up to {IGNORE} names")
         if not self.photos:
@@ -220,6 +172,8 @@ class Result:
                 raise ValueError(f"photo {photo.name} has pixels of no class")
             if len(photo.stages) != len(self.photos[0].stages):
                 raise ValueError(f"photo {photo.name} has {len(photo.stages)} stages")
+        if len({photo.naming.shape[1] for photo in self.photos if len(photo.naming)}) > 1:
+            raise ValueError("its photos are named in different stages")
 
     @classmethod
     def load(cls, path: Path) -> "Result":
@@ -231,7 +185,7 @@ class Result:
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}, this groupvit reads {_FORMAT}")
             fields = {name: values[name] for name in _HEAD}
-            fields |= {name: tuple(values[name]) for name in ("classes", "thresholds")}
+            fields |= {"classes": tuple(values["classes"]), "thresholds": tuple(map(float, values["thresholds"]))}
             result = cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
             result._check()
             return result
@@ -252,15 +206,23 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def load_comparable(path: Path, ours: Dataset | Result, first: Path) -> Result:
+    """Read another result; an `InputError` if it cannot be compared with `ours`, which is or will be in `first`."""
+    theirs = Result.load(path)
+    if (theirs.benchmark, theirs.classes) != (ours.benchmark, ours.classes):
+        raise InputError(f"{path} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
+    if theirs.names != ours.names:
+        sizes = f"{len(theirs.names)} and {len(ours.names)} photos"
+        raise InputError(f"{path} is of other photos or masks than {first} ({sizes})")
+    return theirs
+
+
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Return the `difference` of two result files; an `InputError` says why they cannot be compared."""
-    ours, theirs = Result.load(first), Result.load(second)
-    if ours.classes != theirs.classes or ours.benchmark != theirs.benchmark:
-        raise InputError(f"{second} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
-    if [(p.name, p.digest) for p in ours.photos] != [(p.name, p.digest) for p in theirs.photos]:
-        raise InputError(
-            f"{second} is of other photos or masks than {first} ({len(theirs.photos)} and {len(ours.photos)} photos)"
-        )
+    ours = Result.load(first)
+    theirs = load_comparable(second, ours, first)
+    if [photo.digest for photo in ours.photos] != [photo.digest for photo in theirs.photos]:
+        raise InputError(f"{second} is of other photos or masks than {first}, under the same names")
     return difference(ours, theirs)
 
 
@@ -278,14 +240,3 @@ def difference(ours: Result, theirs: Result) -> dict[str, Any]:
         "interval": metrics.interval(draws) if len(ours.photos) > 1 else None,
         "first_is_better": float((draws > 0).mean()),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return values for JSON, which knows neither arrays nor NaN."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from groupvit.data.shards import find_shards, read_shard
 from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
@@ -49,18 +50,11 @@ class Retrieval:
     def __call__(self, model: GroupViT) -> dict[str, float]:
         """Return R@1, R@5 and R@10 from text to image and from image to text, in percent."""
         device = model.logit_scale.device
-        images = torch.cat(
-            [
-                model.encode_image(model.image_encoder.preprocess(chunk.to(device)))
-                for chunk in self.photos.split(_CHUNK)
-            ]
-        ).float()
+        chunks = (model.image_encoder.preprocess(chunk.to(device)) for chunk in self.photos.split(_CHUNK))
+        images = torch.cat([model.encode_image(chunk) for chunk in chunks]).float()
         texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
         similarity = (texts @ images.T).cpu()
-        widest = int(self.owners.bincount().max())
-        answers = torch.full((len(images), widest), -1)
-        for photo in range(len(images)):
-            captions = (self.owners == photo).nonzero()[:, 0]
-            answers[photo, : len(captions)] = captions
+        captions = [(self.owners == photo).nonzero()[:, 0] for photo in range(len(images))]
+        answers = pad_sequence(captions, batch_first=True, padding_value=-1)
         to_image = {f"text_to_image_r{k}": recall_at_k(similarity, self.owners[:, None], k) for k in (1, 5, 10)}
         return to_image | {f"image_to_text_r{k}": recall_at_k(similarity.T, answers, k) for k in (1, 5, 10)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from groupvit.evaluation.counts import PhotoScores, StageScores
 from groupvit.evaluation.datasets import MaskedPhoto
 from groupvit.evaluation.metrics import (
     IndexMap,
@@ -18,7 +19,6 @@ from groupvit.evaluation.metrics import (
     sparse,
 )
 from groupvit.evaluation.naming import class_indices
-from groupvit.evaluation.results import PhotoScores, StageScores
 from groupvit.segmentation import Segmenter, View, parse_labels
 
 _CHUNK = 64

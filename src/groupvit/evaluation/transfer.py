@@ -37,17 +37,14 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
     if training.classes != evaluated.classes:
         raise InputError(f"{training.root} has other classes than {evaluated.root}: both need the same classes.txt")
     both = sorted(set(training.names) & set(evaluated.names))
-    leaked = [n for n in both if training.root == evaluated.root or _digest(training, n) == _digest(evaluated, n)]
+    same = training.root == evaluated.root
+    leaked = [name for name in both if same or training.read(name).digest == evaluated.read(name).digest]
     if leaked:
         raise InputError(
             f"{leaked[0]} is among the photos to train on ({split}) and among those to evaluate ({len(leaked)} are): "
             "take them out of one list"
         )
     return training
-
-
-def _digest(dataset: Dataset, name: str) -> str:
-    return dataset.read(name).digest
 
 
 def share_of(training: Dataset, percent: int | float, seed: int) -> Dataset:
