@@ -34,9 +34,8 @@ def evaluate(
     """Measure how well a model segments the photos of a benchmark, or classifies or retrieves whole photos.
 
     Prints mean IoU with a 95 % interval, next to trivial baselines, accuracies, boundary IoU, the grouping of each
-    stage and the naming of true regions. Writes them with every photo's pixel counts. If interrupted, the same command
-    goes on. With torchrun, processes that see the same folder share the photos:
-    torchrun --nproc-per-node 2 -m groupvit evaluate ...
+    stage and the naming of true regions; writes them with every photo's pixel counts. If interrupted, the same command
+    goes on. Processes share the photos of a folder: torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
@@ -49,15 +48,12 @@ def evaluate(
         out: The result file, by default BENCHMARK.PROTOCOL.json here.
         compare: Another result file of the same photos; prints the difference and its interval.
         pictures: A folder for pictures: best and worst photos with groups, prediction and truth; IoU; confusion.
-        precision: Numbers of the image encoder, by default what is faster on this machine. Scores and decisions are
-            always float32, and so are classification and retrieval.
+        precision: Numbers of the image encoder, by default what is faster on this machine; all else is float32.
         engine: What runs the image encoder; auto takes OpenVINO on a CPU if it is installed (extra fast), else PyTorch.
         batch_size: Windows to encode at once.
         ignore_index: For a folder: a value of its masks that does not count, besides 255.
         reduce_zero_label: For a folder whose masks count classes from 1: 0 does not count.
     """
-    if batch_size < 1:
-        raise InputError("batch size must be at least 1")
     if out and out.is_dir():
         raise InputError(f"{out} is a folder: --out names the result file")
     if benchmark == "classification" or benchmark == "retrieval":
@@ -74,7 +70,7 @@ def evaluate(
     processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
-    chosen = _prepare(dataset, protocol, out, compare, pictures)
+    chosen = _prepare(dataset, protocol, out, compare, pictures, batch_size)
     segmenter = api.load(model, precision=precision, engine=engine)
     if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
         result = print_result(out, dataset.root, compare)
@@ -82,12 +78,16 @@ def evaluate(
             print(path)
 
 
-def _prepare(dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None) -> "Protocol":
+def _prepare(
+    dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None, batch_size: int
+) -> "Protocol":
     """Refuse what cannot work, before a model is loaded."""
     from groupvit.evaluation.pictures import make_folder
     from groupvit.evaluation.protocols import get_protocol
     from groupvit.evaluation.results import load_comparable
 
+    if batch_size < 1:
+        raise InputError("batch size must be at least 1")
     chosen = get_protocol(protocol)
     chosen.threshold(dataset)
     chosen.labels(dataset)
