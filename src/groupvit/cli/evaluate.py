@@ -58,16 +58,14 @@ def evaluate(
         raise InputError(f"{out} is a folder: --out names the result file")
     if benchmark == "classification" or benchmark == "retrieval":
         asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
-        if asked or (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16":
-            raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
-        _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"))
+        asked |= (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16"
+        _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"), asked=asked)
         return
     from groupvit import api
-    from groupvit.evaluation.benchmark import evaluate_into, processes
+    from groupvit.evaluation.benchmark import evaluate_into
     from groupvit.evaluation.datasets import open_benchmark
     from groupvit.evaluation.pictures import draw
 
-    processes()
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
     chosen = _prepare(dataset, protocol, out, compare, pictures, batch_size)
@@ -82,10 +80,12 @@ def _prepare(
     dataset: "Dataset", protocol: str, out: Path, compare: Path | None, pictures: Path | None, batch_size: int
 ) -> "Protocol":
     """Refuse what cannot work, before a model is loaded."""
+    from groupvit.evaluation.benchmark import processes
     from groupvit.evaluation.pictures import make_folder
     from groupvit.evaluation.protocols import get_protocol
     from groupvit.evaluation.results import load_comparable
 
+    processes()
     if batch_size < 1:
         raise InputError("batch size must be at least 1")
     chosen = get_protocol(protocol)
@@ -114,7 +114,12 @@ def print_result(out: Path, root: Path, compare: Path | None) -> "Result":
     return result
 
 
-def _whole_photos(model: str, benchmark: Literal["classification", "retrieval"], root: Path, out: Path) -> None:
+def _whole_photos(
+    model: str, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, asked: bool
+) -> None:
+    """Classify or retrieve; `asked` says whether options of segmentation were given."""
+    if asked:
+        raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_whole_photos
 

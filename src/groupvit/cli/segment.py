@@ -54,8 +54,7 @@ def segment(
 
     Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.png, NAME.groups-1.png and so on
     for each grouping stage (unless a window slides), and NAME.json. Of photos beyond 16 megapixels, overlay and groups
-    are drawn smaller. The published checkpoints were evaluated with --short-side 448 --window 448 --stride 224 (and
-    gated scores, which `groupvit evaluate` has).
+    are drawn smaller. The published checkpoints were evaluated with --short-side 448 --window 448 --stride 224.
 
     Args:
         photos: Image files, folders (the images inside) or patterns such as 'photos/*.jpg'.
@@ -69,8 +68,7 @@ def segment(
         templates: Prompts around each word: one, or the 7 or 80 that CLIP used.
         maps: How stages combine: soft as in the published code, or hard as in the paper.
         short_side: Resize photos to this short side in pixels; by default what suits the model.
-        window: Slide a window of this many pixels over the resized photo, instead of one look at the whole. By default
-            a model with a trunk does so for photos beyond 2 : 1.
+        window: Slide a window of this many pixels over the resized photo; by default trunks do so beyond 2 : 1.
         stride: Pixels from window to window; by default half a window.
         precision: Numbers of the image encoder, by default what is faster on this machine.
         engine: What runs the image encoder; auto takes OpenVINO on a CPU if it is installed (extra fast), else PyTorch.
@@ -80,26 +78,33 @@ def segment(
         formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
     """
-    _refuse_photos(labels, photos)
-    files = _find(photos, recursive)
-    labels = _all_labels(labels, labels_file)
+    labels, files = _all_labels(labels, labels_file, photos), _find(photos, recursive)
     export = Export(formats, files, out, labels)
     _keep_others(out, _output_names(files), export)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
+    view = _view(templates, asked)
+    segmenter = _load_model(out, model, precision=precision, engine=engine)
     settings = {"templates": templates, **asked, "batch_size": batch_size}
-
-    from groupvit import api
-    from groupvit.segmentation import View
-    from groupvit.text.templates import PROMPTS
-
-    view = View(templates=PROMPTS[templates], **asked)
-    with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
-        out.mkdir(parents=True, exist_ok=True)
-    segmenter = api.load(model, precision=precision, engine=engine)
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
     return _segment(files, segmenter, segmenter.labels_of(labels, view), view, record=record, **options)
+
+
+def _view(templates: str, settings: dict[str, Any]) -> "View":
+    from groupvit.segmentation import View
+    from groupvit.text.templates import PROMPTS
+
+    return View(templates=PROMPTS[templates], **settings)
+
+
+def _load_model(out: Path, model: str, **options: Any) -> "Segmenter":
+    """Load the model, where results can be written."""
+    from groupvit import api
+
+    with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
+        out.mkdir(parents=True, exist_ok=True)
+    return api.load(model, **options)
 
 
 def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
@@ -109,7 +114,8 @@ def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
             raise InputError(f"{label} was taken for a label: put photos before --labels")
 
 
-def _all_labels(labels: Sequence[str], file: Path | None) -> tuple[str, ...]:
+def _all_labels(labels: Sequence[str], file: Path | None, photos: Sequence[str]) -> tuple[str, ...]:
+    _refuse_photos(labels, photos)
     from groupvit.segmentation.labels import parse_labels, read_labels
 
     if not labels and not file:

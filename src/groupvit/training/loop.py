@@ -66,7 +66,6 @@ def train(
     for more steps than it was made for.
 
     `draw` gets the model and the step before the first and after each one; TensorBoard shows the pictures it returns.
-
     `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
     imported. A trunk has its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps.
     Each process of several (`distributed.connected`) calls this with its own `world`; the first one writes.
@@ -94,8 +93,8 @@ def train(
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
         gradient = gradient_of(learner, run.data.chunk)
         with closing(_progress(state, out, tensorboard, world)) as progress:
-            measured = (evaluate, draw) if first else (None, None)
-            state = _loop(state, learner, gradient, batches, progress, out, keep, *measured, device, world)
+            tests = (evaluate, draw) if first else (None, None)
+            state = _loop(state, learner, gradient, batches, progress, out, keep, *tests, device, world)
         world.wait()  # until the first one has saved
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")
