@@ -289,7 +289,7 @@ def test_errors_are_told_apart_where_there_is_a_background():
         ("thresholds", "x"),
         ("thresholds", [None]),
         ("protocol", []),
-        ("protocol", {}),
+        ("protocol", {"name": 3}),
         ("model", None),
         ("floors", []),
         ("floors", {"all background": {}}),

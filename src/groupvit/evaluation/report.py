@@ -35,7 +35,7 @@ def _whole(result: Result, numbers: Mapping[str, Any]) -> list[str]:
     thresholds = " and ".join(f"{threshold:.3g}" for threshold in result.thresholds)
     sizes = ", ".join(f"{size} {_number(value)}" for size, value in numbers["by_size"].items())
     lines = [
-        f"{result.benchmark}, {result.protocol['name']}: {len(result.photos)} photos"
+        f"{result.benchmark}, {result.protocol.get('name', 'no protocol')}: {len(result.photos)} photos"
         + (f", background below {thresholds}" if thresholds else ""),
         f"mIoU {_number(numbers['miou'])} ({_interval(numbers['interval'])}), "
         f"boundary mIoU {_number(numbers['boundary_miou'])}, "

@@ -155,7 +155,7 @@ class Result:
     def _check(self) -> None:
         """Raise one of `MALFORMED` for values that no evaluation writes."""
         count = len(self.classes)
-        if not isinstance(self.protocol["name"], str) or not isinstance(self.model, dict):
+        if not isinstance(self.protocol.get("name", ""), str) or not isinstance(self.model, dict):
             raise ValueError("its protocol or model has no fields")
         for floor in self.floors.values():
             ends = (0, 0) if floor["interval"] is None else floor["interval"]
