@@ -77,6 +77,7 @@ TABLES: dict[str, dict[str, Variant]] = {
         "patches alone": lambda run: plain_run(run, nouns=True),
         "16 groups": lambda run: run,
         "16 groups, refined": lambda run: run,
+        "16 groups, soft": lambda run: with_image(run, hard_assignment=False),
         "64 groups": tokens(64, 64),
         "16 groups, then 8": lambda run: with_image(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
         "patches of 4 px alone": lambda run: plain_run(with_image(run, **FINE), nouns=True),
