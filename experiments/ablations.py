@@ -51,8 +51,6 @@ def tokens(groups: int, outputs: int) -> Callable[[Run], Run]:
 ONE, TWO = (Stage(3, 32, 32),), (Stage(2, 32, 32), Stage(1, 8, 8))
 """Table 3's encoders, of equal depth. The paper's have 64 group tokens, and 8 in the second stage."""
 
-FINE = {"patch_size": 4}
-
 THIRD = "train/scenes-000[0-9].tar"
 """10,000 of the 30,000 scenes."""
 
@@ -80,9 +78,9 @@ TABLES: dict[str, dict[str, Variant]] = {
         "16 groups, soft": lambda run: with_image(run, hard_assignment=False),
         "64 groups": tokens(64, 64),
         "16 groups, then 8": lambda run: with_image(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
-        "patches of 4 px alone": lambda run: plain_run(with_image(run, **FINE), nouns=True),
-        "16 groups of patches of 4 px": lambda run: with_image(run, **FINE),
-        "16 groups of patches of 4 px, refined": lambda run: with_image(run, **FINE),
+        "patches of 4 px alone": lambda run: plain_run(with_image(run, patch_size=4), nouns=True),
+        "16 groups of patches of 4 px": lambda run: with_image(run, patch_size=4),
+        "16 groups of patches of 4 px, refined": lambda run: with_image(run, patch_size=4),
     },
 }
 """Each table's lines, and what a line changes of a run."""

@@ -3,7 +3,7 @@
     python -m experiments.table4 scenes --seeds 3
     python -m experiments.table4 pets --data FOLDER --captions SHARDS
     python -m experiments.table4 pets --data FOLDER --model CHECKPOINT --plain CHECKPOINT
-    python -m experiments.table4 voc2012 --data FOLDER --model photos-trunk --clusterings pixel-wise k-means
+    python -m experiments.table4 voc21 --data FOLDER --model photos-trunk --clusterings pixel-wise k-means
 
 Prints one table: trivial baselines, the four groupings of a plain ViT, the model, and what each grouping would give
 with the best true names (more groups flatter it, so their mean number stands beside it), all under one protocol, with
@@ -82,7 +82,7 @@ def rows(
     plain: dict[str, Segmenter],
     dataset: Dataset,
     protocol: Protocol,
-    clusterings: Sequence[Clustering] = CLUSTERINGS,
+    clusterings: Sequence[Clustering],
 ) -> Iterator[tuple[str, Result]]:
     """Yield the lines of the table."""
     for name, predict in trivial_baselines(model, dataset, protocol.labels(dataset), protocol.view.templates).items():
@@ -156,7 +156,7 @@ def measure(
     dataset: Dataset,
     protocol: Protocol,
     folder: Path,
-    clusterings: Sequence[Clustering] = CLUSTERINGS,
+    clusterings: Sequence[Clustering],
 ) -> dict[str, Result]:
     """Return all lines for one model and its plain ViTs; write result files and pictures of the model."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,8 @@ def main(
         benchmark: "scenes", or a name that `groupvit evaluate` knows.
         data: The benchmark's folder; for scenes the folder of `experiments.scenes`.
         model: Checkpoint of a GroupViT; scenes have their own.
-        plain: Checkpoint of a plain ViT trained on the same; scenes have their own. Without one: no baselines.
+        plain: Checkpoint of a plain ViT trained on the same; scenes have their own. Without one, the model's
+            own patches where its groups learn nothing, and otherwise no baselines.
         captions: Folder of captioned photos on which to train both instead (OUT/photos-group and OUT/photos-plain).
         protocol: Of `groupvit evaluate`; scenes have their own.
         clusterings: Of the patches of plain ViTs.

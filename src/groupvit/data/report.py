@@ -120,6 +120,7 @@ class CaptionStatistics:
 
 
 def caption_statistics(counts: Counter[int], one_word: int) -> CaptionStatistics:
+    """Return the statistics of `counts` captions of each length in tokens, of which `one_word` have a single word."""
     if not counts:
         return CaptionStatistics()
     lengths = np.repeat(np.array(list(counts), dtype=np.int16), list(counts.values()))

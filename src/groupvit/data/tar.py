@@ -128,6 +128,7 @@ _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 def is_compressed(shard: Path | str) -> bool:
+    """Return True for a .tar.gz and the like, which cannot be read at any place."""
     match = SHARD.search(str(shard))
     return bool(match and match[1])
 
