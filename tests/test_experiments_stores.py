@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from experiments import faults, stores
+from fsspec.config import conf
 from safetensors.torch import load_file
 
 from groupvit.data import storage
@@ -39,6 +40,8 @@ def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[Store]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_PAUSES", (0.01, 0.01, 0.01, 0.01))
     monkeypatch.setattr(storage, "_SILENCE", 0.3)
+    monkeypatch.setattr(storage, "_refusing", set())
+    storage._sign.cache_clear()  # of another port
 
 
 @pytest.mark.parametrize("fault", stores.SPOILT)
@@ -115,6 +118,33 @@ def test_asking_again_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 7
     assert pauses == sorted(pauses)
     assert 15 < sum(pauses) < 32
+
+
+def test_s3_addresses_are_signed_by_the_fourth_version_or_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in stores.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    assert storage._sign("s3://bucket/0.tar", 0, 0).query["X-Amz-Algorithm"] == "AWS4-HMAC-SHA256"
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": {"signature_version": "s3"}})
+    assert "Signature" in storage._sign("s3://bucket/1.tar", 0, 0).query
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_store_that_refuses_signed_addresses_is_asked_for_one_and_then_read_without(
+    folder: Path, expected: str, refuses: bool
+) -> None:
+    with stores.s3(folder) as (address, server):
+        origin, signed = server.origin, []
+
+        def answered(method: str, path: str, headers: dict[str, str], body: bytes) -> stores.Answer:
+            if method == "GET" and "Range" in headers:
+                signed.append("X-Amz-Signature" in path)
+            refused = refuses and "X-Amz-Signature" in path
+            return stores.Answer(403, {"Content-Length": "0"}, b"") if refused else origin(method, path, headers, body)
+
+        server.origin = answered
+        assert stores.digest(address) == expected
+    assert signed == ([True] + [False] * (len(signed) - 1) if refuses else [True] * len(signed))
 
 
 @pytest.mark.slow
