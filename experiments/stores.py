@@ -356,7 +356,7 @@ def rate(shards: list[Any], readers: int, photos: int) -> tuple[float, float]:
     return photos // share * share / seconds, 1000 * spent / (len(places) * share)
 
 
-def main(photos: int = 1600, readers: tuple[int, ...] = (1, 4, 16), record: bool = False) -> None:
+def main(photos: int = 4800, readers: tuple[int, ...] = (1, 4, 16), record: bool = False) -> None:
     """Print both tables.
 
     Args:
