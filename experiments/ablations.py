@@ -8,7 +8,7 @@
 Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
 `scenes-64`. The fourth, with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A
 training takes about five minutes of one core, with patches of 4 px five times as long. A complete one is not done
-again, so after an interruption the same command goes on where it was.
+again, not even for another table, so after an interruption the same command goes on where it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +86,15 @@ TABLES: dict[str, dict[str, Variant]] = {
 """Each table's lines, and what a line changes of a run."""
 
 REFINED = ", refined"
-"""Ends the lines that take another line's training."""
+"""Ends the lines that refine another line's groups."""
+
+
+def trained_as(losses: str, change: Variant) -> str:
+    """Return the name of a line's training: that of the first line, of any table, which trains the same."""
+    run = get_run(LOSSES[losses])
+    lines = ((table, line, same) for table in TABLES for line, same in TABLES[table].items())
+    name = next(f"table{table}-{losses}-{line}" for table, line, same in lines if same(run) == change(run))
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *, refine: bool = False) -> Result:
@@ -143,8 +151,7 @@ def main(
                 CONSOLE.print(f"{losses}, {line}, seed {seed} …")
                 run = change(get_run(LOSSES[losses]))
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
-                trained = line.removesuffix(REFINED).replace(", ", "-").replace(" ", "-")
-                folder = out / f"table{table}-{losses}-{trained}-seed{seed}"
+                folder = out / f"{trained_as(losses, change)}-seed{seed}"
                 results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
             rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
     print_rows(rows)
