@@ -39,7 +39,7 @@ from experiments.record import commit, print_rows, record_table
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from groupvit.data import scenes
+from groupvit.data import scenes, storage
 from groupvit.data.batches import Batches
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.order import BatchSampler, Order
@@ -236,6 +236,7 @@ def s3(folder: Path, *, plain: bool = False) -> Iterator[tuple[str, Server]]:
             settings = CREDENTIALS | UPLOAD | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port if plain else front}"}
             with mock.patch.dict(os.environ, settings):
                 fsspec.filesystem("s3").clear_instance_cache()  # of another port
+                storage._sign.cache_clear()
                 fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
                 upload(folder)
                 yield f"s3://{BUCKET}", server

@@ -41,7 +41,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_PAUSES", (0.01, 0.01, 0.01, 0.01))
     monkeypatch.setattr(storage, "_SILENCE", 0.3)
     monkeypatch.setattr(storage, "_refusing", set())
-    storage._sign.cache_clear()  # of another port
 
 
 @pytest.mark.parametrize("fault", stores.SPOILT)
@@ -121,6 +120,7 @@ def test_asking_again_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_s3_addresses_are_signed_by_the_fourth_version_or_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage._sign.cache_clear()
     for name, value in stores.CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     assert storage._sign("s3://bucket/0.tar", 0, 0).query["X-Amz-Algorithm"] == "AWS4-HMAC-SHA256"
