@@ -214,7 +214,7 @@ def https(folder: Path) -> Iterator[tuple[str, Server]]:
 def _rclone(*command: str) -> Iterator[int]:
     """Serve by `rclone serve` on a free port of this machine, and yield the port."""
     rclone = str(Path(sys.executable).with_name("rclone"))
-    command = (rclone, "serve", *command, "--config=", "--addr=127.0.0.1:0")
+    command = (rclone, "serve", *command, "--config=", "--addr=127.0.0.1:0", "--buffer-size=0")  # no reading on
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
