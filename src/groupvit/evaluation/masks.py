@@ -79,7 +79,7 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.
     unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
         file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged
-        kind, bits, frames = file.format, str(file.tile[0].args if file.tile else ""), getattr(file, "n_frames", 1)
+        kind, bits, frames = file.format, str(file.tile[0][3] if file.tile else ""), getattr(file, "n_frames", 1)
         file.load()  # turns a TIFF
         upright = ImageOps.exif_transpose(file)  # as photos are
         pixels = np.asarray(upright.convert("RGB") if colours and file.mode == "P" else upright)
