@@ -1,11 +1,19 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from groupvit.data.pack import pack
+from groupvit.data.storage import stamp
 from groupvit.errors import InputError
+from groupvit.evaluation.class_lists import read_text
+from groupvit.evaluation.masks import read_values
+from groupvit.evaluation.results import Result
 from groupvit.files import cache_folder, new_folder, write_atomically
+from groupvit.photos import load_rgb
+from groupvit.segmentation.labels import read_labels
 
 
 @pytest.mark.parametrize(("cache", "home"), [("", "home"), ("relative", "home"), ("file", "home"), ("", "relative")])
@@ -57,3 +65,26 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
     with new_folder(tmp_path / "x") as folder:
         folder.mkdir()
     assert (tmp_path / "x").is_dir()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("photo.jpg", lambda file: load_rgb(file, str(file))),
+        ("mask.png", read_values),
+        ("classes.txt", read_text),
+        ("labels.txt", read_labels),
+        ("result.json", Result.load),
+        ("shard.tar", stamp),
+        ("captions.csv", lambda file: pack(file, file.with_name("shards"))),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_told_wherever_a_file_is_read(
+    tmp_path: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(InputError, match=rf"^[^:]*{name} is a pointer of git-lfs, not the file: run `git lfs pull`"):
+        read(tmp_path / name)

@@ -86,6 +86,13 @@ def refuse_address(photo: str) -> None:
         raise InputError(f"{photo[:200]}: photos are read from files only: {way}")
 
 
+def refuse_pointer(file: Path) -> None:
+    """Say what to do about a file that git has not downloaded."""
+    with suppress(OSError):  # whoever reads it says why
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            raise InputError(f"{file} is a pointer of git-lfs, not the file: run `git lfs pull` in its repository")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file `path` once `data` is whole on the disk, and make its folder.
 

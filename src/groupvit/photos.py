@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from groupvit.errors import InputError
-from groupvit.files import MAX_PIXELS, refuse_address
+from groupvit.files import MAX_PIXELS, refuse_address, refuse_pointer
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 """Without EPS, which starts Ghostscript."""
@@ -69,6 +69,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
             f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels"
         ) from error
     except Image.UnidentifiedImageError:
+        refuse_pointer(Path(name))
         heic = Path(name).suffix.lower() in (".heic", ".heif") and "HEIF" not in _formats()
         hint = "; for HEIC: pip install pillow-heif" if heic else ""
         raise InputError(f"{name}: not an image that can be read ({', '.join(_formats())}{hint})") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from groupvit.checkpoints import native, release, transformers
 from groupvit.errors import InputError, input_error
+from groupvit.files import refuse_pointer
 from groupvit.models import GroupViT, ModelConfig
 
 Checkpoint = tuple[GroupViT, ModelConfig]
@@ -30,11 +31,11 @@ def load(path: Path) -> Checkpoint:
     parts = (native.CONFIG, transformers.PICKLE)
     whole = path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in parts
     if whole and path.is_file():
-        native.refuse_pointer(path)
+        refuse_pointer(path)
         path = path.parent
     path = latest(path) or path
     for file in (path, path / native.WEIGHTS, *(path / part for part in parts)):
-        native.refuse_pointer(file)
+        refuse_pointer(file)
     for layout in LAYOUTS.values():
         if layout.recognises(path):
             return layout.load(path)

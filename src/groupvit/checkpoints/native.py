@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groupvit.errors import InputError, input_error
-from groupvit.files import write_atomically
+from groupvit.files import refuse_pointer, write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
 
 WEIGHTS = "model.safetensors"
@@ -73,12 +73,6 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
             state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
             metadata |= tensors.metadata() or {}
     return state, metadata
-
-
-def refuse_pointer(file: Path) -> None:
-    """Say what to do about weights that git has not downloaded."""
-    if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
-        raise InputError(f"{file} is a pointer of git-lfs, not the file: run `git lfs pull` in its repository")
 
 
 def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from groupvit.checkpoints.names import GROUPING, Table, inverse, refuse_difference, table, translate, translate_all
-from groupvit.checkpoints.native import StateDict, assemble, refuse_pointer
+from groupvit.checkpoints.native import StateDict, assemble
 from groupvit.errors import InputError
-from groupvit.files import write_atomically
+from groupvit.files import refuse_pointer, write_atomically
 from groupvit.models import RELEASE, GroupViT, ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 
 _PROJECTOR = """

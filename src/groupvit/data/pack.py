@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from groupvit.data.shards import Members, Sample, image_ending, rows_of, write_shards
 from groupvit.data.tar import IMAGE_ENDINGS, MAX_CAPTION, MAX_TEXT, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
-from groupvit.files import PHOTO_SUFFIXES, new_folder
+from groupvit.files import PHOTO_SUFFIXES, new_folder, refuse_pointer
 from groupvit.progress import tracked
 
 IMAGE_COLUMNS = "file file_name filename filepath image_path path jpg png webp image img"
@@ -67,6 +67,7 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
         return _parquet(files, image_column, caption_column)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
+    refuse_pointer(source)
     if source.suffix.lower() in _NO_TABLES:
         raise InputError(f"{source} is no table: give a folder of photos and captions, a CSV or TSV, or parquet")
     if source.suffix == ".parquet":

@@ -19,7 +19,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from groupvit.data.tar import SHARD
 from groupvit.errors import InputError
-from groupvit.files import found_below
+from groupvit.files import found_below, refuse_pointer
 
 T = TypeVar("T")
 
@@ -173,6 +173,7 @@ def stamp(file: File) -> tuple[int, str]:
             status = file.stat()
             if not stat.S_ISREG(status.st_mode):  # reading a pipe may never end
                 raise InputError(f"{file} cannot be read: it is a folder, a pipe or a device; name a file")
+            refuse_pointer(file)
             return status.st_size, str(status.st_mtime_ns)
         filesystem, path = _remote(file)
         facts = _patiently(lambda: filesystem.info(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
+from groupvit.files import refuse_pointer
 from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
 
 _NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1"
@@ -18,6 +19,7 @@ _COLOURED = re.compile(r"([^:]+):\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]
 def read_text(path: Path) -> str:
     """Read a text file; an `InputError` says why it is none."""
     with input_error(f"{path} cannot be read as UTF-8", OSError, UnicodeDecodeError):
+        refuse_pointer(path)
         return path.read_text(encoding="utf-8-sig")
 
 

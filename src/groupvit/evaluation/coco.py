@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.class_lists import parse_lines
 from groupvit.evaluation.metrics import IGNORE
+from groupvit.files import refuse_pointer
 from groupvit.segmentation.labels import BACKGROUND, clean
 
 Size = tuple[int, int]
@@ -102,6 +103,7 @@ def category_labels(listing: Path) -> tuple[str, ...]:
 
 def _read(listing: Path) -> dict[str, Any]:
     no_list = f"{listing} is not COCO's list of instances"
+    refuse_pointer(listing)
     with input_error(no_list, OSError, ValueError, RecursionError):
         document = json.loads(listing.read_bytes())
     for part in ("images", "annotations", "categories"):

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
+from groupvit.files import refuse_pointer
 from groupvit.photos import load_rgb
 from groupvit.segmentation.formats import voc_palette
 
@@ -76,6 +77,7 @@ def masked(name: str, path: Path, mask_of: Callable[[Image.Image], Mask]) -> Mas
 
 def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.ndarray, "height width"]:
     """Read the values of a mask: indices, or colours that stand for them."""
+    refuse_pointer(path)
     unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
         file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged

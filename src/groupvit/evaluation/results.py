@@ -19,7 +19,7 @@ from groupvit.evaluation import metrics
 from groupvit.evaluation.counts import PhotoScores, plain
 from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.metrics import IGNORE, Matrix, dense, resampled_means
-from groupvit.files import write_atomically
+from groupvit.files import refuse_pointer, write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 
 SIZES = {"small": (0.0, 0.02), "medium": (0.02, 0.15), "large": (0.15, 1.01)}
@@ -179,6 +179,7 @@ class Result:
     def load(cls, path: Path) -> "Result":
         """Read what `save` wrote."""
         with input_error(f"{path} cannot be read", OSError):
+            refuse_pointer(path)
             data = path.read_bytes()
         try:
             values = json.loads(data)

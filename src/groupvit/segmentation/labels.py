@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from groupvit.errors import InputError, input_error
+from groupvit.files import refuse_pointer
 from groupvit.text.tokenizer import Tokenizer
 
 BACKGROUND = "background"
@@ -28,6 +29,7 @@ Labels = Sequence[str | Label] | Mapping[str, str | Sequence[str]]
 def read_labels(file: Path) -> list[str]:
     """Return the labels of a text file, one a line, without blank lines and comments (from a # on)."""
     with input_error(f"cannot read the labels in {file} (a text in UTF-8)", OSError, UnicodeError):
+        refuse_pointer(file)
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
