@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import groupvit
 from groupvit.models import RELEASE, GroupViT, build_model
 from groupvit.models.tracing import onnx_graph
-from groupvit.segmentation.engine import Engine, encoder_in
+from groupvit.segmentation.engine import Engine, encoder_in, openvino_core
 
 SHAPES = ((8, 224), (32, 224))
 PRECISIONS = {"float32": False, "bfloat16": True}
@@ -52,8 +52,6 @@ def ours(model: GroupViT, images: Tensor, name: str = "ours") -> dict[str, Calla
 
 def theirs(model: Any, images: Tensor, folder: Path) -> dict[str, Callable[[], Any]]:
     """Return the ways of the encoder of `transformers`, which takes squares of 224 px only."""
-    import openvino
-
     file, network = folder / "theirs.onnx", _Pooled(model.vision_model).eval()
     if not file.exists():
         file.write_bytes(onnx_graph(network, {"images": images[:2]}, ["pooled"], {"images": ("batch",)}))
@@ -61,7 +59,7 @@ def theirs(model: Any, images: Tensor, folder: Path) -> dict[str, Callable[[], A
     for precision, bfloat16 in PRECISIONS.items():
         settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
         settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+        compiled = openvino_core().compile_model(str(file), "CPU", settings)
         found[f"transformers, {PYTORCH}, {precision}"] = partial(_autocast, network, images, bfloat16)
         found[f"transformers, OpenVINO, {precision}"] = partial(compiled, images.numpy())
     return found

@@ -1,5 +1,6 @@
 """The image encoder in other engines gives what PyTorch gives."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -169,3 +170,10 @@ def test_pytorch_imports_no_other_engine(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setitem(sys.modules, package, None)
     photo = np.zeros((64, 64, 3), np.uint8)
     assert Segmenter(model_of(SMALL), SMALL, device="cpu").segment(photo, ["cat", "dog"]).label_map.shape == (64, 64)
+
+
+def test_openvino_tells_nobody_that_it_is_used() -> None:
+    code = "import sys; from groupvit.segmentation import engine; engine.openvino_core(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "openvino.tools.ovc.telemetry_stub" in done.stdout.split()
+    assert not [name for name in done.stdout.split() if name.startswith("openvino_telemetry.")]

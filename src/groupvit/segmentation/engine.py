@@ -2,11 +2,12 @@
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -153,15 +154,21 @@ class _OpenVINO(_Graph):
     @lru_cache(maxsize=2)  # noqa: B019
     def compiled(self, precision: str) -> Any:
         """Return the compiled model."""
-        import openvino
-
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # Of its own for each precision: compiled for float32 and loaded for bfloat16, a model computes NaN.
             "CACHE_DIR": str(self.file.with_suffix(f".{precision}")),
         }
-        return self.loaded(lambda file: openvino.Core().compile_model(str(file), "CPU", settings))
+        return self.loaded(lambda file: openvino_core().compile_model(str(file), "CPU", settings))
+
+
+def openvino_core() -> Any:
+    """Return OpenVINO's core, without its telemetry: each import would tell Google Analytics, from a forked process."""
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino.Core()
 
 
 class _ONNXRuntime(_Graph):
