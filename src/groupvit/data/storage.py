@@ -238,14 +238,14 @@ def read_range(file: File, start: int, size: int, expected: tuple[int, str]) -> 
 def _read_remote(url: str, start: int, size: int, version: str) -> bytes:
     filesystem, path = _remote(url)
     kind = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
-    data, since = None, (path.split("/")[0], int(time.monotonic() / _SIGNED))
+    data, bucket = None, (path.split("/")[0], int(time.monotonic() / _SIGNED))
     if kind in ("http", "https"):
         data = sync(filesystem.loop, _get, filesystem, filesystem.encode_url(path), url, start, size, version)
-    elif kind == "s3" and since not in _refusing:
+    elif kind == "s3" and bucket not in _refusing:
         data = _read_signed(url, start, size, version)
     if data is None:
         data = filesystem.cat_file(path, start=start, end=start + size)
-        _refusing.add(since)
+        _refusing.add(bucket)
     if len(data) != size:
         raise OSError(f"its server sent {len(data):,} bytes where {size:,} were asked for")
     return data
