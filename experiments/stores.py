@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -383,10 +383,12 @@ def rates(folder: Path, photos: int, readers: tuple[int, ...]) -> list[dict[str,
     """Measure the stores in turn, so that a machine that gets busy slows all of them."""
     _write_photos(folder, 800)
     found: dict[str, list[tuple[float, float]]] = {"a disk": [], "S3": [], "https": []}
-    with s3(folder, plain=True) as (bucket, _), _certified() as certificate, ExitStack() as files:
-        pair = (files.enter_context(pem.tempfile()) for pem in (certificate.private_key_and_cert_chain_pem,) * 2)
-        key, chain = (f"--{name}={file}" for name, file in zip(("key", "cert"), pair, strict=True))
-        web = files.enter_context(_rclone("http", str(folder), key, chain))
+    with (
+        s3(folder, plain=True) as (bucket, _),
+        _certified() as certificate,
+        certificate.private_key_and_cert_chain_pem.tempfile() as both,
+        _rclone("http", str(folder), f"--key={both}", f"--cert={both}") as web,
+    ):
         for count in readers:
             for name, address in zip(found, (folder, bucket, f"https://localhost:{web}"), strict=True):
                 found[name].append(rate(find_shards(f"{address}/train/t-{{0000..0007}}.tar"), count, photos))
