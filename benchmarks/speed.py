@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import skimage
 import torch
 import tyro
-from benchmarks import encoder, engines, growth, loader, one_photo, segmentation, startup, training_step
+from benchmarks import encoder, engines, folder, growth, loader, one_photo, segmentation, startup, training_step
 from benchmarks.timing import Clock, Rows
 from experiments.record import commit, print_rows, record_table
 from PIL import Image
@@ -27,7 +27,7 @@ from groupvit.photos import load_rgb
 
 DATA = Path(os.environ.get("GROUPVIT_DATA", "data"))
 PHOTOS = 4
-Part = Literal["startup", "encoder", "engines", "segment", "step", "evaluation", "loader", "growth"]
+Part = Literal["startup", "encoder", "engines", "segment", "folder", "step", "evaluation", "loader", "growth"]
 
 
 def evaluated_photos() -> list[Image.Image]:
@@ -52,6 +52,7 @@ def measurements(rounds: int, clock: Clock) -> dict[Part, Callable[[], Rows]]:
         "encoder": lambda: encoder.rows(rounds, clock),
         "engines": lambda: engines.rows(few, clock),
         "segment": lambda: one_photo.rows(rounds, clock),
+        "folder": lambda: folder.rows(evaluated_photos(), rounds, clock),
         "step": lambda: training_step.rows(few, clock, DATA),
         "evaluation": lambda: segmentation.rows(evaluated_photos(), few, clock),
         "loader": lambda: loaded(rounds),

@@ -18,6 +18,9 @@ RunCli = Callable[..., tuple[int, str, str]]
 KINDS = ("labels.png", "overlay.png", "groups-1.png", "groups-2.png", "json")
 
 
+BATCHES = pytest.mark.parametrize("batch_size", [1, 2, 8])
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     stages = (Stage(1, 8, 8), Stage(1, 4, 4), Stage(1))
@@ -141,6 +144,32 @@ def test_only_bad_photos_leave_nothing_but_the_exit_code(
     assert segment(photos, labels=("dog",), model=model, out=tmp_path / "out") == 1
     assert capsys.readouterr().out.strip() == ""
     assert written(tmp_path / "out") == []
+
+
+@BATCHES
+def test_photos_are_reported_in_their_order_whoever_wrote_first(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], batch_size: int
+) -> None:
+    sizes = [(400, 300), (20, 20), (30, 20), (350, 200), (20, 30)]
+    photos = [str(save_photo(tmp_path / f"{i}.png", size)) for i, size in enumerate(sizes)]
+    options = {"labels": ("a", "b"), "model": model, "out": tmp_path / "out", "batch_size": batch_size}
+    assert segment(tuple(photos), **options, formats=("coco",)) == 0
+    assert [line.split(".")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"{tmp_path}/out/{i}" for i in range(5)
+    ]
+    coco = json.loads((tmp_path / "out/coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [f"{i}.png" for i in range(5)]
+
+
+@BATCHES
+def test_a_result_that_cannot_be_written_ends_the_command(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    photos = [str(save_photo(tmp_path / f"{i}.png")) for i in range(7)]
+    (tmp_path / "out/2.png.overlay.png").mkdir(parents=True)  # cannot be replaced by a file
+    with pytest.raises(InputError, match=r"^cannot write 2.png.overlay.png in "):
+        segment(tuple(photos), labels=("a", "b"), model=model, out=tmp_path / "out", batch_size=batch_size)
+    assert not [name for name in written(tmp_path / "out") if "tmp" in name]
 
 
 def test_photos_of_one_name_do_not_overwrite_each_other() -> None:

@@ -1,4 +1,5 @@
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from groupvit.errors import InputError
 from groupvit.files import MAX_PIXELS
-from groupvit.photos import load_rgb, rgb_of
+from groupvit.photos import load_rgb, naming, rgb_of
 from small_pictures import difference, encoded, gradient
 
 
@@ -122,6 +123,23 @@ def test_an_image_of_too_many_pixels_is_refused(limit):
 
 def test_photos_of_phones_are_below_the_limit():
     assert MAX_PIXELS > 16320 * 12240
+
+
+def test_the_limit_of_one_thread_is_not_left_to_the_others() -> None:
+    before, leave = Image.MAX_IMAGE_PIXELS, threading.Event()
+
+    def other() -> None:
+        with naming("b", 7):
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with naming("a", 5):
+        thread.start()
+        thread.join(0.1)
+        assert Image.MAX_IMAGE_PIXELS == 5
+    leave.set()
+    thread.join()
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_avif_is_read():

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from groupvit.segmentation import windows as module
-from groupvit.segmentation.windows import Window, mean_scores, plan, resized, shared_scores
+from groupvit.segmentation.windows import Window, enlarged_argmax, mean_scores, plan, resized, shared_scores
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
@@ -60,6 +60,18 @@ def test_pixels_of_the_same_groups_share_their_scores() -> None:
     table, rows = shared_scores(windows, (13, 12), 2)
     covered_pixels = count > 0
     assert torch.equal(table.T[:, rows][:, covered_pixels], (total / count)[:, covered_pixels])
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5, 8])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 7), (6, 9, 5)])
+@pytest.mark.parametrize("sharpness", [1, 30])
+def test_only_pixels_between_different_cells_are_enlarged_and_none_changes(
+    shape: tuple[int, int, int], scale: int, sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STRIP", 100)
+    maps = (sharpness * torch.rand(shape, dtype=torch.float64)).softmax(dim=0)
+    whole = F.interpolate(maps[None], scale_factor=float(scale), mode="bilinear")[0]
+    assert torch.equal(enlarged_argmax(maps, scale), whole.argmax(dim=0))
 
 
 def test_the_table_stays_smaller_than_the_photo_however_many_windows_overlap() -> None:

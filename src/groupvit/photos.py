@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 
 Photo = str | Path | Image.Image | np.ndarray
 """What `rgb_of` takes."""
+
+_SETTINGS = threading.RLock()
+"""Pillow's bound on pixels and Python's filters of warnings are those of all threads."""
 
 _EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 
@@ -55,6 +59,7 @@ def rgb_of(image: object) -> Image.Image:
 @contextlib.contextmanager
 def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Turn whatever goes wrong in the block into an `InputError` about the file `name`."""
+    _SETTINGS.acquire()
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
@@ -77,6 +82,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise InputError(f"{name}: cannot read the image: {error}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
+        _SETTINGS.release()
 
 
 def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:

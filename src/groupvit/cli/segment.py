@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
+_THREADS = 4  # beside the engine: one reads, the others write
 _LONGEST_NAME = 255  # bytes, of nearly all file systems
 
 
@@ -139,17 +141,26 @@ def _segment(
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
-    names, lines = _output_names(files), []
+    names, lines, writing = _output_names(files), [], []
     kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds([label.name for label in labels]))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
-    with closing(export), progress("segmenting", len(files), shown=len(files) > 1) as advance:
-        for chunk in _load(files, names, batch_size, longest=longest, max_pixels=max_pixels):
+    chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
+    bar = progress("segmenting", len(files), shown=len(files) > 1)
+    # While a chunk is segmented, the next one is read and the last one written.
+    with closing(export), bar as advance, ThreadPoolExecutor(_THREADS) as pool:
+        reading = pool.submit(next, chunks, None)
+        while chunk := reading.result():
+            reading = pool.submit(next, chunks, None)
             images = {i: image for i, image in chunk.items() if image}
             results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
+            lines += [written.result() for written in writing]
+            writing.clear()
             for i, result in zip(images, results, strict=True):
                 export.add(out / names[i], files[i], result)
-                lines.append(_write(out / names[i], result, labels, {"photo": str(files[i]), **record}, masks=masks))
+                facts = {"photo": str(files[i]), **record}
+                writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
             advance(len(chunk), len(chunk))
+        lines += [written.result() for written in writing]
     print("\n".join(lines))
     return int(len(lines) < len(files))
 

