@@ -15,7 +15,7 @@ import groupvit
 from groupvit.segmentation.windows import resized
 
 SIZE = (640, 480)
-BATCH = 8
+BATCH = 4
 COUNTS = (40, 200)
 _CODE = """
 from pathlib import Path; from groupvit.cli.segment import segment; from benchmarks.timing import peak_memory

@@ -17,6 +17,7 @@ import tyro
 from groupvit.cli.formats import Export, Format
 from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, refuse_address, write_atomically, write_picture
+from groupvit.machine import share_freed_memory
 from groupvit.progress import progress
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def segment(
     stride: int | None = None,
     precision: Literal["bf16", "fp32"] | None = None,
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
-    batch_size: int = 8,
+    batch_size: int = 4,
     recursive: bool = False,
     masks: bool = False,
     formats: Annotated[tuple[Format, ...], tyro.conf.arg(name="format", help_behavior_hint="")] = (),
@@ -146,6 +147,7 @@ def _segment(
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
     bar = progress("segmenting", len(files), shown=len(files) > 1)
+    share_freed_memory()
     # While a chunk is segmented, the next one is read and the last one written.
     with closing(export), bar as advance, ThreadPoolExecutor(_THREADS) as pool:
         reading = pool.submit(next, chunks, None)
