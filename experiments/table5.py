@@ -3,10 +3,11 @@
     python -m experiments.table5 --captions SHARDS --evaluation FOLDER --out runs/table5 --record
 
 Every row is a network, pre-trained or not, fine-tuned on a share of VOC 2012's training masks, beside GroupViT without
-any mask. Rivals are pre-trained on the same photos for the same time; what is trained or scored already is not done
-again.
+any mask. Rivals are pre-trained on the same photos for the same time. What is trained or scored already is not done
+again, and rows that are recorded stay: `--rows` and `--shares` make the table in parts.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import tyro
 from experiments.command import errors_in_one_line
 from experiments.photos import CONSOLE, choose, open_from
-from experiments.record import commit, print_rows, record_table
+from experiments.record import RESULTS, commit, print_rows, record_table
 
 from groupvit import api
 from groupvit.checkpoints import latest, native
@@ -40,6 +41,7 @@ ROWS = {
     "GroupViT": "photos-trunk",
 }
 """What each row is pre-trained as: a run of this table, or a model that is there."""
+ZERO_SHOT = "GroupViT, zero-shot"
 _SECONDS_A_STEP = 20  # of a trial that tells how many steps a minute has
 
 
@@ -114,6 +116,7 @@ def line(row: str, masks: str, result: Result, zero: Result | None) -> dict[str,
     return {
         "pre-training": row,
         "masks": masks,
+        "steps": str(result.protocol.get("steps", 0)),
         "mIoU": f"{result.metrics()['miou']:.1f} {between(result.interval(), '.1f')}",
         "ahead of zero-shot": f"{ahead['difference']:+.1f} {between(ahead['interval'], '+.1f')}" if ahead else "",
     }
@@ -154,7 +157,7 @@ def main(
     training = len(open_training(dataset, "train"))
     dataset = dataset.first(limit)
     zero = zero_shot(dataset, out / f"zero-shot-{len(dataset)}.json")
-    table = [line("GroupViT, zero-shot", "0", zero, None)]
+    table = [line(ZERO_SHOT, "0", zero, None)]
     for seed in seeds:
         for row in rows:
             source = pretrained(row, captions, out, minutes, seed)
@@ -166,7 +169,16 @@ def main(
                 table.append(line(row, masks, result, zero))
     print_rows(table)
     if record:
+        table = joined([{**cells, "commit": began_at} for cells in table])
         record_table("RESULTS.md", "table5", table, began_at)
+
+
+def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows with those that were recorded before and not made again: the whole table takes days of a core."""
+    earlier = json.loads(RESULTS.read_text()).get("table5", {"rows": []})["rows"]
+    rows = {(cells["pre-training"], cells["masks"]): cells for cells in (*earlier, *table)}
+    order = [ZERO_SHOT, *ROWS]
+    return sorted(rows.values(), key=lambda cells: order.index(cells["pre-training"]))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,17 @@ def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(transfer, "_save", lambda *_: pytest.fail("trained again"))
     again = table5.transferred(*given)
     assert table5.line("x", "1", again, result)["ahead of zero-shot"].startswith("+0.0")
+
+
+def test_rows_that_are_not_made_again_stay_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(name: str, masks: str, miou: str) -> dict[str, str]:
+        return {"pre-training": name, "masks": masks, "mIoU": miou}
+
+    file = tmp_path / "results.json"
+    monkeypatch.setattr(table5, "RESULTS", file)
+    file.write_text("{}")
+    first = table5.joined([row(table5.ZERO_SHOT, "0", "46"), row("tags", "34 (1 %), seed 0", "9")])
+    assert [cells["mIoU"] for cells in first] == ["46", "9"]
+    file.write_text(json.dumps({"table5": {"rows": first}}))
+    second = [row(table5.ZERO_SHOT, "0", "47"), row("DINO", "34 (1 %), seed 0", "8"), row("DINO", "336", "12")]
+    assert [cells["mIoU"] for cells in table5.joined(second)] == ["47", "8", "12", "9"]
