@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from groupvit.checkpoints import native
-from groupvit.cli.segment import _find, _mask_kinds, _output_names, segment
+from groupvit.cli.photo_files import find_photos, output_names
+from groupvit.cli.segment import _mask_kinds, segment
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 
@@ -174,7 +175,7 @@ def test_a_result_that_cannot_be_written_ends_the_command(
 
 def test_photos_of_one_name_do_not_overwrite_each_other() -> None:
     files = [Path(name) for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "z/A.JPG", "z/a.jpg-2")]
-    assert _output_names(files) == ["a.jpg", "a.png", "a.jpg-2", "A.JPG-3", "a.jpg-2-2"]
+    assert output_names(files) == ["a.jpg", "a.png", "a.jpg-2", "A.JPG-3", "a.jpg-2-2"]
 
 
 def test_results_are_replaced_and_nothing_temporary_stays(tmp_path: Path, model: str) -> None:
@@ -191,10 +192,10 @@ def test_folders_and_patterns_are_sorted_and_each_file_comes_once(
     monkeypatch.chdir(tmp_path)
     for name in ("p/b.JPG", "p/a.webp", "p/inner/c.jpg", "q/d[1].png", "q/e.png"):
         save_photo(tmp_path / name)
-    assert _find(["p"]) == [Path("p/a.webp"), Path("p/b.JPG")]
-    assert _find(["q/e.png", "q/*.png"]) == [Path("q/e.png"), Path("q/d[1].png")]
-    assert _find(["q/d[1].png"]) == [Path("q/d[1].png")]
-    assert _find(["p/**/*.jpg"]) == [Path("p/inner/c.jpg")]
+    assert find_photos(["p"]) == [Path("p/a.webp"), Path("p/b.JPG")]
+    assert find_photos(["q/e.png", "q/*.png"]) == [Path("q/e.png"), Path("q/d[1].png")]
+    assert find_photos(["q/d[1].png"]) == [Path("q/d[1].png")]
+    assert find_photos(["p/**/*.jpg"]) == [Path("p/inner/c.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -204,12 +205,12 @@ def test_folders_and_patterns_are_sorted_and_each_file_comes_once(
 def test_what_is_not_there_is_named(tmp_path: Path, photo: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=said):
-        _find([str(tmp_path / photo)])
+        find_photos([str(tmp_path / photo)])
 
 
 def test_no_photos_at_all_is_an_error() -> None:
     with pytest.raises(InputError, match="no photos"):
-        _find([])
+        find_photos([])
 
 
 @pytest.mark.parametrize(
@@ -268,8 +269,8 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
         assert segment((str(photos),), labels=("dog", "a/b"), model=model, out=photos, masks=True) == 0
     results = [*KINDS, "mask-dog.png", "mask-a-b.png"]
     assert written(photos) == sorted(["a.jpg", *(f"a.jpg.{kind}" for kind in results)])
-    assert _find([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
-    assert _find([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
+    assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
+    assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
 
 
 def test_what_a_folder_has_besides_photos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,17 +278,17 @@ def test_what_a_folder_has_besides_photos_is_said(tmp_path: Path, capsys: pytest
         save_photo(tmp_path / name)
     for name in ("x.txt", "y.TXT", "z.pdf", "README", ".DS_Store", "._a.jpg", "q.json"):
         (tmp_path / name).touch()
-    assert _find([str(tmp_path)]) == [tmp_path / "a.jpg"]
+    assert find_photos([str(tmp_path)]) == [tmp_path / "a.jpg"]
     passed = "1 .json, 1 .pdf, 2 .txt, 1 subfolder (see --recursive), 1 without a suffix"
     assert capsys.readouterr().err == f"groupvit: {tmp_path}: passed over {passed}\n"
-    assert _find([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg", tmp_path / "sub/b.jpg"]
+    assert find_photos([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg", tmp_path / "sub/b.jpg"]
 
 
 def test_heic_without_its_package_is_passed_over_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groupvit.cli.segment.PHOTO_SUFFIXES", {".jpg"})
+    monkeypatch.setattr("groupvit.cli.photo_files.PHOTO_SUFFIXES", {".jpg"})
     (tmp_path / "a.HEIC").touch()
     with pytest.raises(InputError, match=r"no images \(passed over 1 \.heic \(pip install pillow-heif\)\)"):
-        _find([str(tmp_path)])
+        find_photos([str(tmp_path)])
 
 
 def test_a_long_name_and_a_large_photo_cost_only_themselves(
@@ -316,9 +317,9 @@ def test_links_to_folders_are_said_and_a_photo_comes_once(tmp_path: Path, capsys
     save_photo(tmp_path / "elsewhere/b.jpg")
     (tmp_path / "p/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "p/loop").symlink_to(".")
-    assert _find([str(tmp_path / "p")], recursive=True) == [photo]
+    assert find_photos([str(tmp_path / "p")], recursive=True) == [photo]
     assert capsys.readouterr().err.endswith("passed over 2 subfolder that is a link\n")
-    assert _find([str(photo), str(tmp_path / "p/../p/a.jpg"), str(tmp_path / "p/*.jpg")]) == [photo]
+    assert find_photos([str(photo), str(tmp_path / "p/../p/a.jpg"), str(tmp_path / "p/*.jpg")]) == [photo]
 
 
 def test_a_subfolder_that_cannot_be_read_is_said(
@@ -327,7 +328,7 @@ def test_a_subfolder_that_cannot_be_read_is_said(
     save_photo(tmp_path / "a.jpg")
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert _find([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg"]
+    assert find_photos([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg"]
     assert capsys.readouterr().err.endswith("passed over 1 subfolder that cannot be read\n")
 
 

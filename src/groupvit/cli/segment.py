@@ -1,11 +1,9 @@
 """`groupvit segment`: label maps and pictures for photos, folders and patterns."""
 
-import glob
 import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from groupvit.cli.formats import Export, Format
+from groupvit.cli.photo_files import find_photos, keep_others, output_names, result_file
 from groupvit.errors import InputError, input_error
-from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, refuse_address, write_atomically, write_picture
+from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
 from groupvit.machine import share_freed_memory
 from groupvit.progress import progress
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
-_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
 _THREADS = 4  # beside the engine: one reads, the others write
@@ -81,9 +79,9 @@ def segment(
         formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
     """
-    labels, files = _all_labels(labels, labels_file, photos), _find(photos, recursive)
+    labels, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
     export = Export(formats, files, out, labels)
-    _keep_others(out, _output_names(files), export)
+    keep_others(out, output_names(files), export)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
     view = _view(templates, asked)
@@ -142,7 +140,7 @@ def _segment(
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
-    names, lines, writing = _output_names(files), [], []
+    names, lines, writing = output_names(files), [], []
     kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds([label.name for label in labels]))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
@@ -165,79 +163,6 @@ def _segment(
         lines += [written.result() for written in writing]
     print("\n".join(lines))
     return int(len(lines) < len(files))
-
-
-def _find(photos: Sequence[str], recursive: bool = False) -> list[Path]:
-    """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
-    files: dict[str, Path] = {}
-    for photo in photos:
-        path, others = Path(photo), ""
-        refuse_address(photo)
-        if path.is_dir():
-            matches, others = _inside(path, recursive)
-            problem = "folder has no images" + f" (passed over {others})" * bool(others)
-        elif path.exists():
-            matches, problem = [path], ""
-        else:
-            found = map(Path, glob.glob(photo, recursive=True))
-            matches = sorted(p for p in found if p.is_file() and not _is_result(p))
-            problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
-        if not matches:
-            raise InputError(f"{photo}: {problem}")
-        if others:
-            print(f"groupvit: {photo}: passed over {others}", file=sys.stderr)
-        for match in matches:
-            files.setdefault(os.path.abspath(match), match)
-    if not files:
-        raise InputError("no photos: name image files, folders or patterns, before --labels")
-    return list(files.values())
-
-
-def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
-    """Return a folder's photos, and in words what else it has besides hidden files and results of this command."""
-    photos, others = [], Counter[str]()
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        suffix = path.suffix.lower()
-        if any(part.startswith(".") for part in path.relative_to(folder).parts) or _is_result(path):
-            continue
-        if path.is_dir():
-            others["subfolder (see --recursive)"] += not recursive
-            others["subfolder that is a link"] += recursive and path.is_symlink()
-            others["subfolder that cannot be read"] += recursive and not os.access(path, os.R_OK | os.X_OK)
-        elif suffix in PHOTO_SUFFIXES and path.is_file():
-            photos.append(path)
-        else:
-            heif = " (pip install pillow-heif)" * (suffix in (".heic", ".heif") and suffix not in PHOTO_SUFFIXES)
-            others[(suffix or "without a suffix") + heif] += 1
-    return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
-
-
-def _is_result(path: Path) -> bool:
-    found = _RESULT.fullmatch(path.name)
-    return bool(found) and all(_beside(path.with_name(found[1]), kind).is_file() for kind in ("json", "labels.png"))
-
-
-def _output_names(files: Sequence[Path]) -> list[str]:
-    """Return file names with their suffix, numbered where files of different folders share one."""
-    taken, names = set[str](), []
-    for file in files:
-        name, number = file.name, 1
-        while name.lower() in taken:  # many file systems do not tell upper from lower case
-            number += 1
-            name = f"{file.name}-{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
-
-
-def _keep_others(out: Path, names: Sequence[str], export: Export) -> None:
-    """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
-    earlier = any(out.glob("*.labels.png"))
-    whole = [out / f"{name}.json" for name in export.documents if not earlier]
-    each = [_beside(out / name, "json") for name in names if not _beside(out / name, "labels.png").exists()]
-    for file in (*whole, *each):
-        if file.exists():
-            raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
 
 
 def _load(
@@ -277,16 +202,16 @@ def _write(
         each = enumerate(_mask_kinds(result.names))
         pictures |= {kind: drawing.mask(result.label_map == i) for i, kind in each}
     for kind, picture in pictures.items():
-        write_picture(_beside(stem, f"{kind}.png"), picture)
+        write_picture(result_file(stem, f"{kind}.png"), picture)
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:
         entry["words"] = words.get(entry["name"], ())
     text = json.dumps({**record, **values, "version": groupvit.__version__}, indent=2) + "\n"
-    write_atomically(_beside(stem, "json"), text.encode())
+    write_atomically(result_file(stem, "json"), text.encode())
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
-    return f"{_beside(stem, 'overlay.png')}: {named}"
+    return f"{result_file(stem, 'overlay.png')}: {named}"
 
 
 def _mask_kinds(names: Sequence[str]) -> list[str]:
@@ -298,7 +223,3 @@ def _mask_kinds(names: Sequence[str]) -> list[str]:
             kind += f"-{i}"
         kinds[kind.lower()] = kind
     return list(kinds.values())
-
-
-def _beside(stem: Path, suffix: str) -> Path:
-    return stem.with_name(f"{stem.name}.{suffix}")

@@ -1,0 +1,92 @@
+"""The photos that a command is given, and the files that their results get."""
+
+import glob
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from groupvit.cli.formats import Export
+from groupvit.errors import InputError
+from groupvit.files import PHOTO_SUFFIXES, refuse_address
+
+_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
+
+
+def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
+    """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
+    files: dict[str, Path] = {}
+    for photo in photos:
+        path, others = Path(photo), ""
+        refuse_address(photo)
+        if path.is_dir():
+            matches, others = _inside(path, recursive)
+            problem = "folder has no images" + f" (passed over {others})" * bool(others)
+        elif path.exists():
+            matches, problem = [path], ""
+        else:
+            found = map(Path, glob.glob(photo, recursive=True))
+            matches = sorted(p for p in found if p.is_file() and not _is_result(p))
+            problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
+        if not matches:
+            raise InputError(f"{photo}: {problem}")
+        if others:
+            print(f"groupvit: {photo}: passed over {others}", file=sys.stderr)
+        for match in matches:
+            files.setdefault(os.path.abspath(match), match)
+    if not files:
+        raise InputError("no photos: name image files, folders or patterns, before --labels")
+    return list(files.values())
+
+
+def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
+    """Return a folder's photos, and in words what else it has besides hidden files and results of this command."""
+    photos, others = [], Counter[str]()
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        suffix = path.suffix.lower()
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or _is_result(path):
+            continue
+        if path.is_dir():
+            others["subfolder (see --recursive)"] += not recursive
+            others["subfolder that is a link"] += recursive and path.is_symlink()
+            others["subfolder that cannot be read"] += recursive and not os.access(path, os.R_OK | os.X_OK)
+        elif suffix in PHOTO_SUFFIXES and path.is_file():
+            photos.append(path)
+        else:
+            heif = " (pip install pillow-heif)" * (suffix in (".heic", ".heif") and suffix not in PHOTO_SUFFIXES)
+            others[(suffix or "without a suffix") + heif] += 1
+    return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
+
+
+def _is_result(path: Path) -> bool:
+    found = _RESULT.fullmatch(path.name)
+    return bool(found) and all(result_file(path.with_name(found[1]), kind).is_file() for kind in ("json", "labels.png"))
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """Return file names with their suffix, numbered where files of different folders share one."""
+    taken, names = set[str](), []
+    for file in files:
+        name, number = file.name, 1
+        while name.lower() in taken:  # many file systems do not tell upper from lower case
+            number += 1
+            name = f"{file.name}-{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def keep_others(out: Path, names: Sequence[str], export: Export) -> None:
+    """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
+    earlier = any(out.glob("*.labels.png"))
+    whole = [out / f"{name}.json" for name in export.documents if not earlier]
+    each = [result_file(out / name, "json") for name in names if not result_file(out / name, "labels.png").exists()]
+    for file in (*whole, *each):
+        if file.exists():
+            raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
+
+
+def result_file(stem: Path, suffix: str) -> Path:
+    return stem.with_name(f"{stem.name}.{suffix}")
