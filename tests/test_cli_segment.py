@@ -173,6 +173,17 @@ def test_a_result_that_cannot_be_written_ends_the_command(
     assert not [name for name in written(tmp_path / "out") if "tmp" in name]
 
 
+def test_freed_memory_goes_back_every_few_photos(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = []
+    monkeypatch.setattr("groupvit.cli.segment._TRIM_EVERY", 3)
+    monkeypatch.setattr("groupvit.cli.segment.return_freed_memory", lambda: returned.append(1))
+    photos = [str(save_photo(tmp_path / f"{i}.png")) for i in range(7)]
+    for batch_size, times in ((1, 2), (2, 2), (8, 1)):
+        returned.clear()
+        segment(tuple(photos), labels=("a", "b"), model=model, out=tmp_path / "out", batch_size=batch_size)
+        assert len(returned) == times
+
+
 def test_photos_of_one_name_do_not_overwrite_each_other() -> None:
     files = [Path(name) for name in ("x/a.jpg", "x/a.png", "y/a.jpg", "z/A.JPG", "z/a.jpg-2")]
     assert output_names(files) == ["a.jpg", "a.png", "a.jpg-2", "A.JPG-3", "a.jpg-2-2"]

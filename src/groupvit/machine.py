@@ -47,6 +47,12 @@ def share_freed_memory() -> None:
     _mallopt(_ARENA_MAX, 1)
 
 
+def return_freed_memory() -> None:
+    """Hand freed memory back to the system once: in many hours the holes between what is kept add up."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def _mallopt(option: int, value: int) -> None:
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(option, value)

@@ -16,7 +16,7 @@ from groupvit.cli.formats import Export, Format
 from groupvit.cli.photo_files import find_photos, keep_others, output_names, result_file
 from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
-from groupvit.machine import share_freed_memory
+from groupvit.machine import return_freed_memory, share_freed_memory
 from groupvit.progress import progress
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
 _THREADS = 4  # beside the engine: one reads, the others write
+_TRIM_EVERY = 100  # photos: by then the holes in the memory have grown by a tenth
 _LONGEST_NAME = 255  # bytes, of nearly all file systems
 
 
@@ -160,6 +161,8 @@ def _segment(
                 facts = {"photo": str(files[i]), **record}
                 writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
             advance(len(chunk), len(chunk))
+            if (max(chunk) + 1) // _TRIM_EVERY > min(chunk) // _TRIM_EVERY:
+                return_freed_memory()
         lines += [written.result() for written in writing]
     print("\n".join(lines))
     return int(len(lines) < len(files))
