@@ -163,9 +163,7 @@ def test_photos_are_reported_in_their_order_whoever_wrote_first(
 
 
 @BATCHES
-def test_a_result_that_cannot_be_written_ends_the_command(
-    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, batch_size: int
-) -> None:
+def test_a_result_that_cannot_be_written_ends_the_command(tmp_path: Path, model: str, batch_size: int) -> None:
     photos = [str(save_photo(tmp_path / f"{i}.png")) for i in range(7)]
     (tmp_path / "out/2.png.overlay.png").mkdir(parents=True)  # cannot be replaced by a file
     with pytest.raises(InputError, match=r"^cannot write 2.png.overlay.png in "):

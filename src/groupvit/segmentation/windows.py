@@ -127,14 +127,15 @@ def enlarged_argmax(maps: Float[Tensor, "channels rows columns"], scale: int) ->
     winners = padded.max(dim=-1).indices  # on a CPU max is five times faster than argmax
     corners = [(slice(y, y - 1 or None), slice(x, x - 1 or None)) for y in (0, 1) for x in (0, 1)]
     first, *others = (winners[corner] for corner in corners)
-    y, x = torch.stack([first != other for other in others]).any(dim=0).nonzero().T
+    differ = torch.stack([first != other for other in others]).any(dim=0)
     second = (torch.arange(scale).to(maps) + scale // 2 + 0.5) / scale - 0.5
     down, along = torch.stack([1 - second, second])[:, None, :, None], torch.stack([1 - second, second])[:, None]
     weights = (down * along).flatten(2).flatten(0, 1).T
     pixels = first[..., None].repeat(1, 1, scale * scale)
-    for some in torch.arange(len(y), device=y.device).split(max(1, _STRIP // (scale * scale * len(maps)))):
-        values = torch.stack([padded[corner][y[some], x[some]] for corner in corners], dim=1)
-        pixels[y[some], x[some]] = (weights @ values).max(dim=-1).indices
+    for squares in differ.nonzero().split(max(1, _STRIP // (scale * scale * len(maps)))):
+        y, x = squares.T
+        values = torch.stack([padded[corner][y, x] for corner in corners], dim=1)
+        pixels[y, x] = (weights @ values).max(dim=-1).indices
     start, (rows, columns) = scale - scale // 2, maps.shape[1:]
     tiles = pixels.unflatten(-1, (scale, scale)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     return tiles[start : start + rows * scale, start : start + columns * scale]
