@@ -343,6 +343,14 @@ def test_other_layouts_refuse_a_model_with_a_trunk(layout: str, stages: tuple[St
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("layout", ["release", "transformers"])
+def test_other_layouts_leave_out_what_training_alone_needs(layout: str, tmp_path: Path) -> None:
+    image = ImageEncoderConfig(32, 16, 64, 1, stages=(Stage(1, 4, 4), Stage(1, 2, 2)), drop_path=0.3, patch_dropout=0.5)
+    config = replace(RELEASE, image=image, text=TextEncoderConfig(64, 1, 1, vocab_size=60), projector_dim=24)
+    LAYOUTS[layout].save(tmp_path / "a", build_model(config), config)
+    assert LAYOUTS[layout].load(tmp_path / "a")[1].image == replace(image, drop_path=0.1, patch_dropout=0.0)
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from groupvit.api import load_model
+
 
 @pytest.fixture(scope="module")
 def scenes_folder(tmp_path_factory):
@@ -56,11 +58,12 @@ def test_a_run_trains_on_shards_of_any_name(run_here, scenes_folder, tmp_path):
     shard = next((scenes_folder / "train").iterdir())
     (tmp_path / "own" / "mine-7.tar").write_bytes(shard.read_bytes())
     options = ("--train", "mine-*.tar", "--held-out", "", "--steps", 2, "--out", "run", "--pictures", 1)
-    code, out, err = run_here("train", "debug", "--data", "own", *options)
+    code, out, err = run_here("train", "debug", "--data", "own", *options, "--patch-dropout", 0.5)
     assert code == 0, err
     assert "2 of 2 steps" in out
     assert "miou" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert (tmp_path / "run" / "emergence.png").is_file()
+    assert load_model(tmp_path / "run")[1].image.patch_dropout == 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,7 @@ def test_impossible_numbers_are_one_line(run_here, scenes_folder, option):
         (("--steps", 10**8), "steps are at most 99,999,999"),
         (("--patience", 0), "minutes above 0"),
         (("--patience", "nan"), "minutes above 0"),
+        (("--patch-dropout", 1), "this run's model cannot be built: patch_dropout is a share of patches"),
         (("--batch-size", 10**15), "out of memory: encode fewer photos at a time"),
     ],
     ids=str,

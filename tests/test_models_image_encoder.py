@@ -131,6 +131,33 @@ def test_drop_path_grows_with_depth():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
+def test_patch_dropout_leaves_out_patches_of_each_image_in_training_alone():
+    module = encoder(patch_dropout=0.75)
+    batch, keys = images(32, 32, batch=3), noise.sample_keys(0, 0, torch.arange(3))
+    assert module(batch).assignments[0].hard.shape[2] == 16
+    features = module(batch, keys)
+    assert features.assignments[0].hard.shape[2] == 4
+    patches = module.embed(batch)[0]
+    kept = module._some(patches, keys)
+    chosen = [
+        {int((patch == all_).all(dim=1).nonzero()) for patch in some} for some, all_ in zip(kept, patches, strict=True)
+    ]
+    assert [len(each) for each in chosen] == [4, 4, 4]
+    assert len(set(map(frozenset, chosen))) > 1
+    torch.testing.assert_close(module(batch[1:2], keys[1:2]).pooled, features.pooled[1:2])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_patch_dropout_that_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match="share of patches"):
+        encoder(patch_dropout=share)
+
+
+def test_a_trunk_keeps_all_its_patches():
+    with pytest.raises(ValueError, match="0 on a trunk"):
+        on_trunk(patch_dropout=0.5)
+
+
 def test_a_patch_alone_is_what_a_group_of_that_patch_would_be():
     options = {"group_residual": False, "token_mixer": False, "pre_assign_attention": False, "assign_eps": 0.0}
     module = encoder((Stage(0, 32, 32),), **options)

@@ -59,6 +59,10 @@ CASES = {
     "distinct prompts": Case(RELEASE, (Captions(), MultiLabel(distinct=True))),
     "local": Case(RELEASE, (Captions(), LocalAlignment(0.5))),
     "local, nouns": Case(OURS, (Captions(), LocalAlignment(0.5), Nouns("segment", 0.5))),
+    "patch dropout": Case(
+        replace(OURS, image=replace(OURS.image, patch_dropout=0.5)),
+        (Captions(), Nouns("segment", 0.5), Nouns("patch", 0.5)),
+    ),
     "nouns alone": Case(OURS, (Nouns("segment", 1.0),)),
 }
 TRUNK = replace(

@@ -53,7 +53,8 @@ TABLE: Table = [
 _CONVOLUTIONS = re.compile(r".*_projector\.(linear_hidden\.0|linear_out)\.weight")  # with kernels of length one
 
 _EXPRESSED = {
-    *("image.patch_size", "image.dim", "image.stages", "image.drop_path", "embed_dim", "projector_dim"),
+    *("image.patch_size", "image.dim", "image.stages", "image.drop_path", "image.patch_dropout"),
+    *("embed_dim", "projector_dim"),
     *("text.width", "text.layers", "text.context_length", "text.vocab_size", "multi_label_scale", "rivals"),
 }
 
@@ -194,8 +195,8 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
-    """Write a release file. An option that the layout cannot express is an `InputError`, except the training-only
-    `drop_path` and the rivals, which are left out."""
+    """Write a release file. An option that the layout cannot express is an `InputError`, except what only
+    training needs and the rivals, which are left out."""
     image = config.image
     implied = {
         "image.image_size": image.image_size // image.patch_size * image.patch_size,

@@ -80,7 +80,8 @@ _FIELDS = {  # by part, our field and theirs
 }
 _EXPRESSED = {
     *("text", "embed_dim", "projector_dim", "multi_label_scale", "rivals"),
-    *(f"image.{name}" for name in ("patch_size", "dim", "heads", "mlp_ratio", "stages", "drop_path", "assign_eps")),
+    *(f"image.{name}" for name in ("patch_size", "dim", "heads", "mlp_ratio", "stages", "assign_eps")),
+    *("image.drop_path", "image.patch_dropout"),
 }
 _SPELLING = {"architectures", "model_type", "num_hidden_layers", "num_output_groups", "bos_token_id", "eos_token_id"}
 
@@ -100,8 +101,8 @@ def decode(state: StateDict, source: Path) -> StateDict:
 
 
 def config_document(config: ModelConfig) -> dict[str, Any]:
-    """Return their `config.json`. An option that they cannot run is an `InputError`, except the training-only
-    `drop_path` and the rivals, which are left out."""
+    """Return their `config.json`. An option that they cannot run is an `InputError`, except what only
+    training needs and the rivals, which are left out."""
     image, text = config.image, config.text
     implied = {"image.image_size": image.image_size // image.patch_size * image.patch_size}
     refuse_difference(config, "transformers", _EXPRESSED, implied)

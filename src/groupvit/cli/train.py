@@ -26,6 +26,8 @@ class Options:
     batch_size: int | None = None  # Photos a step, instead of the run's own number.
     # Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
     chunk: int | None = None
+    # Share of each photo's patches that a step leaves out, from 0 to below 1, for runs without a trunk.
+    patch_dropout: float | None = None
     # Checkpoint or model whose weights to start with ("photos-trunk" is in the package), instead of random ones; images
     # may be of another size there.
     init: str | None = None
@@ -113,6 +115,9 @@ def _run(options: Options) -> "Run":
 
     changes = {name: getattr(options, name) for name in ("train", "held_out", "steps", "batch_size", "chunk")}
     run = vary(get_run(options.run), **{name: value for name, value in changes.items() if value is not None})
+    if options.patch_dropout is not None:
+        image = replace(run.model.image, patch_dropout=options.patch_dropout)
+        run = replace(run, model=replace(run.model, image=image))
     if options.trunk is None:
         return run
     if run.model.teacher_loss:

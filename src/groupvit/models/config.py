@@ -58,7 +58,7 @@ class ImageEncoderConfig:
     """Defaults are the published checkpoints' ViT-S; `patch_size` and `image_size` are pixels.
 
     `stem` makes the patches, and may be a pre-trained trunk (`trunks`), whose finest map has a stride of `patch_size`;
-    `vit` is the size of a trunk "vit".
+    `vit` is the size of a trunk "vit". `patch_dropout` is the share of the patches that training leaves out.
     """
 
     image_size: int = 224
@@ -68,6 +68,7 @@ class ImageEncoderConfig:
     mlp_ratio: float = 4.0
     stages: tuple[Stage, ...] = (Stage(6, 64, 64), Stage(3, 8, 8), Stage(3))
     drop_path: float = 0.1
+    patch_dropout: float = 0.0
     stem: Stem = "patch"
     vit: ViTConfig | None = None
     hard_assignment: bool = True
@@ -136,7 +137,7 @@ class ModelConfig:
 
 _GONE = {"projector_norm": "batch", "logit_bias": False}
 """Fields that earlier checkpoints have, and the only value that is still built."""
-_ADDED = ("teacher_loss", "rivals", "seeded", "vit", "class_tokens")
+_ADDED = ("teacher_loss", "rivals", "seeded", "vit", "class_tokens", "patch_dropout")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 
 

@@ -150,6 +150,7 @@ class ImageEncoder(nn.Module):
         stages: Sequence[Stage],
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
+        patch_dropout: float = 0.0,
         stem: Stem = "patch",
         vit: ViTConfig | None = None,
         project_group_tokens: bool = True,
@@ -162,6 +163,9 @@ class ImageEncoder(nn.Module):
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
         if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
+        if not 0 <= patch_dropout < 1 or (patch_dropout and self.trunk is not None):
+            raise ValueError("patch_dropout is a share of patches from 0 to below 1, and 0 on a trunk")
+        self.patch_dropout = patch_dropout
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
@@ -225,13 +229,15 @@ class ImageEncoder(nn.Module):
         joined: Sequence[Int[Tensor, "batch _"]] = (),
         early: Maps = (),
     ) -> ImageFeatures:
-        """`keys` (see `noise.sample_keys`) turn on Gumbel noise and stochastic depth; without them nothing is drawn.
+        """`keys` (see `noise.sample_keys`) turn on Gumbel noise, stochastic depth and patch dropout; nothing is drawn
+        without them.
 
         `joined` repeats an earlier pass: `Assignment.joined` of each grouping stage, which the stages then keep to.
         `early`, the trunk's maps before the last where they are known already, take the place of the images, of which
         there may then be none.
         """
         segments, grid, trunk = self.embed(images, early)
+        segments = segments if keys is None else self._some(segments, keys)
         tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self.grouping_stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
@@ -249,6 +255,14 @@ class ImageEncoder(nn.Module):
         segments = self.norm(segments)
         pooled = self._pool(segments, assignments)
         return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
+
+    def _some(self, patches: Segments, keys: Keys) -> Float[Tensor, "batch kept dim"]:
+        """Return the patches that are not dropped: a random choice for each image (FLIP, Li et al., 2023)."""
+        if not self.patch_dropout:
+            return patches
+        count = max(1, round((1 - self.patch_dropout) * patches.shape[1]))
+        kept = noise.uniform(noise.fold(keys, 99), patches.shape[1]).topk(count, dim=1).indices
+        return patches.take_along_dim(kept[:, :, None], dim=1)
 
     def regrouped(self, features: ImageFeatures) -> Iterator[ImageFeatures]:
         """Yield the features with half and with twice as many seeded groups, if such groups come last."""
