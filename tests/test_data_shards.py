@@ -407,6 +407,11 @@ def test_names_that_are_no_shards_are_one_line(tmp_path, monkeypatch, name, mess
         find_shards(name)
 
 
+def test_a_folder_without_a_name_is_not_the_root():
+    with pytest.raises(InputError, match="an unset variable may be the cause"):
+        find_shards("tmp", below="")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     for name in (tmp_path / "a.tar", Path("/dev/zero"), tmp_path):

@@ -26,6 +26,7 @@ from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.training import evaluation_of
+from groupvit.models import Stage, build_model, with_stages
 from groupvit.models.layers import resampled
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
@@ -101,6 +102,11 @@ def test_masks_do_not_reach_the_training(data, tmp_path):
     shutil.copytree(data / "train", tmp_path / "captions-only" / "train")
     train(RUN, tmp_path / "captions-only", tmp_path / "plain", workers=0)
     assert weights(tmp_path / "watched") == weights(tmp_path / "plain")
+
+
+def test_a_model_without_groups_has_no_score_of_its_groups(data):
+    config = with_stages(TINY, Stage(1))
+    assert evaluation_of(config, data / "eval")(build_model(config).eval()).keys() == {"miou"}
 
 
 def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):

@@ -62,7 +62,7 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     if not isinstance(source, (str, Path)):
         return tar.newest([shard for one in source for shard in find_shards(one)])
     head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
-    if not (head + text).strip():
+    if not (head + text).strip() or (below is not None and not str(below)):
         raise InputError("no such shard as '', of which an unset variable may be the cause: name a folder or a file")
     found: list[File] = []
     for name, files in matching(head, text).items():

@@ -1,5 +1,6 @@
 """Scores of a model while it is trained."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
     def evaluate(model: GroupViT) -> dict[str, float]:
         segmenter = Segmenter(model, config, device=model.logit_scale.device, precision="fp32")
         scores = score(segmenter, read, photos.labels)
-        return {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
+        values = {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
+        return {name: value for name, value in values.items() if not math.isnan(value)}  # a plain ViT has no groups
 
     return evaluate
