@@ -52,7 +52,7 @@ SCENES = Run(
     schedule=Schedule(steps=2400, warmup=200, lr=5e-4, evaluate_every=650, save_every=650),
     paper="none: ours, in miniature",
     cost="measured: 5.0 minutes on two cores",
-    expected="54.9 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
+    expected="54.9 mIoU on scenes by `experiments.scenes`, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
 
 # The published recipe, options and losses untouched, on a model of the size of `scenes` and as many pictures: only the
@@ -150,7 +150,8 @@ PHOTOS_SMALL = vary(
     evaluate_every=330,
     save_every=330,
     cost="not measured since photos are read from the disk at every step",
-    expected="29.6 mIoU on voc4, 30.8 % R@10, with mixed attention ([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
+    expected="not measured since mixed attention was deleted; with it 29.6 mIoU on voc4 "
+    "([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
 )
 
 _SOURCES = (
@@ -211,8 +212,8 @@ PHOTOS_TRUNK_GPU = vary(
 )
 
 
-# The rivals of Table 5: a plain ViT from the same photos without their captions. The average of the weights is shipped,
-# which is what DINO evaluates.
+# The rivals of Table 5: a plain ViT from the same photos, without captions or from their nouns. The average of the
+# weights is shipped, which is what DINO evaluates.
 PHOTOS_ALONE = Run(
     model=replace(_small(128, 16, 192, (Stage(6),), text_layers=1, drop_path=0.1, stem="patch"), segment_loss=False),
     data=Data(PHOTOS_TRUNK.data.train, batch_size=64, crop=(1.0, 1.0)),
