@@ -172,7 +172,7 @@ def _between(interval: tuple[float, float] | None, form: str = ".1f") -> str:
 
 def retrieved(segmenter: Segmenter, captions: Path) -> dict[str, float]:
     """Return recall on Flickr8k's test photos and their captions."""
-    return Retrieval([captions / "flickr8k-test-*.tar"], segmenter.config)(segmenter.model)
+    return Retrieval(captions / "flickr8k-test-*.tar", segmenter.config)(segmenter.model)
 
 
 def score(

@@ -56,7 +56,7 @@ def test_benchmarks_score_as_the_card_says(name: str, data_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_captions_find_their_photos_as_the_card_says(photos: Segmenter, data_dir: Path) -> None:
-    found = Retrieval([data_dir / "captions/flickr8k-test-*.tar"], photos.config)(photos.model)
+    found = Retrieval(data_dir / "captions/flickr8k-test-*.tar", photos.config)(photos.model)
     row = RESULTS["photos_trunk_retrieval"]["rows"][0]
     assert row["from"] == "text to image"
     assert found["text_to_image_r10"] == pytest.approx(float(row["R@10"]), abs=CLOSE)

@@ -80,6 +80,14 @@ def test_too_many_labels_are_refused_before_a_model_is_loaded(tmp_path: Path) ->
         segment((str(tmp_path / "a.jpg"),), labels=labels, model="none", out=tmp_path, formats=("voc",))
 
 
+@pytest.mark.filterwarnings("ignore:.*never saw")
+def test_labels_count_by_their_names_and_not_by_their_words(tmp_path: Path, model: str) -> None:  # noqa: F811
+    photo, out = save_photo(tmp_path / "a.png"), tmp_path / "out"
+    labels = ("background=wall", "bus=bus,coach:city", *(f"label {i}" for i in range(253)))
+    assert segment((str(photo),), labels=labels, model=model, out=out, formats=("voc",)) == 0
+    assert (out / "labelmap.txt").read_text().count("\n") == 255
+
+
 def listing(root: Path, categories: list[str], **image: object) -> Path:
     """A photo of 8 x 6 pixels in `images/`, whose left half is the last category."""
     save_photo(root / "images/a.jpg", (8, 6))

@@ -314,6 +314,9 @@ def test_a_long_name_and_a_large_photo_cost_only_themselves(
     assert "shorten it by 8 bytes" in said.err
     assert {name[0] for name in written(tmp_path / "out")} == {"m", "s"}
     assert segment((str(tmp_path / "p/large.png"),), max_pixels=120_000, **options) == 0
+    assert segment((str(tmp_path / "p"),), masks=True, background=0.5, **options) == 1
+    assert (tmp_path / "out/short.jpg.mask-background.png").is_file()
+    assert "shorten it by 7 bytes" in capsys.readouterr().err
 
 
 def test_masks_never_share_a_file() -> None:

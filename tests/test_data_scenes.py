@@ -107,8 +107,9 @@ def test_where_scenes_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "other" / "scenes.json").write_text("{")
     with pytest.raises(InputError, match="other is not empty"):
         scenes.write(tmp_path / "other", train=1, evaluation=1)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="not the one you are in"):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="is the folder you are in"):
         scenes.write(Path(), train=1, evaluation=1)
 
 

@@ -1,3 +1,4 @@
+import shutil
 import tarfile
 from io import BytesIO
 
@@ -8,6 +9,7 @@ from PIL import Image
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation.retrieval import Retrieval, recall_at_k
+from groupvit.evaluation.training import evaluation_of
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 
 CONFIG = ModelConfig(
@@ -40,7 +42,7 @@ def retrieval(tmp_path):
     colours = ("red", "green", "blue", "white")
     samples = [Sample(c, jpeg(c), tuple(f"a {c} photo {i}" for i in range(n))) for n, c in enumerate(colours, start=1)]
     write_shards(samples, tmp_path, prefix="test")
-    return Retrieval([tmp_path], CONFIG)
+    return Retrieval(tmp_path, CONFIG)
 
 
 def test_each_caption_belongs_to_its_photo(retrieval):
@@ -60,11 +62,18 @@ def test_a_model_that_knows_the_photos_has_full_recall_and_a_constant_one_has_no
     assert retrieval(model)["text_to_image_r1"] == 0
 
 
+def test_the_folder_of_held_out_shards_may_have_any_name(retrieval, tmp_path):
+    folder = tmp_path / "photos [2024] {a,b}"
+    folder.mkdir()
+    shutil.copy(next(tmp_path.glob("*.tar")), folder)
+    assert evaluation_of(CONFIG, folder, "test-*.tar").digest == retrieval.digest
+
+
 def test_shards_without_photos_are_named(tmp_path):
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    with pytest.raises(InputError, match=r"empty.tar hold no photos"):
-        Retrieval([tmp_path / "empty.tar"], CONFIG)
+    with pytest.raises(InputError, match=r"empty.tar holds no photos"):
+        Retrieval(tmp_path / "empty.tar", CONFIG)
 
 
 def test_other_captions_are_other_data(tmp_path):
@@ -72,4 +81,4 @@ def test_other_captions_are_other_data(tmp_path):
     Image.new("RGB", (20, 18)).save(file, "JPEG")
     for caption in ("cat", "dog"):
         write_shards([Sample("a", file.getvalue(), (caption,))], tmp_path / caption, prefix="a")
-    assert len({Retrieval([tmp_path / caption], CONFIG).digest for caption in ("cat", "dog")}) == 2
+    assert len({Retrieval(tmp_path / caption, CONFIG).digest for caption in ("cat", "dog")}) == 2

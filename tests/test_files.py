@@ -62,6 +62,10 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
     with pytest.raises(InputError, match=r"a disk is mounted there.*name one in it"), new_folder(tmp_path):
         raise AssertionError
+    monkeypatch.chdir(tmp_path)
+    for place in (Path(), tmp_path):
+        with pytest.raises(InputError, match="is the folder you are in"), new_folder(place):
+            raise AssertionError
     with new_folder(tmp_path / "x") as folder:
         folder.mkdir()
     assert (tmp_path / "x").is_dir()

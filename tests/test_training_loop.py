@@ -96,7 +96,7 @@ def test_another_seed_trains_another_model(data, tmp_path):
 
 def test_masks_do_not_reach_the_training(data, tmp_path):
     """Bit for bit the same model, whether it is scored against masks on the way or the masks do not even exist."""
-    evaluate = evaluation_of(TINY, data / "eval")
+    evaluate = evaluation_of(TINY, data, "eval")
     train(RUN, data, tmp_path / "watched", workers=0, evaluate=evaluate)
     assert [line for line in metrics(tmp_path / "watched") if "miou" in line]
     shutil.copytree(data / "train", tmp_path / "captions-only" / "train")
@@ -106,7 +106,7 @@ def test_masks_do_not_reach_the_training(data, tmp_path):
 
 def test_a_model_without_groups_has_no_score_of_its_groups(data):
     config = with_stages(TINY, Stage(1))
-    assert evaluation_of(config, data / "eval")(build_model(config).eval()).keys() == {"miou"}
+    assert evaluation_of(config, data, "eval")(build_model(config).eval()).keys() == {"miou"}
 
 
 def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
@@ -465,7 +465,7 @@ def test_labels_that_training_cannot_be_measured_with_are_said_at_once(data, tmp
     names = (tmp_path / "eval" / "classes.txt").read_text().splitlines()
     (tmp_path / "eval" / "classes.txt").write_text("\n".join(["background", *names[1:]]))
     with pytest.raises(InputError, match=r"eval/classes.txt: .*background"):
-        evaluation_of(TINY, tmp_path / "eval")
+        evaluation_of(TINY, tmp_path, "eval")
 
 
 def test_a_training_that_came_while_the_data_were_indexed_is_not_erased(data, tmp_path, monkeypatch):

@@ -210,6 +210,10 @@ def test_an_interrupted_score_goes_on_and_another_model_does_not(tmp_path: Path)
     assert score_into(tmp_path / "a.json", *given, {"sha256": "a"}).photos[0].digest
     with pytest.raises(InputError, match="holds another evaluation"):
         score_into(tmp_path / "a.json", *given, {"sha256": "b"})
+    mask = tmp_path / "SegmentationClass" / "2007_0.png"
+    layouts.save_mask(mask, np.zeros_like(np.asarray(Image.open(mask))))
+    with pytest.raises(InputError, match="2007_0 is not the one that was counted"):
+        score_into(tmp_path / "a.json", *given, {"sha256": "a"})
 
 
 @pytest.mark.filterwarnings("ignore:.*no mask shows")

@@ -61,6 +61,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails."""
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
     if folder.is_mount():
         raise InputError(
             f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"

@@ -82,9 +82,10 @@ def keep_others(out: Path, names: Sequence[str], export: Export) -> None:
     """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
     earlier = any(out.glob("*.labels.png"))
     whole = [out / f"{name}.json" for name in export.documents if not earlier]
-    each = [result_file(out / name, "json") for name in names if not result_file(out / name, "labels.png").exists()]
+    stems = (out / name for name in names)
+    each = [result_file(stem, "json") for stem in stems if not os.path.exists(result_file(stem, "labels.png"))]
     for file in (*whole, *each):
-        if file.exists():
+        if os.path.exists(file):  # of a name too long for a file, Path.exists is an error
             raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
 
 

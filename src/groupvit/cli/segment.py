@@ -80,8 +80,8 @@ def segment(
         formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
     """
-    labels, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
-    export = Export(formats, files, out, labels)
+    listed, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
+    export = Export(formats, files, out, [label.name for label in listed])
     keep_others(out, output_names(files), export)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
@@ -90,7 +90,7 @@ def segment(
     settings = {"templates": templates, **asked, "batch_size": batch_size}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
-    return _segment(files, segmenter, segmenter.labels_of(labels, view), view, record=record, **options)
+    return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
 
 
 def _view(templates: str, settings: dict[str, Any]) -> "View":
@@ -116,15 +116,13 @@ def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
             raise InputError(f"{label} was taken for a label: put photos before --labels")
 
 
-def _all_labels(labels: Sequence[str], file: Path | None, photos: Sequence[str]) -> tuple[str, ...]:
+def _all_labels(labels: Sequence[str], file: Path | None, photos: Sequence[str]) -> "tuple[Label, ...]":
     _refuse_photos(labels, photos)
     from groupvit.segmentation.labels import parse_labels, read_labels
 
     if not labels and not file:
         raise InputError("no labels: add --labels dog grass sky, or --labels-file FILE")
-    listed = (*labels, *(read_labels(file) if file else ()))
-    parse_labels(listed)
-    return listed
+    return parse_labels((*labels, *(read_labels(file) if file else ())))
 
 
 def _segment(
@@ -142,7 +140,8 @@ def _segment(
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
     names, lines, writing = output_names(files), [], []
-    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds([label.name for label in labels]))]
+    every = dict.fromkeys(["background", *(label.name for label in labels)])
+    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds(list(every)))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
     bar = progress("segmenting", len(files), shown=len(files) > 1)

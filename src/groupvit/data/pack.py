@@ -47,7 +47,7 @@ def pack(
                 captions.append(len(found.captions))
                 yield found
 
-    if out.resolve() == Path.cwd() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there already; name a new folder for the shards")
     with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
         shards = write_shards(whole(), unfinished, prefix=out.name)

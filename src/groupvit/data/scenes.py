@@ -248,8 +248,6 @@ def write(folder: Path, *, train: int = 30_000, evaluation: int = 500, size: int
     """
     if not 8 <= size <= 4096 or size % 8 or min(train, evaluation) < 1 or seed < 0:
         raise InputError("scenes need a size of 8 to 4,096 in steps of 8, pictures of both kinds, a seed from 0 on")
-    if folder.absolute() == Path.cwd():
-        raise InputError("scenes want a folder of their own, not the one you are in: name a new one")
     settings = json.dumps({"version": VERSION, "train": train, "evaluation": evaluation, "size": size, "seed": seed})
     with input_error(f"cannot write scenes to {folder}", OSError):
         made = folder / "scenes.json"

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,45 +126,56 @@ def processes() -> tuple[int, int]:
 
 
 def evaluate_into(
-    out: Path,
-    segmenter: Segmenter,
-    dataset: Dataset,
-    protocol: Protocol,
-    *,
-    source: str,
-    batch_size: int,
+    out: Path, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, *, source: str, batch_size: int
 ) -> bool:
-    """Write a result file, or go on with one that was interrupted; return True to the first process only.
+    """Evaluate into a result file (`count_into`), with trivial baselines; return True to the first process only."""
+    result = started(segmenter, dataset, protocol, source)
+
+    def finish(photos: Sequence[PhotoScores]) -> Result:
+        whole = conclude(result, photos, dataset, protocol)
+        with progress("baselines", len(dataset)) as advance:
+            return replace(whole, floors=score_baselines(whole, segmenter, dataset, protocol, advance))
+
+    count = partial(score_photos, segmenter, dataset, protocol, batch_size=batch_size)
+    return count_into(out, result, dataset, count, finish, *processes())
+
+
+def count_into(
+    out: Path,
+    result: Result,
+    dataset: Dataset,
+    count: Callable[[Sequence[str]], Iterable[PhotoScores]],
+    finish: Callable[[Sequence[PhotoScores]], Result],
+    rank: int = 0,
+    processes: int = 1,
+) -> bool:
+    """Write a result file of photos that `count` scores, or go on with one; return True to the first process only.
 
     A file that is there already stays if it holds this very evaluation, and is an `InputError` if not.
     """
-    rank, count = processes()
-    result = started(segmenter, dataset, protocol, source)
+    identity = result.identity(dataset.names)
     if out.exists():
         held = Result.load(out)
-        if held.identity() != result.identity(dataset.names):
+        if held.identity() != identity:
             what = "model, protocol, classes, photos or precision"
             raise InputError(f"{out} holds another evaluation ({what}): choose another --out or delete it")
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
         return rank == 0
-    with PartialResult(out, result.identity(dataset.names), rank) as partial:
-        names = dataset.names[rank::count]
-        for name in partial.scores.keys() & set(names):
-            unchanged(dataset, partial.scores[name])
-        left = [name for name in names if name not in partial.scores]
+    with PartialResult(out, identity, rank) as parts:
+        names = dataset.names[rank::processes]
+        for name in parts.scores.keys() & set(names):
+            unchanged(dataset, parts.scores[name])
+        left = [name for name in names if name not in parts.scores]
         with progress("evaluating", len(left), shown=rank == 0) as advance:
-            for photo in score_photos(segmenter, dataset, protocol, left, batch_size=batch_size):
-                partial.add(photo)
+            for photo in count(left):
+                parts.add(photo)
                 advance()
         if rank:
             return False
-        partial.wait_for(dataset.names)
-        result = conclude(result, [partial.scores[name] for name in dataset.names], dataset, protocol)
-        with progress("baselines", len(dataset)) as advance:
-            baselines = score_baselines(result, segmenter, dataset, protocol, advance)
-        replace(result, floors=baselines).save(out)
-        partial.remove()
+        parts.wait_for(dataset.names)
+        finish([parts.scores[name] for name in dataset.names]).save(out)
+        parts.remove()
     return True
 
 
@@ -173,7 +185,7 @@ def evaluate_whole_photos(
     """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
     metrics: dict[str, float] = {}
     if benchmark == "retrieval":
-        retrieval = Retrieval([root], segmenter.config)
+        retrieval = Retrieval(root, segmenter.config)
         photos, digest = len(retrieval.photos), retrieval.digest
         metrics = retrieval(segmenter.model)
     else:

@@ -1,7 +1,6 @@
 """Image-text retrieval: does a caption find its photo among all photos?"""
 
 import hashlib
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from groupvit.data.shards import find_shards, read_shard
+from groupvit.data.storage import File
 from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.models import GroupViT, ModelConfig
@@ -26,13 +26,16 @@ def recall_at_k(similarity: Float[Tensor, "queries items"], answers: Int[Tensor,
 
 
 class Retrieval:
-    """Photos of shards with all their captions, decoded once; `digest` is a hash of files and captions."""
+    """Photos of shards with all their captions, decoded once; `digest` is a hash of files and captions.
 
-    def __init__(self, shards: list[Path], config: ModelConfig):
+    `shards` and `below` are those of `find_shards`.
+    """
+
+    def __init__(self, shards: File, config: ModelConfig, below: File | None = None):
         tokenizer = Tokenizer(config.text.context_length)
         size = config.image.image_size
         photos, captions, owners, digest = [], [], [], hashlib.sha256()
-        for shard in find_shards(shards):
+        for shard in find_shards(shards, below):
             for sample in read_shard(shard):
                 photo = resize_short_side(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size)
                 owners += [len(photos)] * len(sample.captions)
@@ -40,7 +43,7 @@ class Retrieval:
                 digest.update(sample.image + "\n".join(sample.captions).encode())
                 photos.append(to_tensor(center_crop(photo, size)))
         if not photos:
-            raise InputError(f"{', '.join(map(str, shards))} hold no photos")
+            raise InputError(f"{shards} holds no photos")
         self.digest = digest.hexdigest()
         self.photos = torch.stack(photos)
         self.captions = tokenizer(captions)

@@ -16,12 +16,12 @@ from groupvit.segmentation.segmenter import Segmenter
 Evaluate = Callable[[GroupViT], dict[str, float]]
 
 
-def evaluation_of(config: ModelConfig, held_out: Path) -> Evaluate:
-    """Return what measures a model: mean IoU if `held_out` is a folder with masks, retrieval if a pattern of shards."""
-    if held_out.suffix == ".tar":
-        return Retrieval([held_out], config)
-    photos = MaskFolder.open(held_out)
-    with input_error(f"{held_out}/classes.txt", InputError):
+def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
+    """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
+    if held_out.endswith(".tar"):
+        return Retrieval(held_out, config, data)
+    photos = MaskFolder.open(data / held_out)
+    with input_error(f"{data / held_out}/classes.txt", InputError):
         parse_labels(photos.labels)
     read = list(photos)
 

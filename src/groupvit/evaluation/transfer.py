@@ -1,7 +1,8 @@
 """Transfer with masks on a benchmark (§4.3): its training photos, and the score of the classifier they make."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from groupvit.data.transforms import to_tensor
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import count_into
 from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, MaskFolder
 from groupvit.evaluation.metrics import IndexMap
-from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import score_prediction
-from groupvit.evaluation.thresholds import unchanged
 from groupvit.models.dense import DenseClassifier
-from groupvit.progress import progress
 from groupvit.segmentation.windows import resampled_argmax, resized
 
 
@@ -60,8 +60,8 @@ def share_of(training: Dataset, percent: int | float, seed: int) -> Dataset:
 def predict(network: DenseClassifier, photo: MaskedPhoto, short_side: int) -> IndexMap:
     """Return the class of every pixel, for the whole photo at a short side of so many pixels."""
     height, width = resized(photo.image.size, short_side)
-    image = np.array(photo.image.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(next(network.parameters()).device)
+    pixels = to_tensor(photo.image.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = pixels[None].to(next(network.parameters()).device)
     step = tuple(new / old / network.stride for new, old in zip((height, width), photo.mask.shape, strict=True))
     return resampled_argmax(network(pixels)[0], photo.mask.shape, (step[0], step[1]))[1].astype(np.uint8)
 
@@ -73,27 +73,14 @@ def score_into(
     protocol: Mapping[str, Any],
     model: Mapping[str, Any],
 ) -> Result:
-    """Write a result file as `evaluate` does, or go on with one that was interrupted; a whole one of the same stays."""
+    """Return the result, from a file that is written or gone on with as `evaluate` does."""
     result = Result(dataset.benchmark, dataset.classes, protocol, model)
-    if out.exists():
-        if (held := Result.load(out)).identity() == result.identity(dataset.names):
-            return held
-        raise InputError(f"{out} holds another evaluation: choose another --out or delete it")
-    with PartialResult(out, result.identity(dataset.names)) as partial:
-        for name in partial.scores.keys() & set(dataset.names):
-            unchanged(dataset, partial.scores[name])
-        left = [name for name in dataset.names if name not in partial.scores]
-        with progress("evaluating", len(left)) as advance:
-            for photo in _scored(network, dataset, left, protocol["short_side"]):
-                partial.add(photo)
-                advance()
-        result = replace(result, photos=tuple(partial.scores[name] for name in dataset.names))
-        result.save(out)
-        partial.remove()
-    return result
+    count = partial(_scored, network, dataset, protocol["short_side"])
+    count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
+    return Result.load(out)
 
 
-def _scored(network: DenseClassifier, dataset: Dataset, names: list[str], short_side: int) -> Iterator[PhotoScores]:
+def _scored(network: DenseClassifier, dataset: Dataset, short_side: int, names: Sequence[str]) -> Iterator[PhotoScores]:
     for name in names:
         photo = dataset.read(name)
         yield score_prediction(photo, predict(network, photo, short_side), len(dataset.classes))
