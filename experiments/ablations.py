@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 
 import tyro
 from experiments.clustering import clustered, refined
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import mean_and_range, row
-from experiments.table4 import CONSOLE, SCENES, finish, plain_run
+from experiments.table4 import CONSOLE, SCENES, plain_run
 from experiments.trunk_variants import with_image
 
 from groupvit import api

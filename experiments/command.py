@@ -1,9 +1,15 @@
-"""What all scripts do with an error."""
+"""What scripts share: what they do with an error, and with a training that may be there already."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from groupvit.checkpoints import latest
 from groupvit.errors import InputError
+from groupvit.training.loop import train
+from groupvit.training.run import Run
+from groupvit.training.state import folder_of
 
 
 @contextmanager
@@ -17,3 +23,11 @@ def errors_in_one_line(*, resumes: bool = False) -> Iterator[None]:
         if not resumes:
             raise
         raise SystemExit("interrupted; the same command goes on from here") from None
+
+
+def finish(run: Run, data: Path, out: Path, seed: int = 0, **options: Any) -> None:
+    """Train, resume a training, or leave a complete one as it is; one that is stopped ends the script."""
+    if latest(out) == folder_of(out, run.schedule.steps):
+        return
+    if train(run, data, out, seed=seed, resume=latest(out) is not None, **options).step < run.schedule.steps:
+        raise KeyboardInterrupt

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 from experiments.colours import ColourTable, score_colour_clusters
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.record import commit, record_results
 from PIL import Image
 from rich.console import Console
@@ -26,7 +26,6 @@ from rich.progress import track
 from rich.table import Table
 
 from groupvit import checkpoints
-from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
 from groupvit.evaluation.emergence import Emergence, photos_to_watch
@@ -36,7 +35,6 @@ from groupvit.models import build_model
 from groupvit.segmentation import Segmenter, View, drawing
 from groupvit.segmentation.labels import parse_labels
 from groupvit.text.nouns import nouns_of_photo
-from groupvit.training.loop import train
 from groupvit.training.runs import get_run
 
 Row = dict[str, float]
@@ -81,10 +79,8 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     began = time.monotonic()
     watched, steps = photos_to_watch(str(data), run.data.held_out, run.data.train), run.schedule.steps
     draw = Emergence(run.model, *watched, out / "emergence.png", max(1, steps // 12), steps)
-    state = train(run, data, out, seed=seed, resume=latest(out) is not None, draw=draw)
-    if state.step < run.schedule.steps:
-        raise KeyboardInterrupt
-    CONSOLE.print(f"{name}, seed {seed}: {state.step} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
+    finish(run, data, out, seed, draw=draw)
+    CONSOLE.print(f"{name}, seed {seed}: {steps} steps, trained for {(time.monotonic() - began) / 60:.1f} min")
     scores = score(Segmenter(*checkpoints.load(out), precision="fp32"), photos, scenes.LABELS, VIEW)
     return {
         f"{name}, untrained": row(untrained.named),

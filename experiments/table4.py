@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 from experiments.clustering import CLUSTERINGS, Clustering, clustered
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.predictions import evaluate_predictions
 from experiments.record import commit, record_results
 from experiments.scenes import mean_and_range
@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groupvit import api
-from groupvit.checkpoints import latest, native
+from groupvit.checkpoints import native
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.evaluation import pictures
@@ -44,11 +44,9 @@ from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol
 from groupvit.evaluation.results import Result, compare
 from groupvit.models import Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
-from groupvit.training.loop import train
 from groupvit.training.objective import Captions, Nouns, terms_of
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
-from groupvit.training.state import folder_of
 
 CONSOLE = Console(stderr=True)
 SCENES = replace(PAPER_2022, name="scenes", view=replace(PAPER_2022.view, short_side=80), thresholds={})
@@ -101,12 +99,6 @@ def train_plain(folder: Path, seed: int) -> dict[str, Path]:
         run = plain_run(get_run("scenes"), nouns=bool(nouns))
         finish(run, folder / f"data-v{scenes.VERSION}", path, seed)
     return paths
-
-
-def finish(run: Run, data: Path, out: Path, seed: int = 0) -> None:
-    """Train, resume a training, or leave a complete one as it is."""
-    if latest(out) != folder_of(out, run.schedule.steps):
-        train(run, data, out, seed=seed, resume=latest(out) is not None)
 
 
 def without_groups(source: str, out: Path) -> dict[str, Path]:

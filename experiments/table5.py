@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.photos import CONSOLE, choose, open_from
 from experiments.record import RESULTS, commit, print_rows, record_table
 
 from groupvit import api
-from groupvit.checkpoints import latest, native
+from groupvit.checkpoints import native
 from groupvit.cli.transfer import load_encoder
 from groupvit.evaluation.benchmark import describe_weights, evaluate
 from groupvit.evaluation.datasets import Dataset
@@ -27,7 +27,6 @@ from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.transfer import open_training, score_into, share_of
 from groupvit.models import build_model
 from groupvit.models.dense import DenseClassifier
-from groupvit.training.loop import train
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
 from groupvit.training.transfer import SHORT_SIDE, Transfer, finetune
@@ -62,9 +61,7 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
         (folder / "steps").write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
     steps = int((folder / "steps").read_text())
     run = vary(get_run(source), steps=steps, warmup=steps // 10)
-    last = latest(folder)
-    if not last or last.name != f"step-{steps:08d}":
-        train(run, captions, folder, seed=seed, resume=bool(last))
+    finish(run, captions, folder, seed)
     return str(folder)
 
 
@@ -77,7 +74,7 @@ def steps_within(run: Run, captions: Path, folder: Path, minutes: float, seed: i
         return {}
 
     trial = vary(run, steps=10, warmup=2, evaluate_every=5, save_every=100)
-    train(trial, captions, folder, seed=seed, resume=bool(latest(folder)), evaluate=note)
+    finish(trial, captions, folder, seed, evaluate=note)
     each = (times[-1] - times[-2]) / 5 if len(times) > 2 else _SECONDS_A_STEP
     return max(20, int(60 * minutes / each))
 

@@ -8,7 +8,7 @@ is trained or scored already is not done again.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.photos import CONSOLE, choose, open_from, retrieved
 from experiments.record import commit, print_rows, record_table
 
 from groupvit import api
-from groupvit.checkpoints import latest
 from groupvit.data.index import CaptionedPhotos
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
@@ -30,7 +29,6 @@ from groupvit.models import Stage
 from groupvit.models.grouping import SeededGrouping
 from groupvit.models.stems import TrunkFeatures, TrunkStem
 from groupvit.segmentation import Segmenter
-from groupvit.training.loop import train
 from groupvit.training.objective import Teacher
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
@@ -76,13 +74,8 @@ def trained(name: str, run: Run, captions: Path, out: Path, seed: int) -> Segmen
     """Return the variant's model, trained if it is not there yet."""
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     run = TRAINED[name](run)
-    if not (last := latest(folder)) or last.name != f"step-{run.schedule.steps:08d}":
-        cache = out / f"cache-{run.model.image.stem}-{seed}"
-        if name == "tags as captions":
-            with tags_as_captions():
-                train(run, captions, folder, seed=seed, resume=bool(last), cache=cache)
-        else:
-            train(run, captions, folder, seed=seed, resume=bool(last), cache=cache)
+    with tags_as_captions() if name == "tags as captions" else nullcontext():
+        finish(run, captions, folder, seed, cache=out / f"cache-{run.model.image.stem}-{seed}")
     return api.load(folder)
 
 
