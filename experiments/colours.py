@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from groupvit.evaluation.datasets import MaskedPhoto
-from groupvit.evaluation.metrics import IndexMap, confusion_matrix, oracle_names
+from groupvit.evaluation.metrics import IndexMap, contingency, oracle_matrix
 
 _BITS = 4  # of a colour channel: 4,096 colours
 
@@ -51,10 +51,5 @@ def score_colour_clusters(
     photos: Iterable[MaskedPhoto], count: int, classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Return the confusion matrix of k-means clusters that are called by the best true class each."""
-    return sum(
-        (
-            confusion_matrix(p.mask, oracle_names(colour_clusters(p.image, count), p.mask, classes), classes)
-            for p in photos
-        ),
-        np.zeros((classes, classes), dtype=np.int64),
-    )
+    tables = (contingency(colour_clusters(photo.image, count), photo.mask, classes) for photo in photos)
+    return sum(map(oracle_matrix, tables), np.zeros((classes, classes), dtype=np.int64))

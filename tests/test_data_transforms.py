@@ -151,8 +151,6 @@ def test_the_short_side_gets_the_size_and_the_aspect_ratio_stays(width, height, 
 def test_a_center_crop_is_the_center():
     crop = center_crop(gradient(60, 40), 20)
     assert crop.tobytes() == gradient(60, 40).crop((20, 10, 40, 30)).tobytes()
-    with pytest.raises(ValueError, match="60 x 40"):
-        center_crop(gradient(60, 40), 41)
 
 
 def test_to_tensor_keeps_every_value():

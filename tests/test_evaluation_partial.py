@@ -74,7 +74,7 @@ def test_a_full_disk_is_one_line(tmp_path):
             parts._file = Full()
             parts.add(scored(0))
 
-    with pytest.raises(InputError, match=r"part-0 .No space left"):
+    with pytest.raises(InputError, match=r"part-0: No space left.*; the same command goes on"):
         add()
 
 

@@ -11,7 +11,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation import benchmark
 from groupvit.evaluation.benchmark import describe, evaluate, score_photos
 from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
-from groupvit.evaluation.metrics import confusion_matrix, mean_iou, oracle_names
+from groupvit.evaluation.metrics import confusion_matrix, mean_iou
 from groupvit.evaluation.naming import patch_shares, segments_of
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
 from groupvit.evaluation.results import PhotoScores, Result
@@ -20,6 +20,7 @@ from groupvit.evaluation.thresholds import THRESHOLDS, settle
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
 from layouts import LAYOUTS, REAL, only
+from test_evaluation_metrics import oracle_names
 
 LABELS = ("red", "green=green,lime", "blue")
 

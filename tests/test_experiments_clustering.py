@@ -8,9 +8,9 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from groupvit.errors import InputError
-from groupvit.evaluation.metrics import oracle_names
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, with_stages
 from groupvit.segmentation import Segmenter
+from test_evaluation_metrics import oracle_names
 
 LABELS = ("red", "green", "blue")
 PLAIN = ModelConfig(

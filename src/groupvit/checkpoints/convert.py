@@ -87,8 +87,8 @@ def pixels(photo: Path | None) -> Float[Tensor, "1 3 224 224"]:
 
 def download(url: str) -> bytes:
     """Return the file at an address."""
-    try:
-        with urlopen(url, timeout=30) as response:
-            return response.read()
-    except OSError as error:
-        raise InputError(f"{url} cannot be downloaded ({error}): give the file with --photo") from error
+    with (
+        input_error(f"{url} cannot be downloaded", OSError, advice="give the file with --photo"),
+        urlopen(url, timeout=30) as response,
+    ):
+        return response.read()

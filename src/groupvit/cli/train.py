@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from groupvit.evaluation.emergence import Emergence
     from groupvit.training.run import Run
 
 
@@ -60,6 +59,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
 
     from groupvit import api
     from groupvit.checkpoints import latest
+    from groupvit.evaluation.emergence import Emergence, photos_to_watch
     from groupvit.evaluation.training import evaluation_of
     from groupvit.training.distributed import connected, restarted
     from groupvit.training.loop import train as train_run
@@ -67,7 +67,10 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     run = _run(options)
     _check(options, run)
     out = options.out or Path("runs") / options.run
-    draw = _emergence(options, run, out)
+    draw = None
+    if options.pictures is not None:
+        watched = photos_to_watch(options.data, run.data.held_out, run.data.train)
+        draw = Emergence(run.model, *watched, out / "emergence.png", options.pictures, run.schedule.steps)
     with connected(60 * options.patience) as (world, device):
         # torchrun starts all processes again when one has died: they go on from the last checkpoint.
         again = restarted(out, world) and latest(out) is not None
@@ -95,15 +98,6 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         print(f"{latest(out)}: {state.step} of {run.schedule.steps} steps")
         if state.step < run.schedule.steps:
             print("continue with:", _continue(options, out, several=world.size > 1))
-
-
-def _emergence(options: Options, run: "Run", out: Path) -> "Emergence | None":
-    from groupvit.evaluation.emergence import Emergence, photos_to_watch
-
-    if options.pictures is None:
-        return None
-    watched = photos_to_watch(options.data, run.data.held_out, run.data.train)
-    return Emergence(run.model, *watched, out / "emergence.png", options.pictures, run.schedule.steps)
 
 
 def _run(options: Options) -> "Run":

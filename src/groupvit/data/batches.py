@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -159,8 +160,7 @@ class Batches(Dataset[Batch]):
         except InputError as error:
             raise _Undecodable(str(error)) from None
         if self.augmentation == "randaugment":
-            pixels = erase(np.asarray(rand_augment(image, generator)), generator)
-            return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+            image = Image.fromarray(erase(np.asarray(rand_augment(image, generator)), generator))
         return to_tensor(image)
 
 

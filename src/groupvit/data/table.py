@@ -9,15 +9,13 @@ from typing import Any, get_args
 
 from groupvit.data.shards import Row
 from groupvit.data.tar import BLOCK
-from groupvit.errors import InputError
+from groupvit.errors import input_error
 from groupvit.text.nouns import Style, nouns, nouns_of_photo, nouns_of_tags, with_person
 
 
 def arrow() -> Any:
-    try:
+    with input_error("indexes need the package pyarrow: pip install pyarrow", ImportError):
         return importlib.import_module("pyarrow")
-    except ImportError:
-        raise InputError("indexes need the package pyarrow: pip install pyarrow") from None
 
 
 def open_table(path: Path) -> Any:

@@ -26,12 +26,8 @@ def read_text(path: Path) -> str:
 def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
     """Return a folder's labels, the index of each colour (65536 r + 256 g + b), and the file that lists them."""
     colours = _read_colours(root / "labelmap.txt") if (root / "labelmap.txt").is_file() else {}
-    listing = root / "classes.txt"
-    if listing.is_file() or not colours:
-        labels = parse_lines(listing, read_classes(listing))
-    else:
-        listing = root / "labelmap.txt"
-        labels = parse_lines(listing, list(colours))
+    listing = root / ("labelmap.txt" if colours and not (root / "classes.txt").is_file() else "classes.txt")
+    labels = parse_lines(listing, list(colours) if listing.name == "labelmap.txt" else read_classes(listing))
     order = {label.partition("=")[0].lower(): index for index, label in enumerate(labels)}
     indices = {colour: order.get(clean(name).lower()) for name, colour in colours.items()}
     return labels, {colour: index for colour, index in indices.items() if index is not None}, listing.name

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
 from groupvit.evaluation.folders import photos_in
+from groupvit.evaluation.retrieval import recall_at_k
 from groupvit.photos import load_rgb
 from groupvit.segmentation.labels import clean
 from groupvit.segmentation.segmenter import Segmenter
@@ -100,16 +101,10 @@ def similarities(
     return torch.cat(rows)
 
 
-def top_k(similarity: Float[Tensor, "photos names"], targets: Int[Tensor, " photos"], k: int) -> float:
-    """Return the percentage of photos whose class is among the `k` best."""
-    best = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
-    return 100 * (best == targets[:, None]).any(dim=1).double().mean().item()
-
-
 def classify(
     segmenter: Segmenter, folder: ClassFolder, templates: Sequence[str] = IMAGENET_TEMPLATES_7
 ) -> dict[str, float]:
     """Return top-1 and top-5 accuracy in percent; the published models used seven of CLIP's eighty templates."""
     similarity = similarities(segmenter, folder, folder.names, templates)
-    targets = torch.tensor(folder.targets)
-    return {f"top{k}": top_k(similarity, targets, k) for k in (1, 5)}
+    targets = torch.tensor(folder.targets)[:, None]
+    return {f"top{k}": recall_at_k(similarity, targets, k) for k in (1, 5)}

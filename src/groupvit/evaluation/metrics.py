@@ -151,11 +151,6 @@ def oracle_matrix(table: Int[np.ndarray, "groups classes"]) -> Matrix:
     return table.T @ names
 
 
-def oracle_names(groups: IndexMap, truth: IndexMap, classes: int) -> IndexMap:
-    """Name each group by the class of most of its pixels: the score of perfect naming."""
-    return contingency(groups, truth, classes).argmax(axis=1).astype(np.uint8)[groups]
-
-
 def resampled_means(areas: Areas, seed: int = 0, resamples: int = 1000) -> Float[np.ndarray, " resamples"]:
     """Return mean IoUs of photos drawn with replacement, all over the classes of the whole set.
 

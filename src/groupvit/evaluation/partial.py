@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.results import MALFORMED, PhotoScores
 
 
@@ -25,14 +25,12 @@ class PartialResult:
         self._read: dict[Path, int] = {}
         self.refresh()
         path = out.with_name(f"{out.name}.part-{rank}")
-        try:
+        with input_error(f"cannot write {path}", OSError, advice="choose another --out"):
             out.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
             self._file.truncate(self._read.get(path, 0))
             if path not in self._read:
                 self._append({"evaluation": self.identity})
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror}): choose another --out") from error
 
     def refresh(self) -> None:
         """Read what other processes, or earlier ones, have added."""
@@ -48,10 +46,8 @@ class PartialResult:
                 self._read[path] = self._read.get(path, 0) + len(whole) + 1
 
     def _check(self, path: Path, line: bytes) -> None:
-        try:
+        with input_error(f"{path} is no part of an evaluation", *MALFORMED, advice="delete it or choose another --out"):
             identity = dict(json.loads(line)["evaluation"])
-        except MALFORMED as error:
-            raise InputError(f"{path} is no part of an evaluation: delete it or choose another --out") from error
         if differing := list(_differing(self.identity, identity)):
             raise InputError(
                 f"{path} is of an evaluation with another {' and '.join(differing)}: delete it or choose another --out"
@@ -59,18 +55,14 @@ class PartialResult:
 
     @staticmethod
     def _photo(path: Path, line: bytes) -> PhotoScores:
-        try:
+        with input_error(f"{path} is damaged", *MALFORMED, advice="delete it, its photos are evaluated again"):
             return PhotoScores.from_dict(json.loads(line))
-        except MALFORMED as error:
-            raise InputError(f"{path} is damaged: delete it, its photos are evaluated again") from error
 
     def add(self, photo: PhotoScores) -> None:
         """Keep a photo's counts, on disk before anything else happens."""
         self.scores[photo.name] = photo
-        try:
+        with input_error(f"cannot write {self._file.name}", OSError, advice="the same command goes on"):
             self._append(photo.to_dict())
-        except OSError as error:
-            raise InputError(f"cannot write {self._file.name} ({error.strerror}): the same command goes on") from error
 
     def _append(self, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")

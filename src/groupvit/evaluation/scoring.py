@@ -15,7 +15,6 @@ from groupvit.evaluation.metrics import (
     confusion_matrix,
     contingency,
     oracle_matrix,
-    oracle_names,
     sparse,
 )
 from groupvit.evaluation.naming import class_indices
@@ -46,8 +45,7 @@ def score(
         for photo, result in zip(chunk, results, strict=True):
             named += confusion_matrix(photo.mask, class_indices(result, classes)[result.label_map], len(labels))
             if result.groups:
-                names = oracle_names(result.groups[-1], photo.mask, len(labels))
-                oracle += confusion_matrix(photo.mask, names, len(labels))
+                oracle += oracle_matrix(contingency(result.groups[-1], photo.mask, len(labels)))
     return Scores(named, oracle)
 
 

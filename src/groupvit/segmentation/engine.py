@@ -63,7 +63,7 @@ class _Whole:
 
     def __init__(self, encoder: ImageEncoder, engine: Engine):
         self.patch_size = encoder.patch_size
-        self.network = _ENGINES[engine](_Outputs(encoder))
+        self.network = _ENGINES[engine](_Plain(encoder, _of_encoder))
 
     def __call__(self, images: Images) -> ImageFeatures:
         pooled, segments, *stages = self.network(images)
@@ -73,42 +73,33 @@ class _Whole:
         return ImageFeatures(pooled, segments, ungrouped, assignments, (height, width))
 
 
-class _Outputs(nn.Module):
-    """An encoder's features as plain tensors."""
-
-    def __init__(self, encoder: ImageEncoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Images) -> list[Tensor]:
-        made = self.encoder(images)
-        stages = zip(made.ungrouped, made.assignments, strict=True)
-        each = [(given.segments, given.group_tokens, joins.soft) for given, joins in stages]
-        return [made.pooled, made.segments, *(tensor for stage in each for tensor in stage)]
-
-
 class _Stem(TrunkStem):
     """A trunk in another engine."""
 
     def __init__(self, stem: TrunkStem, engine: Engine):
         nn.Module.__init__(self)
         self.trunk = stem.trunk
-        self.network = _ENGINES[engine](_Maps(stem))
+        self.network = _ENGINES[engine](_Plain(stem, lambda made: [made.patches, made.local, made.last]))
 
     def forward(self, images: Images, early: Any = ()) -> TrunkFeatures:
         return TrunkFeatures(*self.network(images))
 
 
-class _Maps(nn.Module):
-    """A trunk's features as plain tensors."""
+class _Plain(nn.Module):
+    """A module's features as plain tensors."""
 
-    def __init__(self, stem: TrunkStem):
+    def __init__(self, module: nn.Module, tensors_of: Callable[[Any], list[Tensor]]):
         super().__init__()
-        self.stem = stem
+        self.module, self.tensors_of = module, tensors_of
 
     def forward(self, images: Images) -> list[Tensor]:
-        made = self.stem(images)
-        return [made.patches, made.local, made.last]
+        return self.tensors_of(self.module(images))
+
+
+def _of_encoder(made: ImageFeatures) -> list[Tensor]:
+    stages = zip(made.ungrouped, made.assignments, strict=True)
+    each = [(given.segments, given.group_tokens, joins.soft) for given, joins in stages]
+    return [made.pooled, made.segments, *(tensor for stage in each for tensor in stage)]
 
 
 class _Graph:

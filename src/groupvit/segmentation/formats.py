@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, UInt, UInt8
 from PIL import Image
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.segmentation.labels import BACKGROUND
 
 Inside = Bool[np.ndarray, "height width"]
@@ -219,7 +219,5 @@ def _around(piece: Inside) -> Outline:
 
 
 def _import(module: str, package: str) -> Any:
-    try:
+    with input_error(f"this format needs {package}: pip install {package}", ImportError):
         return import_module(module)
-    except ImportError as error:
-        raise InputError(f"this format needs {package}: pip install {package}") from error

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from groupvit.errors import InputError
+from groupvit.errors import input_error
 from groupvit.text.templates import IMAGENET_TEMPLATES_80
 from groupvit.text.tokenizer import repaired
 
@@ -75,10 +75,8 @@ _HTML = re.compile(
 
 @functools.cache
 def _textblob() -> Any:
-    try:
+    with input_error("nouns need the package textblob: pip install textblob", ImportError):
         textblob = importlib.import_module("textblob.en")
-    except ImportError:
-        raise InputError("nouns need the package textblob: pip install textblob") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files of its lexicon open
         textblob.tag("a man")

@@ -147,14 +147,6 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _next(batches: Iterator[Batch], progress: Progress) -> Batch | InputError:
-    try:
-        with progress.waiting():
-            return next(batches)
-    except InputError as error:
-        return error
-
-
 def _loop(
     state: TrainingState,
     learner: Learner,
@@ -176,7 +168,11 @@ def _loop(
         _drawn(state, draw, progress, out, keep)
     with stop_requests() as stop:
         while state.step < schedule.steps:
-            batch = _next(batches, progress)
+            try:
+                with progress.waiting():
+                    batch = next(batches)
+            except InputError as error:
+                batch = error
             wish = world.largest(_FAILED if isinstance(batch, InputError) else _STOP if stop else _GO, device)
             if wish == _STOP:
                 break

@@ -85,29 +85,8 @@ def finetune(
     encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
     groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
     optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
-    with locked(out):
-        done = _restore(out / STATE, network, optimizer, transfer, resume=resume)
-        progress = Progress(out / "metrics.jsonl", done, transfer.steps, transfer.batch_size, Alarm(0, 0.0))
-        with closing(progress), stop_requests() as stop:
-            done = _loop(network, optimizer, photos, out, transfer, done, progress, stop, device)
-        draw_curves(out / "metrics.jsonl", out / "curves.png")
-    network.eval()
-    return done
-
-
-def _loop(
-    network: DenseClassifier,
-    optimizer: torch.optim.Optimizer,
-    photos: Masked,
-    out: Path,
-    transfer: Transfer,
-    done: int,
-    progress: Progress,
-    stop: list[int],
-    device: torch.device,
-) -> int:
     schedule = Schedule(transfer.steps, warmup=transfer.steps // 20, lr=transfer.lr, lr_end=0.0)
-    bfloat16, saved = bfloat16_is_faster(device), done
+    bfloat16, keys = bfloat16_is_faster(device), torch.empty(0, dtype=torch.int64)
 
     def gradient(batch: _Batch, _: Any) -> Terms:
         images, masks = (each.to(device) for each in batch)
@@ -117,23 +96,27 @@ def _loop(
         loss.backward()
         return {"pixels": loss}
 
-    keys = torch.empty(0, dtype=torch.int64)
-    try:
-        with closing(_batches(photos, transfer, done)) as batches:
-            while done < transfer.steps and not stop:
-                with progress.waiting():
-                    batch = next(batches)
-                set_rate(optimizer, rate := schedule.rate(done))
-                terms, norm = step(network, gradient, optimizer, batch, keys)
-                done += 1
-                progress.step(done, rate, {**terms, "grad_norm": norm})
-                if progress.skips_on_end == SKIPS:
-                    raise InputError(f"no finite gradient in {SKIPS} steps up to {done - 1}: take a lower --lr")
-                if done % _SAVE_EVERY == 0 or done == transfer.steps:
-                    _save(out / STATE, network, optimizer, transfer, saved := done)
-    finally:
-        if saved < done and progress.skips_on_end < SKIPS:
-            _save(out / STATE, network, optimizer, transfer, done)
+    with locked(out):
+        done = saved = _restore(out / STATE, network, optimizer, transfer, resume=resume)
+        progress = Progress(out / "metrics.jsonl", done, transfer.steps, transfer.batch_size, Alarm(0, 0.0))
+        with closing(progress), stop_requests() as stop, closing(_batches(photos, transfer, done)) as batches:
+            try:
+                while done < transfer.steps and not stop:
+                    with progress.waiting():
+                        batch = next(batches)
+                    set_rate(optimizer, rate := schedule.rate(done))
+                    terms, norm = step(network, gradient, optimizer, batch, keys)
+                    done += 1
+                    progress.step(done, rate, {**terms, "grad_norm": norm})
+                    if progress.skips_on_end == SKIPS:
+                        raise InputError(f"no finite gradient in {SKIPS} steps up to {done - 1}: take a lower --lr")
+                    if done % _SAVE_EVERY == 0 or done == transfer.steps:
+                        _save(out / STATE, network, optimizer, transfer, saved := done)
+            finally:
+                if saved < done and progress.skips_on_end < SKIPS:
+                    _save(out / STATE, network, optimizer, transfer, done)
+        draw_curves(out / "metrics.jsonl", out / "curves.png")
+    network.eval()
     return done
 
 
