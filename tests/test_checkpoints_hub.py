@@ -15,6 +15,7 @@ from groupvit.errors import InputError
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "a" * 40: "a" * 40, "b" * 40: "b" * 40}
 ALL = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "README.md": b"words"}
+ALL |= {"preprocessor_config.json": b"{}", "tokenizer.json": b"{}"}
 REPOSITORIES = {"owner/model": ALL, "owner/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"}}
 
 
@@ -107,10 +108,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[A
 
 
 Answers = tuple[list[Any], list[Any]]
-SAFE = ["config.json", "model.safetensors"]
+SAFE = ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 
-def test_configuration_and_safetensors_are_downloaded_and_nothing_else(answers: Answers) -> None:
+def test_configuration_statistics_and_safetensors_are_downloaded_and_nothing_else(answers: Answers) -> None:
     assert answers[0][0] == [COMMITS["main"], SAFE]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from groupvit import checkpoints
 from groupvit.checkpoints import LAYOUTS, native
 from groupvit.errors import InputError
 from groupvit.models import (
@@ -341,6 +342,22 @@ def test_other_layouts_refuse_a_model_with_a_trunk(layout: str, stages: tuple[St
         LAYOUTS[layout].save(tmp_path / "a", build_model(config), config)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_weights_in_a_model_s_folder_are_not_taken_for_the_model_s(tmp_path: Path) -> None:
+    native.save(tmp_path, build_model(SMALL), SMALL)
+    (tmp_path / "ema.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    assert checkpoints.load(tmp_path / "model.safetensors")[1] == SMALL
+    with pytest.raises(InputError, match=r"ema.safetensors is no checkpoint"):
+        checkpoints.load(tmp_path / "ema.safetensors")
+
+
+@pytest.mark.parametrize(("part", "heads"), [("image", 3), ("image", 0), ("text", 5)])
+def test_heads_that_do_not_divide_the_channels_are_one_line(part: str, heads: int, tmp_path: Path) -> None:
+    native.save(tmp_path, build_model(SMALL), SMALL)
+    rewrite(tmp_path, model=replace(SMALL, **{part: replace(getattr(SMALL, part), heads=heads)}).to_dict())
+    with pytest.raises(InputError, match=rf"32 channels cannot be divided among {heads} heads"):
+        native.load(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["release", "transformers"])

@@ -1,6 +1,7 @@
 """The layouts in which DeiT, DINO and MoCo v3 are published, made from networks of `transformers` at random weights."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ def test_a_published_layout_gives_the_features_of_the_network_in_it(layout: str,
     assert gap(path, model) < (1e-5 if layout != "half precision" else 1e-2)
     config = read_vit_config(path)
     assert (config.heads, config.depth, config.image_size, config.mean) == (3, 2, 32, IMAGENET_MEAN)
+
+
+def test_timms_statistics_lie_beside_its_file(tmp_path: Path) -> None:
+    path, beside = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_file(in_timms_names(network(3)), path)
+    for told, mean in (({}, IMAGENET_MEAN), ({"pretrained_cfg": {"mean": [0.5] * 3, "std": [1] * 3}}, (0.5,) * 3)):
+        beside.write_text(json.dumps(told))
+        assert read_vit_config(path).mean == mean
+    for wrong in ("[0.5]", "[1, 1, 0]", '"grey"', "null"):
+        beside.write_text(f'{{"pretrained_cfg": {{"mean": [0.5, 0.5, 0.5], "std": {wrong}}}}}')
+        with pytest.raises(InputError, match=r"config.json: mean and std are not three numbers each, std above 0"):
+            read_vit_config(path)
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(384, 6), (1024, 16), (1280, 16), (1408, 16)])
+def test_the_largest_vits_have_wider_heads(dim: int, heads: int, tmp_path: Path) -> None:
+    torch.save(in_timms_names(network(heads, dim=dim)), tmp_path / "weights.pth")
+    assert read_vit_config(tmp_path / "weights.pth").heads == heads
 
 
 @pytest.mark.parametrize("layout", MOCO)

@@ -137,6 +137,13 @@ def test_one_photo_has_no_interval(evaluate, tmp_path):
     assert "+0.00 (95 % -)" in out
 
 
+def test_one_photo_is_too_few_to_find_a_threshold(evaluate, tmp_path, pets):
+    code, _, err = evaluate("pets", "--root", pets, "--limit", 1)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "takes two photos" in err
+    assert not list(tmp_path.glob("*.part-*"))
+
+
 @pytest.mark.parametrize(("option", "said"), [("--pictures", "cannot be a folder"), ("--compare", "is no result")])
 def test_a_wrong_place_is_found_before_anything_is_evaluated(option, said, evaluate, tmp_path, pets):
     (tmp_path / "file").touch()
@@ -279,6 +286,15 @@ def test_whole_photos_are_classified(evaluate, tmp_path):
     assert list(found["metrics"]) == [f"top{k}, {count} templates" for count in (7, 80) for k in (1, 5)]
     assert found["metrics"]["top5, 7 templates"] == 100
     assert "top5, 7 templates: 100.00 %" in out
+    assert evaluate("classification", "--root", tmp_path / "classes")[0] == 0
+    for precious in (tmp_path / "model/config.json", tmp_path / "classification.json"):
+        found["model"]["sha256"] = "of another model"
+        (tmp_path / "classification.json").write_text(json.dumps(found))
+        before = precious.read_bytes()
+        code, _, err = evaluate("classification", "--root", tmp_path / "classes", "--out", precious)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "is no classification of this model" in err
+        assert precious.read_bytes() == before
 
 
 def test_photos_and_captions_are_retrieved(evaluate, tmp_path):

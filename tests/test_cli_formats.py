@@ -103,6 +103,15 @@ def listing(root: Path, categories: list[str], **image: object) -> Path:
     return path
 
 
+def test_an_own_result_is_no_list_of_instances(tmp_path: Path) -> None:
+    root = listing(tmp_path, ["dog", "sky"]).parents[1]
+    (root / "folder.calibrated-native.json").write_text('{\n "format": 3,\n "benchmark": "folder"\n}')
+    assert MaskFolder.open(root).labels
+    (root / "other.json").write_text("{}")
+    with pytest.raises(InputError, match=r"several .json files"):
+        MaskFolder.open(root)
+
+
 def test_a_list_in_annotations_may_name_the_background_and_classes_txt_the_words(tmp_path: Path) -> None:
     listing(tmp_path, ["background", "cat", "Dog"])
     assert MaskFolder.open(tmp_path).labels == ("background", "cat", "Dog")

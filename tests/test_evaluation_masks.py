@@ -74,6 +74,35 @@ def test_few_bits_are_not_stretched(depth, most, tmp_path):
     assert np.array_equal(read_values(tmp_path / "a.png"), values)
 
 
+@pytest.mark.parametrize("depth", [2, 4])
+def test_nor_are_those_of_a_tiff_and_white_is_not_zero(depth, tmp_path):
+    import struct
+
+    values = VALUES.clip(max=3)
+    ones = np.unpackbits(values[:, :, None], axis=2)[:, :, -depth:].reshape(len(values), -1)
+    rows = b"".join(bytes(np.packbits(row)) for row in ones)
+    for photometric in (1, 0):
+        tags = {
+            256: 4,
+            257: 3,
+            258: depth,
+            259: 1,
+            262: photometric,
+            273: 8 + 2 + 10 * 12 + 4,
+            277: 1,
+            278: 3,
+            279: len(rows),
+        }
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
+        (tmp_path / "a.tif").write_bytes(data.ljust(tags[273], b"\0") + rows)
+        if photometric:
+            assert np.array_equal(read_values(tmp_path / "a.tif"), values)
+        else:
+            with pytest.raises(InputError, match=r"a.tif has 2 or 4 bits, with 0 for white"):
+                read_values(tmp_path / "a.tif")
+
+
 def test_colours_are_those_that_are_given(tmp_path):
     Image.fromarray(voc()).save(tmp_path / "a.png")
     given = {red << 16 | green << 8 | blue: 100 - value % 100 for value, (red, green, blue) in VOC.items()}

@@ -261,6 +261,9 @@ def test_data_without_labelled_pixels_have_no_numbers():
 def test_the_same_tensors_in_another_configuration_are_another_model():
     ours, theirs = (result(0.4, model={"sha256": "a", "config": {"heads": heads}}) for heads in (2, 4))
     assert ours.identity() != theirs.identity()
+    ours, theirs = (result(0.4, model={"sha256": "a", "engine": engine}) for engine in ("torch", "openvino"))
+    assert ours.identity() != theirs.identity()
+    assert ours.identity() == result(0.4, model={"sha256": "a"}).identity()  # before there were engines
 
 
 def test_errors_are_told_apart_where_there_is_a_background():

@@ -232,6 +232,16 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
     assert all(photo.pending is None for photo in result.photos)
 
 
+def test_a_large_photo_s_counts_may_wait_for_the_threshold(tmp_path, segmenter, monkeypatch):
+    LAYOUTS["pets"](tmp_path)
+    dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]
+    scores = list(score_photos(segmenter, dataset, protocol, dataset.names))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    monkeypatch.setattr("groupvit.evaluation.thresholds.unchanged", lambda _, photo: pytest.fail("read again"))
+    with pytest.raises(pytest.fail.Exception):  # what follows the maps
+        settle(scores, dataset, protocol)
+
+
 def test_a_photo_that_changed_before_the_threshold_was_known_is_refused(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
     dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]

@@ -181,6 +181,10 @@ def test_a_photo_that_is_evaluated_is_not_trained_on(tmp_path: Path) -> None:
             open_training(dataset, str(tmp_path / same))
     for i in range(4):
         layouts.save_mask(tmp_path / f"b/masks/{i}.png", np.zeros(layouts.SIZES[i][::-1], np.uint8))
+    with pytest.raises(InputError, match=r"0 is among the photos to train on"):
+        open_training(dataset, str(tmp_path / "b"))
+    for file in (tmp_path / "b/images").iterdir():
+        Image.new("RGB", layouts.SIZES[int(file.stem)], "red").save(file)
     assert len(open_training(dataset, str(tmp_path / "b"))) == 4
     layouts.save_lines(tmp_path / "b/classes.txt", ["cat", "dog", "horse"])
     with pytest.raises(InputError, match="has other classes"):

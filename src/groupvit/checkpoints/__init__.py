@@ -1,6 +1,7 @@
 """Where weights come from: native folders, the authors' `.pth`, `transformers` folders, the model hub."""
 
 import os
+import re
 from pathlib import Path
 
 from groupvit.checkpoints import native, release, transformers
@@ -29,8 +30,8 @@ def latest(training: Path) -> Path | None:
 def load(path: Path) -> Checkpoint:
     """Load a checkpoint of any layout, told by its content, in evaluation mode; of a training's folder the newest."""
     parts = (native.CONFIG, transformers.PICKLE)
-    whole = path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in parts
-    if whole and path.is_file():
+    weights = rf"{re.escape(native.WEIGHTS)}(\.index\.json)?|model-\d+-of-\d+\.safetensors"
+    if (path.name in parts or re.fullmatch(weights, path.name)) and path.is_file():
         refuse_pointer(path)
         path = path.parent
     path = latest(path) or path

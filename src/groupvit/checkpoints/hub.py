@@ -5,6 +5,7 @@ from pathlib import Path
 
 from groupvit.checkpoints.native import CONFIG, WEIGHTS
 from groupvit.checkpoints.transformers import PICKLE
+from groupvit.checkpoints.trunks import PROCESSOR
 from groupvit.errors import InputError
 
 
@@ -14,7 +15,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
-    """Download a repository's `config.json` and `model.safetensors`, nothing else, and return their folder.
+    """Download a repository's configuration, image statistics and `model.safetensors`, and return their folder.
 
     `revision` (or `owner/name@revision`) pins a branch, tag or commit. Without a connection the cache is used.
     `allow_pickle` also takes `pytorch_model.bin`; no code in it runs.
@@ -27,7 +28,8 @@ def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = 
     patterns = [CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"]
     patterns += [PICKLE] if allow_pickle else []
     try:
-        folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=patterns))
+        wanted = [*patterns, PROCESSOR]
+        folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=wanted))
     except Exception as error:  # the library's own errors and those of the HTTP client it happens to use
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{repo_id} cannot be downloaded from the hub and is not in its cache: {why}") from error

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from groupvit.checkpoints.names import Table, table
-from groupvit.checkpoints.native import StateDict, read_safetensors
+from groupvit.checkpoints.native import CONFIG, StateDict, read_json, read_safetensors
 from groupvit.checkpoints.release import as_state, read_pickle
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.models.config import ViTConfig
 
@@ -22,6 +22,7 @@ TABLE: Table = table("""
 # The network that each method's own evaluation takes: of DINO's two the teacher, of MoCo's two the one with gradients.
 _NETWORKS = ("teacher", "student")
 _ENCODERS = ("base_encoder.", "momentum_encoder.", "backbone.")
+_LARGEST = {1280: 16, 1408: 16, 1664: 16}  # heads by channels: ViT-H, -g and -G
 _HEADS = ("head.", "head_dist.", "pre_logits.")  # what only pre-training or classification needs
 
 
@@ -38,7 +39,7 @@ def read_state(path: Path) -> StateDict:
 
 
 def read_config(state: StateDict, source: Path) -> ViTConfig:
-    """Read the sizes off the tensors; all of these networks have norms of eps 1e-6 and see ImageNet's statistics."""
+    """Read the sizes off the tensors; all of these networks have norms of eps 1e-6."""
     shapes = {name: (*tensor.shape,) for name, tensor in state.items()}
     match [shapes.get(n) for n in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "cls_token")]:
         case [(1, positions, dim), (width, 3, patch, _), (hidden, _), (1, 1, _)] if dim == width > 0 < patch:
@@ -51,6 +52,7 @@ def read_config(state: StateDict, source: Path) -> ViTConfig:
     side = math.isqrt(max(positions - tokens, 0))
     if side**2 != positions - tokens or not side:
         raise InputError(f"{source}: tensor pos_embed has {positions} places, which are not {tokens} and a square")
+    mean, std = _statistics(source)
     return ViTConfig(
         image_size=side * patch,
         patch_size=patch,
@@ -59,14 +61,30 @@ def read_config(state: StateDict, source: Path) -> ViTConfig:
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
         mlp_ratio=hidden / dim,
         norm_eps=1e-6,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         class_tokens=tokens,
     )
 
 
+def _statistics(source: Path) -> tuple[tuple[float, ...], ...]:
+    """Return mean and std of the `config.json` that timm puts beside a file, or else ImageNet's."""
+    beside = source.with_name(CONFIG)
+    told = read_json(beside).get("pretrained_cfg") if beside.is_file() else None
+    if not isinstance(told, dict):
+        return IMAGENET_MEAN, IMAGENET_STD
+    with input_error(
+        f"{beside}: mean and std are not three numbers each, std above 0", KeyError, TypeError, ValueError
+    ):
+        mean, std = (tuple(map(float, told[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise ValueError(f"{mean}, {std}")
+    return mean, std
+
+
 def _heads(state: StateDict, dim: int, source: Path) -> int:
-    """Return the number of heads, which no shape tells: 12 in every ViT of MoCo v3, elsewhere one for 64 channels.
+    """Return the number of heads, which no shape tells: 12 in every ViT of MoCo v3, 16 in the largest ones of timm,
+    elsewhere one for 64 channels.
 
     MoCo's positions are sines and cosines, and zero for the class token alone.
     """
@@ -74,7 +92,7 @@ def _heads(state: StateDict, dim: int, source: Path) -> int:
     moco = not positions[0].any() and bool(positions[1:].any())
     if dim % (12 if moco else 64):
         raise InputError(f"{source}: {dim} channels are no multiple of {12 if moco else 64}, so its heads are unknown")
-    return 12 if moco else dim // 64
+    return 12 if moco else _LARGEST.get(dim, dim // 64)
 
 
 def with_joined_tokens(state: StateDict, first: str, second: str, source: Path) -> StateDict:

@@ -57,6 +57,7 @@ def evaluate(
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_into, evaluate_whole_photos
     from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.machine import enough_memory
 
     if out and out.is_dir():
         raise InputError(f"{out} is a folder: --out names the result file")
@@ -77,7 +78,9 @@ def evaluate(
     dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
     chosen = _prepare(dataset, protocol, out, compare, pictures, batch_size)
     segmenter = api.load(model, precision=precision, engine=engine)
-    if evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size):
+    with enough_memory("take a smaller --batch-size"):
+        first = evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size)
+    if first:
         result = print_result(out, dataset.root, compare)
         for path in draw(result, segmenter, dataset, chosen, pictures) if pictures else ():
             print(path)
@@ -98,6 +101,8 @@ def _prepare(
     chosen = get_protocol(protocol)
     chosen.threshold(dataset)
     chosen.labels(dataset)
+    if chosen.calibrated(dataset) and len(dataset) < 2:
+        raise InputError(f"{dataset.root}: to calibrate a threshold on one half for the other takes two photos")
     if compare:
         load_comparable(compare, dataset, out)
     if pictures:

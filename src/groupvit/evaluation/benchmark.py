@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from groupvit.data.workers import launched
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
 from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
@@ -21,7 +22,7 @@ from groupvit.evaluation.metrics import contingency
 from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
-from groupvit.evaluation.results import PhotoScores, Result, versions
+from groupvit.evaluation.results import MALFORMED, PhotoScores, Result, versions
 from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
@@ -83,13 +84,11 @@ def count_photo(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, p
 
 
 def started(segmenter: Segmenter, dataset: Dataset, protocol: Protocol, source: str) -> Result:
-    """Return a result that has no photos yet."""
-    return Result(
-        benchmark=dataset.benchmark,
-        classes=dataset.classes,
-        protocol=protocol.record(segmenter.config, dataset),
-        model=describe(segmenter, source),
-    )
+    """Return a result that has no photos yet; its protocol has the words that this model looks for."""
+    record = protocol.record(segmenter.config, dataset)
+    used = segmenter.labels_of(protocol.labels(dataset), protocol.view_of(segmenter.config, dataset))
+    record["words"] = {label.name: list(label.words) for label in used}
+    return Result(dataset.benchmark, dataset.classes, record, describe(segmenter, source))
 
 
 def conclude(result: Result, photos: Sequence[PhotoScores], dataset: Dataset, protocol: Protocol) -> Result:
@@ -183,6 +182,16 @@ def evaluate_whole_photos(
     segmenter: Segmenter, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, source: str
 ) -> dict[str, Any]:
     """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
+    described = describe(segmenter, source) | {"precision": "fp32"}
+    if out.exists():
+        advice = "choose another --out or delete it"
+        with input_error(f"{out} is no {benchmark} of this model", OSError, *MALFORMED, advice=advice):
+            held = json.loads(out.read_bytes())
+            if (held["benchmark"], held["model"]["sha256"]) != (benchmark, described["sha256"]):
+                raise ValueError("it holds another evaluation")
+    with input_error(f"cannot write {out}", OSError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
     metrics: dict[str, float] = {}
     if benchmark == "retrieval":
         retrieval = Retrieval(root, segmenter.config)
@@ -196,6 +205,6 @@ def evaluate_whole_photos(
         photos, digest = len(folder), folder.digest()
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
     document["data"] = {"photos": photos, "sha256": digest}
-    document["model"] = describe(segmenter, source) | {"precision": "fp32"}
+    document["model"] = described
     write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
     return document

@@ -84,7 +84,7 @@ class MaskFolder:
         class. Masks in colours have those of `labelmap.txt`, or else VOC's.
         """
         here = () if (root / "masks").exists() else (root, root / "annotations")
-        listings = [path for folder in here for path in sorted(folder.glob("*.json"))]
+        listings = [path for folder in here for path in sorted(folder.glob("*.json")) if not _is_result(path)]
         if len(listings) > 1:
             names = ", ".join(path.name for path in listings[:3])
             raise InputError(f"{root} has no masks/, and several .json files ({names}): leave COCO's list alone in it")
@@ -212,6 +212,12 @@ def _open_coco_instances(root: Path) -> Dataset:
     parts = "val2017", "annotations/instances_val2017.json"
     require(root, *parts, holds="give the folder with val2017/ and annotations/")
     return _instances("coco-object-instances", root, root / parts[1], root / parts[0], (BACKGROUND, *_COCO))
+
+
+def _is_result(path: Path) -> bool:
+    """Return True for what `groupvit evaluate` writes, into the current folder if it is not told another."""
+    with path.open("rb") as file:
+        return b'"benchmark"' in file.read(100)
 
 
 def _open_listed(root: Path, listing: Path, *, asked: bool) -> Dataset:

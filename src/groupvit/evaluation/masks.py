@@ -81,7 +81,8 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.
     unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
         file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged
-        kind, bits, frames = file.format, str(file.tile[0][3] if file.tile else ""), getattr(file, "n_frames", 1)
+        kind, frames, raw = file.format, getattr(file, "n_frames", 1), file.tile[0][3] if file.tile else ""
+        bits = str(raw[0] if isinstance(raw, tuple) and raw else raw)
         file.load()  # turns a TIFF
         upright = ImageOps.exif_transpose(file)  # as photos are
         pixels = np.asarray(upright.convert("RGB") if colours and file.mode == "P" else upright)
@@ -95,6 +96,10 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.
         pixels = pixels[..., :-1]
     if pixels.ndim == 3 and pixels.shape[2] == 3:
         return _values_of(pixels, colours, path)
+    if bits in ("L;2I", "L;4I"):
+        raise InputError(
+            f"{path} has 2 or 4 bits, with 0 for white: save it as PNG, the value is the index of the class"
+        )
     if pixels.dtype.kind == "f":
         raise InputError(f"{path} has floating-point values: save it with 8 bits, the value is the index of the class")
     return pixels.reshape(pixels.shape[:2]).astype(np.int64) // {"L;2": 85, "L;4": 17}.get(bits, 1)  # Pillow scales

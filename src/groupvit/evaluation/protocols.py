@@ -40,7 +40,16 @@ class Protocol:
     def labels(self, dataset: Dataset) -> tuple[Label, ...]:
         """Return the labels to look for: every class but the background, and the contrast as background."""
         named = dataset.labels[1:] if dataset.has_background else dataset.labels
-        labels = [label if "=" in label else Label(label, self._words(label, dataset.benchmark)) for label in named]
+        given = (label.partition("=")[2].split(",") if "=" in label else [label] for label in named)
+        taken = {word.strip().lower() for words in given for word in words}
+
+        def worded(name: str) -> Label:  # a synonym that another class has is that class's
+            every = self._words(name, dataset.benchmark)
+            words = tuple(word for word in every if word.lower() not in taken - {name.lower()})
+            taken.update(map(str.lower, words))
+            return Label(name, words or (name,))
+
+        labels = [label if "=" in label else worded(label) for label in named]
         contrast = CONTRAST.get(dataset.benchmark, ()) if self.contrast is True else ()
         with input_error(str(dataset.root), InputError):
             return parse_labels([*([Label(BACKGROUND, tuple(contrast))] if contrast else []), *labels])

@@ -59,7 +59,8 @@ class Result:
             "benchmark": self.benchmark,
             "classes": self.classes,
             "protocol": self.protocol,
-            "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")},
+            "model": {key: self.model.get(key) for key in ("sha256", "config", "precision")}
+            | {"engine": self.model.get("engine", "torch")},
             "list of photos": _digest(self.names if names is None else names),
         }
         return json.loads(json.dumps(document))

@@ -17,6 +17,8 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, Matrix, mean_iou
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores
 from groupvit.evaluation.scoring import score_prediction
+from groupvit.files import MAX_PIXELS
+from groupvit.photos import naming
 
 THRESHOLDS: Float[np.ndarray, " levels"] = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6, 6, 61)))])
 """Candidates for a threshold: none, and steps of 0.2 in logits."""
@@ -74,7 +76,8 @@ def _below(matrices: Int[np.ndarray, "levels classes classes"], level: int) -> M
 
 
 def _settle_photo(photo: PhotoScores, dataset: Dataset, level: int) -> PhotoScores:
-    with Image.open(io.BytesIO(base64.b64decode((photo.pending or {})["maps"]))) as file:
+    maps = io.BytesIO(base64.b64decode((photo.pending or {})["maps"]))
+    with naming(photo.name, 2 * MAX_PIXELS), Image.open(maps) as file:
         prediction, levels = np.split(np.asarray(file), 2)
     called = np.where(levels < level, 0, prediction)
     counted = score_prediction(unchanged(dataset, photo), called, len(dataset.classes))

@@ -38,7 +38,7 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
         raise InputError(f"{training.root} has other classes than {evaluated.root}: both need the same classes.txt")
     both = sorted(set(training.names) & set(evaluated.names))
     same = training.root == evaluated.root
-    leaked = [name for name in both if same or training.read(name).digest == evaluated.read(name).digest]
+    leaked = [name for name in both if same or training.read(name).image == evaluated.read(name).image]
     if leaked:
         raise InputError(
             f"{leaked[0]} is among the photos to train on ({split}) and among those to evaluate ({len(leaked)} are): "
