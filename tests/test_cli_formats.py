@@ -42,6 +42,24 @@ def test_each_photo_and_the_whole_have_their_files(exported: Path) -> None:
     assert (exported / file["imagePath"]).samefile(exported.parent / "photos/more/c.jpg")
 
 
+def test_a_labelmap_from_elsewhere_is_not_replaced(tmp_path: Path, model: str) -> None:  # noqa: F811
+    photo, out = save_photo(tmp_path / "a.png"), tmp_path / "out"
+    out.mkdir()
+    (out / "labelmap.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"labelmap.txt is no result of this command"):
+        segment((str(photo),), labels=("dog", "sky"), model=model, out=out, formats=("voc",))
+    assert (out / "labelmap.txt").read_text() == "mine"
+
+
+def test_labelme_finds_the_photo_from_behind_a_link(tmp_path: Path, model: str) -> None:  # noqa: F811
+    photo, real = save_photo(tmp_path / "photos/a.png"), tmp_path / "far/away/out"
+    real.mkdir(parents=True)
+    (tmp_path / "out").symlink_to(real)
+    assert segment((str(photo),), labels=("dog", "sky"), model=model, out=tmp_path / "out", formats=("labelme",)) == 0
+    written = json.loads((real / "a.png.labelme.json").read_text())
+    assert Path(f"{real}/{written['imagePath']}").samefile(photo)
+
+
 @pytest.mark.parametrize("name", ["coco", "coco-polygons"])
 def test_evaluate_reads_the_list_of_instances(exported: Path, name: str, tmp_path: Path) -> None:
     (exported / f"{name}.json").rename(tmp_path / "photos/instances.json")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,6 +281,44 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
     assert written(photos) == sorted(["a.jpg", *(f"a.jpg.{kind}" for kind in results)])
     assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
     assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
+
+
+def test_results_of_a_run_that_was_killed_are_no_photos(tmp_path: Path, model: str) -> None:
+    photo = save_photo(tmp_path / "a.jpg")
+    assert segment((str(photo),), labels=("dog", "sky"), model=model, out=tmp_path) == 0
+    (tmp_path / "a.jpg.json").unlink()
+    assert find_photos([str(tmp_path)]) == [photo]
+
+
+def test_pictures_of_an_earlier_run_do_not_stay_beside_another_one_s(tmp_path: Path, model: str) -> None:
+    photo, out = str(save_photo(tmp_path / "a.jpg", (90, 60))), tmp_path / "out"
+    options = {"model": model, "out": out}
+    assert segment((photo,), labels=("dog", "sky"), masks=True, **options) == 0
+    (out / "a.jpg.mask-notes.txt").touch()
+    assert {"a.jpg.mask-sky.png", "a.jpg.groups-1.png"} < set(written(out))
+    assert segment((photo,), labels=("dog",), window=32, short_side=48, masks=True, **options) == 0
+    kinds = {name.removeprefix("a.jpg.") for name in written(out)}
+    assert "mask-notes.txt" in kinds
+    assert not kinds & {"mask-sky.png", "groups-1.png"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, model: str) -> None:
+    os.mkfifo(tmp_path / "p.jpg")
+    with pytest.raises(InputError, match=r"p.jpg: .*a pipe"):
+        segment((str(tmp_path / "p.jpg"),), labels=("dog",), model=model, out=tmp_path / "out")
+    (tmp_path / "labels.txt").write_bytes(b"dog\n" * 2**19)
+    for file in (tmp_path / "p.jpg", tmp_path / "labels.txt"):
+        with pytest.raises(InputError, match="no file of at most 1 MB"):
+            segment((str(tmp_path),), labels_file=file, model=model, out=tmp_path / "out")
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr("groupvit.segmentation.Segmenter.segment", full)
+    with pytest.raises(InputError, match="take a smaller --batch-size or --short-side"):
+        segment((str(save_photo(tmp_path / "a.jpg")),), labels=("dog",), model=model, out=tmp_path / "out")
 
 
 def test_what_a_folder_has_besides_photos_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

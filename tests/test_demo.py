@@ -1,4 +1,6 @@
+import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,26 @@ def test_an_address_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatc
     assert str(error.value.__cause__) == name
 
 
+def test_an_example_leaves_the_photo_input_as_it_is(
+    tmp_path: Path,
+    model: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gradio
+    from gradio.state_holder import SessionState
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    blocks = demo.page(api.load(model))
+    shelf = next(block for block in blocks.blocks.values() if isinstance(block, gradio.Dataset))
+    photo = next(block for block in blocks.blocks.values() if getattr(block, "label", "") == "Photo")
+    [shown] = [function for function in blocks.fns.values() if (shelf._id, "click") in function.targets]
+    state = SessionState(blocks)
+    with ThreadPoolExecutor(1) as pool:  # Gradio keeps a loop of its own in this thread
+        given = pool.submit(asyncio.run, blocks.process_api(shown, [0], state=state)).result()["data"]
+    assert given[1] == demo._EXAMPLES["chelsea"]
+    assert photo._id not in state or state[photo._id] is photo
+
+
 def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> None:  # noqa: F811
     space.write_space(tmp_path / "space", model)
     written = sorted(path.name for path in (tmp_path / "space").iterdir())
@@ -117,6 +139,7 @@ def test_a_space_holds_the_package_and_the_model(tmp_path: Path, model: str) -> 
     assert app == 'from groupvit.demo import serve\n\nserve("model", host="0.0.0.0")\n'
     assert (tmp_path / "space/groupvit/demo.py").is_file()
     assert api.load(tmp_path / "space/model").config == api.load(model).config
+    assert "license: other\n" in (tmp_path / "space/README.md").read_text()
     with pytest.raises(InputError, match="choose an empty folder"):
         space.write_space(tmp_path / "space", model)
 

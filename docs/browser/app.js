@@ -188,7 +188,12 @@ function legend() {
     item.append(button);
     return item;
   }));
-  element("picture").ariaLabel = order.map((i) => `${shown.names[i]} ${(100 * shown.shares[i]).toFixed(0)} %`).join(", ");
+  shown.described = order.map((i) => `${shown.names[i]} ${(100 * shown.shares[i]).toFixed(0)} %`).join(", ");
+  describe();
+}
+
+function describe() {
+  element("picture").ariaLabel = view() === "labels" ? shown.described : "Groups, before they are named";
 }
 
 function show(result, name, seconds) {
@@ -230,19 +235,19 @@ let pointed; // what the pointer is on, in the picture
 let queue = Promise.resolve(); // the model does one thing at a time
 
 function choose(photo) {
+  turn++; // whatever was on its way is overtaken
   file = photo;
   if (element("words").value.trim()) run();
   else tell(`${photo.name || "The photo"}: now type what to look for.`);
 }
 
 function run() {
-  const mine = ++turn;
+  const [mine, chosen, asked] = [++turn, file, element("words").value];
   queue = queue.then(async () => {
     if (mine !== turn) return; // overtaken
-    const chosen = file;
     try {
       if (!chosen) throw new Mistake("Choose a photo first.");
-      parseLabels(element("words").value);
+      parseLabels(asked);
       const model = await ready;
       const began = performance.now();
       tell("Looking …");
@@ -250,7 +255,7 @@ function run() {
         const photo = await decoded(chosen);
         encoding = { file: chosen, photo, ...(await encode(model, photo)) };
       }
-      const labels = await nameLabels(model, element("words").value);
+      const labels = await nameLabels(model, asked);
       const result = segment(model, encoding.photo, encoding, labels);
       if (mine === turn) show(result, chosen.name || "The photo", (performance.now() - began) / 1000);
     } catch (error) {
@@ -263,13 +268,17 @@ function run() {
 element("form").addEventListener("submit", (event) => (event.preventDefault(), run()));
 element("photo").addEventListener("change", ({ target }) => target.files[0] && choose(target.files[0]));
 element("example").addEventListener("click", async () => {
+  const mine = ++turn;
   const { example, words } = await ready;
+  const blob = await (await fetch(example)).blob();
+  if (mine !== turn) return; // the visitor has chosen otherwise
   element("words").value = words;
-  choose(new File([await (await fetch(example)).blob()], example));
+  choose(new File([blob], example));
 });
 for (const radio of document.querySelectorAll("input[name=view]")) {
   radio.addEventListener("change", () => {
     element("legend").hidden = view() !== "labels";
+    describe();
     rest();
   });
 }
@@ -288,7 +297,10 @@ for (const [event, over] of [["dragover", true], ["dragleave", false], ["drop", 
     if (event === "drop" && dragged.dataTransfer.files[0]) choose(dragged.dataTransfer.files[0]);
   });
 }
-document.addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && choose(clipboardData.files[0]));
+document.addEventListener("paste", ({ clipboardData }) => {
+  // Office programs put a picture of the text beside it.
+  if (clipboardData.files[0] && !clipboardData.types.includes("text/plain")) choose(clipboardData.files[0]);
+});
 
 const ready = loadModel();
 ready.then(

@@ -90,7 +90,7 @@ def page(segmenter: Segmenter) -> "Blocks":
             traceback.print_exc(file=sys.stderr)
             raise gr.Error("That did not work. Try another photo.", print_exception=False) from None
         told = [f"{time.perf_counter() - began:.1f} s, {result.image.width} × {result.image.height} pixels"]
-        return [*shown, ". ".join([*told, *(str(note.message) for note in notes)]), *_files(result)]
+        return [*shown, ". ".join(dict.fromkeys([*told, *(str(note.message) for note in notes)])), *_files(result)]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
         gr.Markdown(f"# {TITLE}\nDrop a photo and type what to look for. The photo is deleted after ten minutes.")
@@ -120,7 +120,10 @@ def page(segmenter: Segmenter) -> "Blocks":
                     names = ("Picture (PNG)", "Label map (PNG)", "JSON", "COCO")
                     files = [gr.DownloadButton(name, size="sm", interactive=False) for name in names]
         if examples := _examples():
-            gr.Examples(examples, [photo, words])
+            # gr.Examples would build the photo input anew for the visitor, without what `_photo_input` changed.
+            shelf = gr.Dataset(components=[photo, words], samples=examples, label="Examples")
+            silent: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+            shelf.click(lambda sample: sample, shelf, [photo, words], **silent)
         given, shown = [photo, words, scale, background], [*pictures, table, told, *files]
         gr.on([button.click, words.submit], run, given, shown, api_name="segment", concurrency_limit=1)
     return blocks.queue(max_size=MAX_WAITING)
@@ -134,7 +137,7 @@ def _photo_input() -> Any:
     to_cache = photo.async_move_resource_to_block_cache
 
     async def uploaded(place: Any) -> str | None:
-        if re.match(r"[a-z]+:", str(place), re.IGNORECASE):
+        if re.match(r"[a-z][a-z0-9+.-]+:", str(place), re.IGNORECASE):
             raise gr.Error("Photos are uploaded, not fetched.", print_exception=False)
         return await to_cache(place)
 
@@ -227,7 +230,9 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
     from starlette.middleware import Middleware
 
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
+    for name in ("SIGTERM", "SIGHUP"):  # so that the folder is removed
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     with tempfile.TemporaryDirectory(prefix="groupvit-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(segmenter)

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -86,6 +88,8 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 
 def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:
+    if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe may never end
+        raise ValueError("it is a folder, a pipe or a device")
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
 
 

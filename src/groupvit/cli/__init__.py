@@ -40,6 +40,7 @@ _COMMANDS = (
     | _command(demo.demo)
     | _DATA
 )
+_told: set[str] = set()  # warnings of this command
 _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|INT", no "--no-resume"
 
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         try:
             _mend_environment()
+            _told.clear()
             warnings.showwarning = _warn
             keep_freed_memory()
             sys.exit(_run(sys.argv[1:] if argv is None else argv))
@@ -115,7 +117,10 @@ def _summary(box: str) -> str:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print("groupvit: warning:", " ".join(str(message).splitlines()), file=sys.stderr)
+    text = " ".join(str(message).splitlines())
+    if text not in _told:
+        _told.add(text)
+        print("groupvit: warning:", text, file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -27,6 +27,11 @@ class Export:
         self.root = os.path.commonpath([os.path.dirname(os.path.abspath(photo)) for photo in photos])
         self.documents: dict[str, list[Any]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
 
+    @property
+    def lists(self) -> list[str]:
+        """Names of the files for all photos."""
+        return [f"{name}.json" for name in self.documents] + ["labelmap.txt"] * ("voc" in self.formats)
+
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""
         place, self.names = Path(os.path.relpath(photo.absolute(), self.root)).as_posix(), result.names
@@ -35,7 +40,9 @@ class Export:
             if name == "voc":
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
             elif name == "labelme":
-                text = json.dumps(result.to_labelme(os.path.relpath(photo.absolute(), self.out.absolute())))
+                text = json.dumps(
+                    result.to_labelme(os.path.relpath(os.path.realpath(photo), os.path.realpath(self.out)))
+                )
                 write_atomically(stem.with_name(f"{stem.name}.labelme.json"), text.encode())
             elif name.startswith("coco"):
                 self.documents[name].append(result.to_coco(place, polygons=polygons))

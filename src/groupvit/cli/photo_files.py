@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from groupvit.cli.formats import Export
@@ -62,7 +62,9 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
 
 def _is_result(path: Path) -> bool:
     found = _RESULT.fullmatch(path.name)
-    return bool(found) and all(result_file(path.with_name(found[1]), kind).is_file() for kind in ("json", "labels.png"))
+    if not found or not result_file(stem := path.with_name(found[1]), "labels.png").is_file():
+        return False
+    return stem.is_file() or result_file(stem, "json").is_file()  # of a run that was killed there may be no JSON
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
@@ -81,12 +83,22 @@ def output_names(files: Sequence[Path]) -> list[str]:
 def keep_others(out: Path, names: Sequence[str], export: Export) -> None:
     """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
     earlier = any(out.glob("*.labels.png"))
-    whole = [out / f"{name}.json" for name in export.documents if not earlier]
+    whole = [out / name for name in export.lists if not earlier]
     stems = (out / name for name in names)
     each = [result_file(stem, "json") for stem in stems if not os.path.exists(result_file(stem, "labels.png"))]
     for file in (*whole, *each):
         if os.path.exists(file):  # of a name too long for a file, Path.exists is an error
             raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
+
+
+def remove_others(stem: Path, kinds: Collection[str]) -> None:
+    """Remove an earlier run's groups and masks of a photo, of which this one writes other `kinds`."""
+    if not os.path.exists(result_file(stem, "json")):
+        return
+    for path in stem.parent.glob(f"{glob.escape(stem.name)}.*.png"):
+        kind = path.name.removeprefix(f"{stem.name}.").removesuffix(".png")
+        if re.fullmatch(r"groups-\d+|mask-.+", kind) and kind not in kinds:
+            path.unlink(missing_ok=True)
 
 
 def result_file(stem: Path, suffix: str) -> Path:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from groupvit.cli.formats import Export, Format
-from groupvit.cli.photo_files import find_photos, keep_others, output_names, result_file
+from groupvit.cli.photo_files import find_photos, keep_others, output_names, remove_others, result_file
 from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
-from groupvit.machine import return_freed_memory, share_freed_memory
+from groupvit.machine import enough_memory, return_freed_memory, share_freed_memory
 from groupvit.progress import progress
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def _segment(
         while chunk := reading.result():
             reading = pool.submit(next, chunks, None)
             images = {i: image for i, image in chunk.items() if image}
-            results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
+            with enough_memory("take a smaller --batch-size or --short-side, or a --window"):
+                results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
             lines += [written.result() for written in writing]
             writing.clear()
             for i, result in zip(images, results, strict=True):
@@ -200,11 +201,12 @@ def _write(
     drawn = result.reduced(_PIXELS_DRAWN)
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
-    if masks:
-        each = enumerate(_mask_kinds(result.names))
-        pictures |= {kind: drawing.mask(result.label_map == i) for i, kind in each}
+    kinds = _mask_kinds(result.names) if masks else []
+    remove_others(stem, {*pictures, *kinds})
     for kind, picture in pictures.items():
         write_picture(result_file(stem, f"{kind}.png"), picture)
+    for i, kind in enumerate(kinds):
+        write_picture(result_file(stem, f"{kind}.png"), drawing.mask(result.label_map == i))
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:

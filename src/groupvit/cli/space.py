@@ -21,7 +21,7 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "3.11"
 app_file: app.py
-license: apache-2.0
+license: {licence}
 ---
 
 Written by `groupvit demo --space` of groupvit {version}. Push this folder to a Space.
@@ -38,6 +38,7 @@ def write_space(folder: Path, model: str) -> None:
     needed = [re.sub(r"\s*;.*", "", line) for line in requires("groupvit") or () if _for_demo(line)]
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
     values = {"title": TITLE, "gradio": gradio.__version__, "version": groupvit.__version__}
+    values["licence"] = "apache-2.0" if model in api.BUNDLED else "other"
     with new_folder(folder) as space:
         shutil.copytree(package, space / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
         if model not in api.BUNDLED:

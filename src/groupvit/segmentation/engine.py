@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import sys
+import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -138,8 +139,13 @@ class _Graph:
 class _OpenVINO(_Graph):
     """A module in OpenVINO, compiled once for each precision and kept compiled in the cache."""
 
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.lock = threading.Lock()  # a compiled model answers one call at a time
+
     def __call__(self, images: Images) -> list[Tensor]:
-        made = self.compiled("bf16" if torch.is_autocast_enabled("cpu") else "f32")(_array(images))
+        with self.lock:
+            made = self.compiled("bf16" if torch.is_autocast_enabled("cpu") else "f32")(_array(images))
         return [torch.from_numpy(made[i]) for i in range(len(made))]
 
     @lru_cache(maxsize=2)  # noqa: B019

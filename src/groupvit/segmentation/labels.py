@@ -10,6 +10,7 @@ from groupvit.errors import InputError, input_error
 from groupvit.files import refuse_pointer
 from groupvit.text.tokenizer import Tokenizer
 
+_MAX_TEXT = 2**20  # bytes
 BACKGROUND = "background"
 _TRIMMED = " \t\r\n_\"'“”‘’\u200b\u2060\ufeff"
 
@@ -30,6 +31,8 @@ def read_labels(file: Path) -> list[str]:
     """Return the labels of a text file, one a line, without blank lines and comments (from a # on)."""
     with input_error(f"cannot read the labels in {file} (a text in UTF-8)", OSError, UnicodeError):
         refuse_pointer(file)
+        if file.exists() and not (file.is_file() and file.stat().st_size <= _MAX_TEXT):  # reading a pipe may never end
+            raise OSError("it is no file of at most 1 MB")
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")

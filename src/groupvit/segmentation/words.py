@@ -33,8 +33,14 @@ class WordBank:
 
     @torch.inference_mode()
     def embed(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
-        """Return unit vectors of words: the mean over templates of the prompts' embeddings, normalised, in float32."""
-        return self._kept(tuple(words), tuple(templates))
+        """Return unit vectors of words: the mean over templates of the prompts' embeddings, normalised, in float32.
+
+        A warning names words of which training never saw some part.
+        """
+        vectors, unseen = self._kept(tuple(words), tuple(templates))
+        if unseen:
+            warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
+        return vectors
 
     def with_rivals(self, labels: Labels) -> tuple[Label, ...]:
         """Return the labels, and before them as background the nouns that compete with them (`choose_rivals`).
@@ -70,15 +76,15 @@ class WordBank:
             warnings.warn(f"this model knows {label.name} by {nouns[0]}, not by {', '.join(strangers)}", stacklevel=2)
         return replace(label, words=tuple(word for word in label.words if word not in strangers))
 
-    def _embed(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Float[Tensor, "words embed"]:
+    def _embed(
+        self, words: tuple[str, ...], templates: tuple[str, ...]
+    ) -> tuple[Float[Tensor, "words embed"], list[str]]:
         known = dict(self._known) if templates == (SIMPLE_TEMPLATE,) else {}
         if new := [word for word in dict.fromkeys(words) if word not in known]:
             known.update(zip(new, self._encode(new, templates), strict=True))
-        return torch.stack([known[word] for word in words])
+        return torch.stack([known[word] for word in words]), [word for word in new if self._unseen(word)]
 
     def _encode(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
-        if unseen := [word for word in words if self._unseen(word)]:
-            warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
         prompts = [template.replace("{}", word) for word in words for template in templates]
         chunks = [prompts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(prompts), _TEXTS_AT_ONCE)]
         with torch.autocast(self.device.type, enabled=False):
