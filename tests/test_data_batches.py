@@ -121,6 +121,15 @@ def test_a_photo_that_cannot_be_decoded_is_named_and_its_neighbour_taken(photos)
     assert batches_of(photos)[np.array([[0, 0, 8]])].unreadable == ()
 
 
+def test_the_next_shard_stands_in_for_one_without_a_readable_photo(tmp_path):
+    Image.new("RGB", (20, 20), "red").save(file := io.BytesIO(), "JPEG")
+    broken = write_shards([Sample("broken", b"\xff\xd8\xff", ("a",))], tmp_path, prefix="z")
+    whole = write_shards([Sample("whole", file.getvalue(), ("a hat",))], tmp_path, prefix="a")
+    batch = batches_of(CaptionedPhotos.open([*whole, *broken]))[np.array([[0, 1, 0]])]
+    assert len(batch.unreadable) == 1
+    assert batch.images.any()
+
+
 def test_a_shard_of_which_nothing_can_be_decoded_is_refused(tmp_path):
     shards = write_shards([Sample(str(i), b"\xff\xd8\xff", ("a",)) for i in range(30)], tmp_path, prefix="t")
     with pytest.raises(InputError, match=r"0: not an image.*; nor can its neighbours be read; groupvit data doctor"):

@@ -249,6 +249,12 @@ def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_captions_of_a_folder_without_photos_are_counted(tmp_path: Path) -> None:
+    files = {"a/1.jpg": photo(0), "a/1.txt": "a dog", "b/2.txt": "a cat", "b/3.json": "{}", "stats.json": "{}"}
+    packed = pack(put(tmp_path / "in", **files), tmp_path / "out")
+    assert [(fault.key, fault.kind) for fault in packed.faults] == [("b/2", "no-image")]
+
+
 def test_nothing_is_overwritten_and_the_command_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = put(tmp_path / "in", **{"a.jpg": photo(0), "a.txt": "a dog", "b.jpg": photo(1)})
     assert command(source, tmp_path / "out") == 1

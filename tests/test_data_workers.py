@@ -57,6 +57,15 @@ def test_a_process_that_is_killed_is_one_line():
         list(mapped(die, [1, 2], 2))
 
 
+def test_a_thread_that_pins_the_batch_of_a_killed_process_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def ended(_: object) -> object:
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", ended)
+    with pytest.raises(InputError, match="a process that reads data was killed"):
+        list(mapped(double, [1, 2], 2))
+
+
 def without_room(number: int) -> None:
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 

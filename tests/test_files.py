@@ -66,6 +66,10 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
     for place in (Path(), tmp_path):
         with pytest.raises(InputError, match="is the folder you are in"), new_folder(place):
             raise AssertionError
+    (tmp_path / "y.partial").mkdir()
+    with pytest.raises(InputError, match=r"y.partial is there already"), new_folder(tmp_path / "y"):
+        raise AssertionError
+    assert (tmp_path / "y.partial").is_dir()
     with new_folder(tmp_path / "x") as folder:
         folder.mkdir()
     assert (tmp_path / "x").is_dir()

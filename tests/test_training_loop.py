@@ -76,7 +76,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(data, tmp_pat
     train(RUN, data, tmp_path / "whole", workers=0)
 
     def interrupt(model: torch.nn.Module) -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):  # of schedulers, which send more than one
+            os.kill(os.getpid(), number)
         return {}
 
     never = vary(RUN, save_every=100)
@@ -85,6 +86,36 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(data, tmp_pat
     resumed = train(never, data, tmp_path / "cut", workers=1, resume=True)
     assert resumed.step == 6
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with loop.stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_readers_that_the_signal_to_stop_reaches_too_are_no_fault(data, tmp_path, monkeypatch):
+    make = loop.batches_from
+
+    def stopped(*given: Any) -> Any:
+        yield next(make(*given))
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise InputError("a process that reads data was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batches_from", stopped)
+        assert train(RUN, data, tmp_path / "cut", workers=0).step == 1
+    train(RUN, data, tmp_path / "cut", workers=0, resume=True)
+    train(RUN, data, tmp_path / "whole", workers=0)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_the_folder_of_a_transfer_is_no_place_for_a_training(data, tmp_path):
+    (tmp_path / "transfer.pt").touch()
+    with pytest.raises(InputError, match="holds a transfer; name another --out"):
+        train(RUN, data, tmp_path, workers=0)
 
 
 def test_another_seed_trains_another_model(data, tmp_path):
@@ -509,6 +540,15 @@ def test_after_a_step_back_the_best_checkpoint_is_one_that_is_there(data, tmp_pa
     train(run, data, tmp_path, workers=0, keep=4, resume=True, evaluate=lambda model: {"score": 0.2})
     assert (tmp_path / "best").read_text() == "step-00000004"
     assert torch.load(tmp_path / "step-00000004" / "training.pt", weights_only=True)["best_score"] == 0.2
+
+
+def test_scores_of_other_photos_are_not_compared_with_the_best(data, tmp_path):
+    run, scores = vary(RUN, evaluate_every=2), iter((40.0, 30.0, 1.0))
+    train(vary(run, steps=4), data, tmp_path, workers=0, evaluate=lambda _: {"score": next(scores)})
+    assert (tmp_path / "best").read_text() == "step-00000002"
+    longer = vary(run, steps=6, held_out="others-*.tar")
+    train(longer, data, tmp_path, workers=0, resume=True, evaluate=lambda _: {"score": next(scores)})
+    assert (tmp_path / "best").read_text() == "step-00000006"
 
 
 def test_after_a_step_back_behind_all_evaluations_none_is_best(data, tmp_path):

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from groupvit.errors import InputError
@@ -39,6 +40,21 @@ def test_lines_of_others_do_not_hinder_resuming(tmp_path: Path) -> None:
     assert (progress.unreadable, progress.skips) == (1, 2)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 2, 2, 2, 2]
     assert _curves(file)["loss"] == [(1, 3.0), (2, 3.0), (2, 1.0), (2, 1.0)]
+
+
+def test_counts_outlast_a_stop_between_two_reports(tmp_path: Path) -> None:
+    file, alarm = tmp_path / "metrics.jsonl", Alarm(0, 1.0)
+    values = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(1.0)}
+    progress = Progress(file, 0, 99, 8, alarm)
+    for step in range(1, 13):
+        progress.left_out(("a",) * (step == 12))
+        progress.step(step, 0.1, {**values, "grad_norm": torch.tensor(float("nan") if step == 11 else 1.0)})
+    progress.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 12]
+    resumed = Progress(file, 12, 99, 8, alarm)
+    assert (resumed.unreadable, resumed.skips) == (1, 1)
+    resumed.close()
+    assert len(file.read_text().splitlines()) == 2
 
 
 def test_event_files_without_room_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

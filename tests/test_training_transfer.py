@@ -16,6 +16,7 @@ from PIL import Image
 import layouts
 from groupvit.checkpoints import native
 from groupvit.cli import main
+from groupvit.cli import transfer as transfer_command
 from groupvit.errors import InputError
 from groupvit.evaluation.datasets import open_benchmark
 from groupvit.evaluation.masks import MaskedPhoto
@@ -218,6 +219,28 @@ def test_an_interrupted_score_goes_on_and_another_model_does_not(tmp_path: Path)
     layouts.save_mask(mask, np.zeros_like(np.asarray(Image.open(mask))))
     with pytest.raises(InputError, match="2007_0 is not the one that was counted"):
         score_into(tmp_path / "a.json", *given, {"sha256": "a"})
+
+
+def test_the_folder_of_a_training_is_no_place_for_a_transfer(tmp_path: Path) -> None:
+    (tmp_path / "step-00000010").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    with pytest.raises(InputError, match=r"holds a training at .*step-00000010; name another --out"):
+        finetune(DenseClassifier(vit(), 2), [halves()], tmp_path, Transfer({}, steps=1))
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+
+@pytest.mark.filterwarnings("ignore:.*no mask shows")
+def test_masks_that_are_read_otherwise_are_another_transfer(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        layouts.folder(tmp_path / name)
+        for file in (tmp_path / name / "images").iterdir():
+            Image.new("RGB", layouts.SIZES[int(file.stem)], "red" if name == "val" else "blue").save(file)
+    native.save(tmp_path / "model", build_model(SMALL), SMALL)
+    given = (str(tmp_path / "model"), "folder", tmp_path / "val", str(tmp_path / "train"))
+    options = transfer_command.Options(*given, steps=1, batch_size=2, out=tmp_path / "out")
+    transfer_command.transfer(options)
+    with pytest.raises(InputError, match=r"holds another transfer: .*ignore_index was None and is 2"):
+        transfer_command.transfer(replace(options, ignore_index=2, resume=True))
 
 
 @pytest.mark.filterwarnings("ignore:.*no mask shows")

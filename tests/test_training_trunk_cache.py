@@ -109,6 +109,15 @@ def test_a_damaged_cache_is_made_anew(damage, photos, encoder, tmp_path):
     assert cache.rows[3].tolist() == [-1, -1]
 
 
+def test_a_training_keeps_the_maps_it_reads_when_another_makes_others(photos, encoder, tmp_path):
+    (tmp_path / ".0123.tmp").write_text("of a process that was killed")
+    cache, _ = make(encoder, crops_of(photos), tmp_path)
+    before = [np.array(file) for file in cache.files]
+    make(encoder, crops_of(photos, seed=1, count=1), tmp_path)
+    assert all(np.array_equal(one, two) for one, two in zip(cache.files, before, strict=True))
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_an_interruption_leaves_nothing_that_counts_as_done(photos, encoder, tmp_path, monkeypatch):
     crops = crops_of(photos)
     whole, _ = make(encoder, crops, tmp_path / "whole")

@@ -60,7 +60,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails."""
+    """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails.
+
+    What another process fills under the same name is an `InputError`.
+    """
     if folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
     if folder.is_mount():
@@ -68,7 +71,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
             f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"
         )
     unfinished = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if unfinished.exists():
+        raise InputError(f"{unfinished} is there already, of another run or of one that was killed: remove it first")
     try:
         yield unfinished
         if folder.exists():

@@ -67,6 +67,7 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     network = DenseClassifier(load_encoder(options.model), len(dataset.classes))
     source = describe_weights(network.encoder, options.model)
     identity = {"pre-trained": source["sha256"], "benchmark": benchmark, "share": share, "photos": photos.names}
+    identity |= {"train": options.train, "classes": dataset.classes, **ignored}
     out = options.out or Path("runs") / f"transfer-{benchmark}"
     done = finetune(network, photos, out, Transfer(identity, **recipe), resume=options.resume)
     print(f"{out}: {done} of {options.steps} steps on {len(photos)} masks")

@@ -84,7 +84,8 @@ class Batches(Dataset[Batch]):
 
     Crop, colour, caption and prompts of a sample are functions of (seed, epoch, shard, row) alone. `scale` is the
     share of a photo's area that a crop keeps. With `cached`, the rows in a `TrunkCache` of each photo's crops, images
-    are not read. A photo that cannot be decoded (its rows are -1) is replaced by the next one of its shard, and named.
+    are not read. A photo that cannot be decoded (its rows are -1) is replaced by the next one of its shard, or of the
+    next shard, and named.
     """
 
     photos: CaptionedPhotos
@@ -127,10 +128,13 @@ class Batches(Dataset[Batch]):
 
     def _readable(self, epoch: int, shard: int, row: int, unreadable: list[str]) -> _Example:
         count, first = int(self.photos.counts[shard]), len(unreadable)
-        for neighbour in range(row, row + min(_NEIGHBOURS, count)):
+        places = [(shard, (row + i) % count) for i in range(min(_NEIGHBOURS, count))]
+        after = int(self.photos.counts[: shard + 1].sum())
+        places += [self.photos.place((after + i) % len(self.photos)) for i in range(_NEIGHBOURS - len(places))]
+        for place in places:
             generator = np.random.default_rng([self.seed, epoch, shard, row])
             try:
-                return self._example(shard, neighbour % count, generator)
+                return self._example(*place, generator)
             except _Undecodable as error:
                 unreadable.append(str(error))
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")

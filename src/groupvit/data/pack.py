@@ -110,7 +110,7 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         yield from (Fault(_shown(name), "link") for name in folders if os.path.islink(os.path.join(root, name)))
         found, faults = _members(Path(root), names)
         if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
-            continue  # statistics, lists of classes
+            found = {key: files for key, files in found.items() if "txt" in files}  # JSON alone: statistics
         rows, faults = rows_of(found, faults)
         place = os.path.relpath(root, folder).replace(os.sep, "/")
         head = "" if place == "." else place + "/"

@@ -1,6 +1,7 @@
 """Processes beside this one: those that read data, and those that torchrun has started."""
 
 import os
+import re
 import signal
 import threading
 import warnings
@@ -55,7 +56,8 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
         except (RuntimeError, EOFError, OSError) as error:
             if "shared memory" in str(error) or "Bus error" in str(error):
                 raise InputError(f"no room in /dev/shm, where processes pass batches on: {_NO_ROOM}") from error
-            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and "worker (pid" not in str(error)):
+            killed = re.search(r"worker \(pid|Pin memory thread", str(error))
+            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and not killed):
                 raise
             raise InputError(f"a process that reads data was killed, for want of memory perhaps; {advice}") from error
         yield batch

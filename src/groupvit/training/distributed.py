@@ -30,10 +30,14 @@ _LOST = (
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among `size`, each of which has an equal share of every batch, in this order."""
+    """This process's rank among `size`, each of which has an equal share of every batch, in this order.
+
+    `local` is its rank on its machine.
+    """
 
     rank: int = 0
     size: int = 1
+    local: int = 0
 
     def gather(self, share: Shaped[Tensor, "_ *rest"], count: int | None = None) -> Shaped[Tensor, "_ *rest"]:
         """Return the shares of all processes one after the other: of one shape, or those of `count` rows (`own`).
@@ -96,11 +100,15 @@ class World:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Let the other processes wait until the first one has left the block: they find what it has written."""
-        if self.rank:
+        """Let the first process into the block, then the first one of each other machine, then the others.
+
+        They find what those before have written, into a folder of all machines or of their own.
+        """
+        turn = 0 if not self.rank else 1 if not self.local else 2
+        for _ in range(turn):
             self.wait()
         yield
-        if not self.rank:
+        for _ in range(2 - turn):
             self.wait()
 
 
@@ -188,7 +196,7 @@ def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
             store, _, _ = next(rendezvous("env://", timeout=wait))
         store = _store_of_this_start(store, rank, size, patience)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=wait)
-        yield World(rank, size), device
+        yield World(rank, size, local), device
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise

@@ -104,6 +104,8 @@ def train(
 def _must_be_new(out: Path) -> None:
     if last := latest(out):
         raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
+    if (out / "transfer.pt").exists():
+        raise InputError(f"{out} holds a transfer; name another --out")
 
 
 def _bfloat16(device: torch.device, world: World) -> bool:
@@ -131,11 +133,14 @@ def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collect signals that ask to stop: the loop ends after the step it is in. A second one interrupts at once."""
+    """Collect signals that ask to stop: the loop ends after the step it is in. A second Ctrl-C interrupts at once.
+
+    Other signals do not: schedulers and torchrun may send one twice, or one after the other.
+    """
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
-        if received:
+        if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 
@@ -173,7 +178,8 @@ def _loop(
                     batch = next(batches)
             except InputError as error:
                 batch = error
-            wish = world.largest(_FAILED if isinstance(batch, InputError) else _STOP if stop else _GO, device)
+            # The signal may have reached the processes that read, too: then there is no batch, and nothing is wrong.
+            wish = world.largest(_STOP if stop else _FAILED if isinstance(batch, InputError) else _GO, device)
             if wish == _STOP:
                 break
             if wish == _FAILED or isinstance(batch, InputError):

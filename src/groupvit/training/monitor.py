@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from groupvit.errors import input_error
+from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 from groupvit.training.health import Alarm
 
@@ -52,10 +52,10 @@ class Progress:
         self.unreadable = self.skips = self.skips_on_end = 0
         for line in file.read_text().splitlines() if file and step else []:  # what it has seen and told before
             with suppress(KeyError, TypeError, ValueError):  # of a line that is none of ours
-                if "loss" not in (earlier := json.loads(line)):
-                    continue
-                self.alarm.check(earlier["step"], earlier)
+                if "loss" in (earlier := json.loads(line)):
+                    self.alarm.check(earlier["step"], earlier)
                 self.unreadable, self.skips = int(earlier["unreadable"]), int(earlier["skipped"])
+        self.at, self.told = step, (self.unreadable, self.skips)
         self.restart_clock(step)
         self.printed = 0.0
         console = Console(stderr=True, quiet=file is None)
@@ -66,6 +66,9 @@ class Progress:
 
     def close(self) -> None:
         self.bar.stop()
+        if (self.unreadable, self.skips) != self.told:  # since the last line: who goes on counts from here
+            with suppress(InputError):
+                self._append({"step": self.at, "unreadable": self.unreadable, "skipped": self.skips})
         if self.file:
             with suppress(OSError):  # what `_append` could not write, and has said so
                 self.file.close()
@@ -119,6 +122,7 @@ class Progress:
 
     def step(self, step: int, rate: float, values: dict[str, Float[Tensor, ""]]) -> None:
         """Report a step that was taken; read the tensors back only where it is one to report."""
+        self.at = step
         if torch.isfinite(values["grad_norm"]):
             self.skips_on_end = 0
         else:
@@ -134,6 +138,7 @@ class Progress:
         rates = {"lr": rate, "photos_per_second": speed, "memory_gb": _peak_memory() / 1e9, "time": time.time()}
         warning = self.alarm.check(step, numbers | data)
         self._append({"step": step, **numbers, **data, **rates, **({"warning": warning} if warning else {})})
+        self.told = self.unreadable, self.skips
         if warning:
             self._say(f"step {step}: warning: {warning}")
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"

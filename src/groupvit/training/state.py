@@ -133,6 +133,7 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     """
     folder = folder_of(out, state.step)
     try:
+        shutil.rmtree(out / f"{folder.name}.partial", ignore_errors=True)  # of a process that was killed
         with new_folder(folder) as partial:
             native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
             with (partial / "training.pt").open("wb") as file:
@@ -166,6 +167,7 @@ def _document(state: TrainingState) -> dict[str, Any]:
         "position": state.position,
         "best_step": state.best_step,
         "best_score": state.best_score,
+        "held_out": state.run.data.held_out,
         "optimizer": state.optimizer.state_dict(),  # the schedule is a function of the step
         "model": state.model.state_dict() if state.average is not None else None,
         "extras": state.extras.state_dict(),
@@ -205,7 +207,8 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
         state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
-    if state.best_step is None or not folder_of(out, state.best_step).is_dir():  # after a step back
+    others = saved.get("held_out", state.run.data.held_out) != state.run.data.held_out
+    if state.best_step is None or others or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
         return replace(state, best_step=None, best_score=-math.inf)
     return state

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from groupvit.checkpoints import latest
 from groupvit.data.order import BatchSampler, Order
 from groupvit.data.transforms import draw_color, jitter_color, to_tensor
 from groupvit.errors import InputError, input_error
@@ -96,6 +97,8 @@ def finetune(
         loss.backward()
         return {"pixels": loss}
 
+    if last := latest(out):
+        raise InputError(f"{out} holds a training at {last}; name another --out")
     with locked(out):
         done = saved = _restore(out / STATE, network, optimizer, transfer, resume=resume)
         progress = Progress(out / "metrics.jsonl", done, transfer.steps, transfer.batch_size, Alarm(0, 0.0))

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from groupvit.data.batches import RandomCrops
 from groupvit.data.workers import received
 from groupvit.errors import input_error
-from groupvit.files import write_atomically
+from groupvit.files import replacing, write_atomically
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.trunks import EfficientNetLite
@@ -121,21 +121,20 @@ def _write(
     loader = DataLoader(crops, batch_size=_AT_ONCE, num_workers=workers, generator=torch.Generator())
     undecodable: list[int] = []
     bfloat16 = bfloat16_is_faster(device)
-    try:
-        with ExitStack() as stack:  # files, for a full disk kills whoever writes to mapped memory
-            files = [stack.enter_context((folder / name).open("wb")) for name in shapes]
-            made = tracked("caching the trunk", received(loader), len(loader), lambda batch: len(batch[0]))
-            for i, (images, decoded) in enumerate(made):
-                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
-                    maps = encoder.early(images.to(device))
-                for file, each in zip(files, maps, strict=True):
-                    file.write(each.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
-                undecodable += (i * _AT_ONCE + (~decoded).nonzero()[:, 0]).tolist()
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        write_atomically(folder / _DONE, json.dumps({"identity": identity, "undecodable": undecodable}).encode())
-    except BaseException:
-        for name in shapes:
-            (folder / name).unlink(missing_ok=True)
-        raise
+    for old in folder.glob(".*.tmp"):  # of a process that was killed
+        old.unlink(missing_ok=True)
+    # Files, for a full disk kills whoever writes to mapped memory; new ones, as another training may read the old ones.
+    with ExitStack() as stack:
+        paths = [stack.enter_context(replacing(folder / name)) for name in shapes]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        made = tracked("caching the trunk", received(loader), len(loader), lambda batch: len(batch[0]))
+        for i, (images, decoded) in enumerate(made):
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
+                maps = encoder.early(images.to(device))
+            for file, each in zip(files, maps, strict=True):
+                file.write(each.permute(0, 2, 3, 1).half().cpu().numpy().tobytes())
+            undecodable += (i * _AT_ONCE + (~decoded).nonzero()[:, 0]).tolist()
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+    write_atomically(folder / _DONE, json.dumps({"identity": identity, "undecodable": undecodable}).encode())
