@@ -38,6 +38,13 @@ def test_each_photo_and_the_whole_have_their_files(exported: Path) -> None:
     assert [task["data"]["image"] for task in tasks] == [
         f"/data/local-files/?d={n}" for n in ("a%20b.jpg", "more/c.jpg")
     ]
+    for name in ("coco", "coco-polygons"):
+        document = json.loads((exported / f"{name}.json").read_text())
+        photos = [(image["id"], image["file_name"]) for image in document["images"]]
+        assert photos == [(1, "a b.jpg"), (2, "more/c.jpg")]
+        assert [a["id"] for a in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+        assert {a["image_id"] for a in document["annotations"]} == {1, 2}
+        assert [category["name"] for category in document["categories"]] == ["dog", "traffic light", "sky"]
     file = json.loads((exported / "c.jpg.labelme.json").read_text())
     assert (exported / file["imagePath"]).samefile(exported.parent / "photos/more/c.jpg")
 

@@ -181,12 +181,6 @@ def test_polygons_have_no_hole_and_no_needless_corner():
     assert len(below) == 8
 
 
-def test_lists_of_several_photos_are_joined_with_ids_of_their_own():
-    document = formats.joined([result(MAPS["blobs"]).to_coco("a.jpg"), result(MAPS["noise"]).to_coco("b.jpg")])
-    assert [(image["id"], image["file_name"]) for image in document["images"]] == [(1, "a.jpg"), (2, "b.jpg")]
-    assert [(a["id"], a["image_id"]) for a in document["annotations"]] == [(i + 1, 1 + i // 3) for i in range(6)]
-
-
 @pytest.mark.parametrize(("package", "method"), [("supervision", "to_detections"), ("pycocotools.mask", "to_coco")])
 def test_a_package_that_is_missing_is_named(package, method, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from groupvit.files import write_atomically, write_picture
+from groupvit.errors import input_error
+from groupvit.files import replacing, write_atomically, write_picture
 
 if TYPE_CHECKING:
     from groupvit.segmentation import Segmentation
@@ -25,12 +28,14 @@ class Export:
             check(name, labels)
         self.formats, self.out, self.names = dict.fromkeys(formats), out, ()
         self.root = os.path.commonpath([os.path.dirname(os.path.abspath(photo)) for photo in photos])
-        self.documents: dict[str, list[Any]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
+        self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
+        self.heads: dict[str, dict[str, Any]] = {}  # of COCO's lists: all but the annotations
+        self.annotations = Counter[str]()
 
     @property
     def lists(self) -> list[str]:
         """Names of the files for all photos."""
-        return [f"{name}.json" for name in self.documents] + ["labelmap.txt"] * ("voc" in self.formats)
+        return [f"{name}.json" for name in self.parts] + ["labelmap.txt"] * ("voc" in self.formats)
 
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""
@@ -45,18 +50,40 @@ class Export:
                 )
                 write_atomically(stem.with_name(f"{stem.name}.labelme.json"), text.encode())
             elif name.startswith("coco"):
-                self.documents[name].append(result.to_coco(place, polygons=polygons))
+                self._keep_instances(name, result.to_coco(place, polygons=polygons))
             else:
                 address = f"/data/local-files/?d={quote(os.fsencode(place))}"
-                self.documents[name].append(result.to_label_studio(address, polygons=polygons))
+                self._keep(name, [result.to_label_studio(address, polygons=polygons)])
+
+    def _keep_instances(self, name: str, document: dict[str, Any]) -> None:
+        images = self.heads.setdefault(name, document | {"images": []})["images"]
+        images += [image | {"id": len(images) + 1} for image in document["images"]]
+        first = self.annotations[name]
+        self._keep(name, [a | {"id": first + a["id"], "image_id": len(images)} for a in document["annotations"]])
+        self.annotations[name] += len(document["annotations"])
+
+    def _keep(self, name: str, items: list[Any]) -> None:
+        """Keep a part of a list as packed text: as objects, those of thousands of photos would fill the memory."""
+        if items:
+            self.parts[name].append(zlib.compress(json.dumps(items)[1:-1].encode(), 1))
 
     def close(self) -> None:
         """Write the files for all photos."""
-        from groupvit.segmentation.formats import joined, voc_labels
+        from groupvit.segmentation.formats import voc_labels
 
-        for name, parts in self.documents.items():
-            if parts:
-                document = joined(parts) if name.startswith("coco") else parts
-                write_atomically(self.out / f"{name}.json", json.dumps(document).encode())
+        for name, parts in self.parts.items():
+            if head := self.heads.get(name):
+                del head["annotations"]
+                self._write(name, b'{"annotations": [', parts, b"], " + json.dumps(head).encode()[1:])
+            elif parts:
+                self._write(name, b"[", parts, b"]")
         if self.names and "voc" in self.formats:
             write_atomically(self.out / "labelmap.txt", voc_labels(self.names).encode())
+
+    def _write(self, name: str, head: bytes, parts: Sequence[bytes], tail: bytes) -> None:
+        path = self.out / f"{name}.json"
+        with input_error(f"cannot write {path}", OSError), replacing(path) as new, new.open("wb") as file:
+            file.write(head)
+            for i, part in enumerate(parts):
+                file.write(b", " * bool(i) + zlib.decompress(part))
+            file.write(tail)

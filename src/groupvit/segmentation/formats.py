@@ -71,16 +71,6 @@ def coco(file_name: str, size: tuple[int, int], names: Sequence[str], found: Seq
     return {"images": [image], "annotations": annotations, "categories": categories}
 
 
-def joined(documents: Sequence[Any]) -> dict[str, Any]:
-    """Return one list of instances for several photos with the same labels."""
-    images, annotations = [], []
-    for number, document in enumerate(documents, start=1):
-        images += [image | {"id": number} for image in document["images"]]
-        for annotation in document["annotations"]:
-            annotations.append(annotation | {"id": len(annotations) + 1, "image_id": number})
-    return {"images": images, "annotations": annotations, "categories": documents[0]["categories"]}
-
-
 def detections(found: Sequence[Region], shape: tuple[int, int]) -> Any:
     """Return `supervision.Detections`; the names are in its data, as `class_name`."""
     with warnings.catch_warnings():
