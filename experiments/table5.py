@@ -103,20 +103,23 @@ def zero_shot(dataset: Dataset, file: Path) -> Result:
     return Result.load(file)
 
 
-def line(row: str, masks: str, result: Result, zero: Result | None) -> dict[str, str]:
-    """Return a row of the table; with its distance to GroupViT without a mask."""
+def line(row: str, masks: str, result: Result, others: dict[str, Result | None]) -> dict[str, str]:
+    """Return a row of the table; with its distance to each of the others."""
 
     def between(ends: Any, form: str) -> str:
         return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
 
-    ahead = difference(result, zero) if zero else None
-    return {
+    cells = {
         "pre-training": row,
         "masks": masks,
         "steps": str(result.protocol.get("steps", 0)),
         "mIoU": f"{result.metrics()['miou']:.1f} {between(result.interval(), '.1f')}",
-        "ahead of zero-shot": f"{ahead['difference']:+.1f} {between(ahead['interval'], '+.1f')}" if ahead else "",
     }
+    for name, other in others.items():
+        ahead = difference(result, other) if other and other is not result else None
+        text = f"{ahead['difference']:+.1f} {between(ahead['interval'], '+.1f')}" if ahead else ""
+        cells[f"ahead of {name}"] = text
+    return cells
 
 
 def main(
@@ -154,7 +157,7 @@ def main(
     training = len(open_training(dataset, "train"))
     dataset = dataset.first(limit)
     zero = zero_shot(dataset, out / f"zero-shot-{len(dataset)}.json")
-    table = [line(ZERO_SHOT, "0", zero, None)]
+    table = [line(ZERO_SHOT, "0", zero, {"zero-shot": zero, "random start": None})]
     for seed in seeds:
         for row in rows:
             source = pretrained(row, captions, out, minutes, seed)
@@ -163,7 +166,9 @@ def main(
                 folder = out / f"transfer-{ROWS[row]}-{seed}-{share:g}"
                 result = transferred(source, dataset, folder, share, seed, steps, batch_size)
                 masks = f"{max(1, round(training * share / 100))} ({share:g} %), seed {seed}"
-                table.append(line(row, masks, result, zero))
+                file = out / f"transfer-random-{seed}-{share:g}" / "result.json"
+                start = Result.load(file) if file.is_file() and row != "random start" else None
+                table.append(line(row, masks, result, {"zero-shot": zero, "random start": start}))
     print_rows(table)
     if record:
         table = joined([{**cells, "commit": began_at} for cells in table])
@@ -173,9 +178,13 @@ def main(
 def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the rows with those that were recorded before and not made again: the whole table takes days of a core."""
     earlier = json.loads(RESULTS.read_text()).get("table5", {"rows": []})["rows"]
-    rows = {(cells["pre-training"], cells["masks"]): cells for cells in (*earlier, *table)}
+    rows = {(cells["pre-training"], cells["masks"], cells["steps"]): cells for cells in (*earlier, *table)}
     order = [ZERO_SHOT, *ROWS]
-    return sorted(rows.values(), key=lambda cells: order.index(cells["pre-training"]))
+
+    def place(cells: dict[str, str]) -> tuple[int, int, int]:
+        return order.index(cells["pre-training"]), int(cells["steps"]), int(cells["masks"].split()[0])
+
+    return [{name: cells.get(name, "") for name in table[0]} for cells in sorted(rows.values(), key=place)]
 
 
 if __name__ == "__main__":

@@ -36,12 +36,14 @@ def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (result.protocol["masks"], len(result.photos)) == (1, 2)
     monkeypatch.setattr(transfer, "_save", lambda *_: pytest.fail("trained again"))
     again = table5.transferred(*given)
-    assert table5.line("x", "1", again, result)["ahead of zero-shot"].startswith("+0.0")
+    cells = table5.line("x", "1", again, {"zero-shot": result, "random start": None})
+    assert cells["ahead of zero-shot"].startswith("+0.0")
+    assert cells["ahead of random start"] == ""
 
 
 def test_rows_that_are_not_made_again_stay_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(name: str, masks: str, miou: str) -> dict[str, str]:
-        return {"pre-training": name, "masks": masks, "mIoU": miou}
+    def row(name: str, masks: str, miou: str, steps: str = "9") -> dict[str, str]:
+        return {"pre-training": name, "masks": masks, "steps": steps, "mIoU": miou}
 
     file = tmp_path / "results.json"
     monkeypatch.setattr(table5, "RESULTS", file)
@@ -50,4 +52,5 @@ def test_rows_that_are_not_made_again_stay_recorded(tmp_path: Path, monkeypatch:
     assert [cells["mIoU"] for cells in first] == ["46", "9"]
     file.write_text(json.dumps({"table5": {"rows": first}}))
     second = [row(table5.ZERO_SHOT, "0", "47"), row("DINO", "34 (1 %), seed 0", "8"), row("DINO", "336", "12")]
-    assert [cells["mIoU"] for cells in table5.joined(second)] == ["47", "8", "12", "9"]
+    second.append(row("DINO", "34 (1 %), seed 0", "10", steps="40"))
+    assert [cells["mIoU"] for cells in table5.joined(second)] == ["47", "8", "12", "10", "9"]
