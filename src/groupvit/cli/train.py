@@ -43,7 +43,7 @@ class Options:
     # A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT, timm, DINO
     # or MoCo v3.
     trunk: Path | None = None
-    # Folder for the trunk's maps of the photos, by default OUT/cache; trainings may share it.
+    # Folder for the trunk's maps of the photos, by default OUT/cache; trainings of one seed may share it.
     cache: Path | None = None
     # Minutes that each of several processes waits for the others, which may be evaluating or saving.
     patience: float = 120.0
