@@ -76,6 +76,8 @@ def step(size: int, chunk: int, world: World) -> None:
     learner = Learner(model, run.objective, words, True, world)
     with suppress(_Enough):
         gradient_of(learner, chunk)(batch, keys)
+    if chunk:  # which the cut-off step left out
+        world.average_gradients(learner.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if not world.rank:
         print(f"{time.perf_counter() - began} {peak}")

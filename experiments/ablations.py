@@ -100,7 +100,7 @@ def trained_as(losses: str, change: Variant) -> str:
 def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *, refine: bool = False) -> Result:
     """Return the result of a training, of which both are made if they are not there; without groups, of its patches."""
     file = folder / ("refined.json" if refine else "result.json")
-    if not file.is_file():
+    if not file.is_file() or Result.load(file).names != dataset.names:
         finish(run, data, folder, seed)
         segmenter = api.load(folder, engine="torch", precision="fp32")
         if not any(stage.groups for stage in run.model.image.stages):
@@ -140,6 +140,7 @@ def main(
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at, rows = commit() if record else "", []
+    trainings = out / f"{steps}-steps" if steps else out  # a trial is no part of the table
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
@@ -151,7 +152,7 @@ def main(
                 CONSOLE.print(f"{losses}, {line}, seed {seed} …")
                 run = change(get_run(LOSSES[losses]))
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
-                folder = out / f"{trained_as(losses, change)}-seed{seed}"
+                folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
                 results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
             rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
     print_rows(rows)

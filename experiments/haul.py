@@ -31,7 +31,7 @@ from groupvit.data.shards import Sample, write_shards
 
 FAULTS = ("SIGKILL", "SIGTERM", "full disk", "vanished shard")
 PER_SHARD = 10_000
-_FULL = 100_000  # bytes that a file may have on a full disk: a line of metrics, but no checkpoint
+_LEFT = 100_000  # bytes that a full disk has left: for lines of metrics, but for no checkpoint
 
 
 def _end(child: subprocess.Popen[bytes], fault: str) -> str:
@@ -46,8 +46,11 @@ def _disturb(folder: Path, child: subprocess.Popen[bytes], steps: int, fault: st
     """Let a fault happen to a training, and end it."""
     out, shard = folder / "hauled", next((folder / "data" / "train").glob("*.tar"))
     if fault == "full disk":
-        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (_FULL, _FULL))
-        _end(child, fault)  # at its next checkpoint
+        metrics = out / "metrics.jsonl"
+        full = _LEFT + (metrics.stat().st_size if metrics.is_file() else 0)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (full, full))
+        if "cannot save" not in (said := _end(child, fault)):  # at its next checkpoint
+            raise RuntimeError(f"a full disk did not hinder it: {said}")
         return
     if fault == "vanished shard":  # who has it open reads on; nobody starts without it
         shard.rename(shard.with_suffix(".gone"))

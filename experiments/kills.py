@@ -8,6 +8,7 @@ with another number of workers each time.
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def weights(out: Path) -> dict[str, bytes]:
 
 def _kill_once(data: Path, out: Path, steps: int, number: int, chance: random.Random) -> dict[str, Any]:
     workers, saving, before = number % 3, number % 2 == 1, step_of(out)
+    for earlier in out.glob("*.partial"):  # of a kill before this one
+        shutil.rmtree(earlier)
     child = training(data, out, steps, workers)
     # Every fourth is killed while it starts, the others some time after their first new checkpoint.
     deadline = time.monotonic() + (chance.uniform(0, 5) if number % 4 == 0 else 600)

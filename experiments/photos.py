@@ -232,12 +232,15 @@ def compare(
         evaluation: Folder with the benchmarks.
         benchmarks: Which of the benchmarks.
         limit: At most so many photos of each benchmark.
-        record: Write the figures to docs/results.json and the table to docs/MODEL_CARD.md.
+        record: Write the figures to docs/results.json and the table to the models' card.
     """
     began_at, lines = commit() if record else "", []
+    card, table = "MODEL_CARD_PHOTOS.md", "photos_trainings"
     for source in models:
         CONSOLE.print(f"{source} …")
         segmenter = api.load(source)
+        if segmenter.config.image.has_trunk:
+            card, table = "MODEL_CARD.md", "photos_trunk_seeds"
         parameters = sum(parameter.numel() for parameter in segmenter.model.image_encoder.parameters())
         line = {"model": Path(source).name, "image encoder": f"{parameters / 1e6:.1f} M"}
         protocol = choose(segmenter)
@@ -252,7 +255,7 @@ def compare(
         lines.append(line)
     print_rows(lines)
     if record:
-        record_table("MODEL_CARD.md", "photos_trunk_seeds", lines, began_at)
+        record_table(card, table, lines, began_at)
 
 
 def picture(

@@ -74,6 +74,6 @@ def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> No
 
 
 def record_table(document: str, name: str, rows: Sequence[dict[str, Any]], commit: str) -> None:
-    """Write the rows into a document of docs/ (`write_table`) and into docs/results.json."""
-    write_table(DOCS / document, name, rows)
+    """Write the rows into docs/results.json and into a document of docs/ (`write_table`)."""
     record_results(name, {"rows": rows}, commit)
+    write_table(DOCS / document, name, rows)

@@ -224,5 +224,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(resumes=True):
         tyro.cli(main)

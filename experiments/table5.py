@@ -3,11 +3,13 @@
     python -m experiments.table5 --captions SHARDS --evaluation FOLDER --out runs/table5 --record
 
 Every row is a network, pre-trained or not, fine-tuned on a share of VOC 2012's training masks, beside GroupViT without
-any mask. Rivals are pre-trained on the same photos for the same time. What is trained or scored already is not done
-again, and rows that are recorded stay: `--rows` and `--shares` make the table in parts.
+any mask; rows after that of the random start are compared with it, too. Rivals are pre-trained on the same photos for
+the same time. What is trained or scored already is not done again, and rows that are recorded stay: `--rows` and
+`--shares` make the table in parts.
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from experiments.record import RESULTS, commit, print_rows, record_table
 from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.cli.transfer import load_encoder
-from groupvit.evaluation.benchmark import describe_weights, evaluate
+from groupvit.evaluation.benchmark import describe_weights, evaluate_into
 from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.transfer import open_training, score_into, share_of
@@ -41,7 +43,6 @@ ROWS = {
 }
 """What each row is pre-trained as: a run of this table, or a model that is there."""
 ZERO_SHOT = "GroupViT, zero-shot"
-_SECONDS_A_STEP = 20  # of a trial that tells how many steps a minute has
 
 
 def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -> str:
@@ -56,10 +57,11 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
             torch.manual_seed(seed)
             native.save(folder, build_model(config), config)
         return str(folder)
-    if not (folder / "steps").is_file():
+    known = folder / f"steps-in-{minutes:g}-minutes"
+    if not known.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "steps").write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
-    steps = int((folder / "steps").read_text())
+        known.write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
+    steps = int(known.read_text())
     run = vary(get_run(source), steps=steps, warmup=steps // 10)
     finish(run, captions, folder, seed)
     return str(folder)
@@ -67,7 +69,8 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
 
 def steps_within(run: Run, captions: Path, folder: Path, minutes: float, seed: int) -> int:
     """Return how many steps of a run fit into the minutes, by the second half of a short trial."""
-    times = [time.perf_counter()]
+    shutil.rmtree(folder, ignore_errors=True)  # one that was stopped tells nothing
+    times = []
 
     def note(model: Any) -> dict[str, float]:
         times.append(time.perf_counter())
@@ -75,8 +78,7 @@ def steps_within(run: Run, captions: Path, folder: Path, minutes: float, seed: i
 
     trial = vary(run, steps=10, warmup=2, evaluate_every=5, save_every=100)
     finish(trial, captions, folder, seed, evaluate=note)
-    each = (times[-1] - times[-2]) / 5 if len(times) > 2 else _SECONDS_A_STEP
-    return max(20, int(60 * minutes / each))
+    return max(20, int(60 * minutes * 5 / (times[1] - times[0])))
 
 
 def transferred(
@@ -92,14 +94,16 @@ def transferred(
         raise KeyboardInterrupt
     protocol = {"name": "transfer", "short_side": SHORT_SIDE, "share": share, "steps": steps, "masks": len(photos)}
     model = describe_weights(network, source) | {"precision": "fp32"}
+    if not (made := folder / "commit").is_file():
+        made.write_text(commit())
     return score_into(folder / "result.json", network, dataset, protocol, model)
 
 
 def zero_shot(dataset: Dataset, file: Path) -> Result:
     """Return the result of the bundled GroupViT without a mask, made if it is not there yet."""
-    if not file.is_file():
-        segmenter = api.load(ROWS["GroupViT"])
-        evaluate(segmenter, dataset, choose(segmenter)).save(file)
+    segmenter = api.load(ROWS["GroupViT"])
+    protocol = choose(segmenter)
+    evaluate_into(file, segmenter, dataset, protocol, source=ROWS["GroupViT"], batch_size=8)
     return Result.load(file)
 
 
@@ -157,7 +161,8 @@ def main(
     training = len(open_training(dataset, "train"))
     dataset = dataset.first(limit)
     zero = zero_shot(dataset, out / f"zero-shot-{len(dataset)}.json")
-    table = [line(ZERO_SHOT, "0", zero, {"zero-shot": zero, "random start": None})]
+    table = [{**line(ZERO_SHOT, "0", zero, {"zero-shot": zero, "random start": None}), "commit": began_at}]
+    starts: dict[tuple[int, float], Result] = {}
     for seed in seeds:
         for row in rows:
             source = pretrained(row, captions, out, minutes, seed)
@@ -166,13 +171,13 @@ def main(
                 folder = out / f"transfer-{ROWS[row]}-{seed}-{share:g}"
                 result = transferred(source, dataset, folder, share, seed, steps, batch_size)
                 masks = f"{max(1, round(training * share / 100))} ({share:g} %), seed {seed}"
-                file = out / f"transfer-random-{seed}-{share:g}" / "result.json"
-                start = Result.load(file) if file.is_file() and row != "random start" else None
-                table.append(line(row, masks, result, {"zero-shot": zero, "random start": start}))
+                cells = line(row, masks, result, {"zero-shot": zero, "random start": starts.get((seed, share))})
+                if row == "random start":
+                    starts[seed, share] = result
+                table.append({**cells, "commit": (folder / "commit").read_text()})
     print_rows(table)
     if record:
-        table = joined([{**cells, "commit": began_at} for cells in table])
-        record_table("RESULTS.md", "table5", table, began_at)
+        record_table("RESULTS.md", "table5", joined(table), began_at)
 
 
 def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:

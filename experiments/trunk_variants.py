@@ -75,7 +75,7 @@ def trained(name: str, run: Run, captions: Path, out: Path, seed: int) -> Segmen
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     run = TRAINED[name](run)
     with tags_as_captions() if name == "tags as captions" else nullcontext():
-        finish(run, captions, folder, seed, cache=out / f"cache-{run.model.image.stem}-{seed}")
+        finish(run, captions, folder, seed, cache=out.parent / f"cache-{run.model.image.stem}-{seed}")
     return api.load(folder)
 
 
@@ -144,6 +144,7 @@ def main(
     """
     began_at, table = commit() if record else "", []
     options = {"steps": steps, "batch_size": batch_size, "warmup": steps // 8}
+    out /= f"{steps}-steps-of-{batch_size}"
     run = vary(get_run("photos-trunk"), **options, evaluate_every=steps, save_every=steps)
     for seed in seeds:
         for name in variants:

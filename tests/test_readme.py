@@ -8,12 +8,12 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from experiments.scenes import mean_and_range
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -49,6 +49,7 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 
 
 COLUMNS = {"mIoU": "miou", "things": "things", "grounds": "grounds", "groups with the best names": "best_names"}
+COLUMNS |= {"95 %": "interval", "groups in a photo": "groups"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -60,10 +61,15 @@ def test_figures_in_tables_are_the_measured_ones(document: Path) -> None:
         header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         assert rows
         for label, *cells in rows:
-            for column, cell in zip(header[1:], cells, strict=False):
-                if cell and column in COLUMNS:
-                    values = [seed[COLUMNS[column]] for seed in measured[label]]
-                    assert cell.split()[0] == f"{statistics.mean(values):.1f}", (label, column)
+            for column, cell in zip(header[1:], cells, strict=True):
+                values = [seed[COLUMNS[column]] for seed in measured[label]] if cell else []
+                if column == "95 %":
+                    values = ["{:.1f} to {:.1f}".format(*each) for each in values]
+                elif column == "groups in a photo":
+                    values = [f"{each:.0f}" for each in values]
+                elif values:
+                    values = [mean_and_range(values)]
+                assert [cell] == (values or [""]), (label, column)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

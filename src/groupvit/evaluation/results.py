@@ -234,6 +234,8 @@ def difference(ours: Result, theirs: Result) -> dict[str, Any]:
     The same photos are drawn for both, so that a hard photo counts against neither. `first_is_better` is the share of
     draws in which the first one's mean is higher. With one photo the interval is None.
     """
+    if ours.names != theirs.names:
+        raise InputError("only results on the same photos, in one order, have a difference")
     draws = resampled_means(ours.photo_areas) - resampled_means(theirs.photo_areas)
     means = metrics.mean_iou(ours.matrix), metrics.mean_iou(theirs.matrix)
     return {
