@@ -71,10 +71,10 @@ version := import sys; print("%d.%d" % sys.version_info[:2])
 asked := $(if $(filter file,$(origin PYTHON)),,$(shell $(PYTHON) -c '$(version)' 2>&1))
 
 # "yes" if .venv is whole, was made here, and has the Python that was asked for, if one was.
-fit := $(shell [ ! -e .venv/.installing ] && grep -qs '$(CURDIR)/.venv' .venv/bin/activate \
+fit = $(shell [ ! -e .venv/.installing ] && grep -qs '$(CURDIR)/.venv' .venv/bin/activate \
 	&& .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { [ -z '$(asked)' ] || [ '$(asked)' = "$$(.venv/bin/python -c '$(version)')" ]; } && echo yes)
-ifndef fit
+ifeq ($(fit),)
 .PHONY: .venv/.demo .venv/.docs .venv/.dev
 endif
 

@@ -146,13 +146,20 @@ def _row(fault: str, code: int, text: str, folder: Path, lost: str) -> dict[str,
     }
 
 
+def _not_started(folder: Path) -> str:
+    curve = folder / "out" / "metrics.jsonl"
+    if curve.is_file() and curve.read_text():
+        raise RuntimeError(f"it trained before it ended: {curve.read_text()}")
+    return "nothing: it does not start"
+
+
 def planted(fault: str, folder: Path) -> dict[str, Any]:
     """Make a fault, then start a training."""
     make(folder / "data")
     PLANTED[fault](folder / "data")
     done = _train(folder)
     if done.returncode:
-        return _row(fault, done.returncode, done.stderr, folder, "nothing: it does not start")
+        return _row(fault, done.returncode, done.stderr, folder, _not_started(folder))
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     indexed = len(CaptionedPhotos.open(find_shards(folder / "data" / "train")))
     undecodable = len(set(re.findall(r"its neighbour stands in: \S+: (\w+)", done.stderr)))
@@ -223,7 +230,7 @@ def forbidden(folder: Path, what: str) -> dict[str, Any]:
     done = _train(folder, preexec_fn=_without_override)
     target.chmod(0o755)
     fault = f"folder without permission to {what}"
-    return _row(fault, done.returncode, done.stderr, folder, "nothing: it does not start")
+    return _row(fault, done.returncode, done.stderr, folder, _not_started(folder))
 
 
 def main(record: bool = False) -> None:

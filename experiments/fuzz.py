@@ -12,7 +12,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import struct
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from benchmarks.timing import peak_memory
 from experiments.record import commit, print_rows, record_table
 
 atheris: Any = None
@@ -390,7 +390,9 @@ def mutated(reader: Reader, seed: bytes, data: bytes, chance: random.Random) -> 
 def attempt(reader: Reader, path: Path, data: bytes) -> str:
     """Return "value", "refused", or where and why the reader broke its promise."""
     path.write_bytes(data)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is that of this input
+    before, began = peak_memory(), time.process_time()
     signal.setitimer(signal.ITIMER_PROF, SLOW)
     try:
         reader.read(path)
@@ -403,7 +405,7 @@ def attempt(reader: Reader, path: Path, data: bytes) -> str:
         outcome = f"{type(error).__name__} at {at}: {str(error)[:150]!r}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = peak_memory() - before
     if grown > MEMORY:
         return f"took {grown / 2**30:.1f} GB"
     return outcome if time.process_time() - began < SLOW else f"hang: {outcome}"
@@ -422,13 +424,15 @@ def run(name: str, inputs: int, seconds: float, folder: Path) -> None:
     reader.read(folder / "input")  # a value, and the time and memory of all that is loaded at first use
     signal.signal(signal.SIGPROF, _hung)
     counts, failures, until = {"value": 0, "refused": 0}, dict[str, str](), time.monotonic() + seconds
+    highest = 0
 
     def tell() -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        (folder / "found.json").write_text(json.dumps({**counts, "failures": failures, "MB": peak}))
+        (folder / "found.json").write_text(json.dumps({**counts, "failures": failures, "MB": highest / 2**20}))
 
     def one(data: bytes) -> None:
+        nonlocal highest
         outcome = attempt(reader, folder / "input", data)
+        highest = max(highest, peak_memory())
         if outcome in counts:
             counts[outcome] += 1
         elif (kind := outcome.partition(":  ")[0].partition(": '")[0]) not in failures:

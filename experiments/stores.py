@@ -278,7 +278,9 @@ def spoilt(address: str, server: Server, fault: str, count: int, expected: str) 
     server.spoil, server.left, began = SPOILT[fault], count, time.monotonic()
     try:
         found = digest(address, PHOTOS // PER_SHARD if count < 100 else 1)  # each one would take its minute
-        lost, said = ("nothing" if found == expected else "UNNOTICED"), "nothing"
+        if found != expected:
+            raise RuntimeError(f"{address}: {fault} spoils photos and nobody notices")
+        lost, said = "nothing", "nothing"
     except InputError as error:
         lost, said = FINALLY, _neutral(f"error: {error}")
     finally:
@@ -298,10 +300,11 @@ def replaced(address: str, folder: Path) -> dict[str, Any]:
         upload(folder)
     try:
         photos.read(1, 1)
-        lost, said = "UNNOTICED", "nothing"
+        raise RuntimeError(f"{address}: nobody notices another shard in its place")
     except InputError as error:
         lost, said = FINALLY, _neutral(f"error: {error}")
-    shard.write_bytes(data)
+    finally:
+        shard.write_bytes(data)
     seconds = f"{time.monotonic() - began:.0f}"
     return {"ranges": "one shard", "lost": lost, "seconds": seconds, "it says": said}
 
@@ -322,8 +325,8 @@ def faults(folder: Path) -> list[dict[str, Any]]:
                 rows.append(row | {"if all are such": f"after {every['seconds']} s: {every['it says']}"})
                 print(rows[-1], file=sys.stderr)
             row = {"store": name, "fault": "another shard in its place, while it is read"}
-            said = replaced(address, folder)["it says"]
-            rows.append(row | {"lost by three such answers": FINALLY, "if all are such": said})
+            found = replaced(address, folder)
+            rows.append(row | {"lost by three such answers": found["lost"], "if all are such": found["it says"]})
     return rows
 
 
