@@ -54,8 +54,8 @@ with atheris.instrument_imports(include=["groupvit"]) if atheris else contextlib
     from groupvit.segmentation.labels import parse_labels
 
 TINY = ModelConfig(
-    image=ImageEncoderConfig(16, 8, 8, 2, stages=(Stage(1, 2, 2), Stage(1))),
-    text=TextEncoderConfig(width=8, heads=2, layers=1, context_length=8, vocab_size=32),
+    image=ImageEncoderConfig(16, 8, 64, 1, stages=(Stage(1, 2, 2), Stage(1))),
+    text=TextEncoderConfig(width=64, heads=1, layers=1, context_length=8, vocab_size=32),
     embed_dim=4,
     projector_dim=8,
 )
