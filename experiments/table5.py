@@ -50,14 +50,14 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
     source = ROWS[row]
     if source in ("efficientnet-lite2", "photos-trunk"):
         return source
-    folder = out / f"{source}-{seed}"
+    folder = out / (f"{source}-{seed}" if source == "random" else f"{source}-{minutes:g}-minutes-{seed}")
     if source == "random":
         if not folder.exists():
             config = get_run("photos-dino").model
             torch.manual_seed(seed)
             native.save(folder, build_model(config), config)
         return str(folder)
-    known = folder / f"steps-in-{minutes:g}-minutes"
+    known = folder / "steps"
     if not known.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))

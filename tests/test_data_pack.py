@@ -250,7 +250,7 @@ def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
 
 
 def test_captions_of_a_folder_without_photos_are_counted(tmp_path: Path) -> None:
-    files = {"a/1.jpg": photo(0), "a/1.txt": "a dog", "b/2.txt": "a cat", "b/3.json": "{}", "stats.json": "{}"}
+    files = {"a/1.jpg": photo(0), "a/1.txt": "a dog", "b/2.txt": "a cat", "b/3.json": "{}", "README.txt": "of the set"}
     packed = pack(put(tmp_path / "in", **files), tmp_path / "out")
     assert [(fault.key, fault.kind) for fault in packed.faults] == [("b/2", "no-image")]
 

@@ -69,8 +69,11 @@ def test_patches_and_refined_groups_are_scored_and_trained_once(
     assert printed.count("'losses': 'nouns'") == 3
     assert printed.count("'best names': ''") == 1
     groups = "table1-nouns-hard-seed0"  # the first line that trains the same: this run has no multi-label loss
-    assert {file.parent.name for file in tmp_path.glob("table*/*.json")} == {"table4-nouns-patches-alone-seed0", groups}
-    assert (tmp_path / groups / "refined.json").is_file()
+    assert {file.parent.name for file in tmp_path.glob("2-steps/table*/*.json")} == {
+        "table4-nouns-patches-alone-seed0",
+        groups,
+    }
+    assert (tmp_path / "2-steps" / groups / "refined.json").is_file()
 
 
 def test_trainings_share_a_name_if_and_only_if_they_are_the_same() -> None:
@@ -101,4 +104,4 @@ def test_a_table_is_printed_and_nothing_is_trained_twice(
     assert "'Table 1': 'soft'" in printed[0].out
     assert " to " in printed[0].out
     assert "step 2/2" not in printed[1].err
-    assert len([*tmp_path.glob("table1-*/result.json")]) == 8
+    assert len([*tmp_path.glob("2-steps/table1-*/result.json")]) == 8

@@ -70,8 +70,11 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match=r"y.partial is there already"), new_folder(tmp_path / "y"):
         raise AssertionError
     assert (tmp_path / "y.partial").is_dir()
-    with new_folder(tmp_path / "x") as folder:
-        folder.mkdir()
+    for _ in range(2):
+        with new_folder(tmp_path / "x", locked=True) as folder:
+            (folder / "a").touch()
+        (tmp_path / "x/a").unlink()
+        (tmp_path / "x.partial").mkdir()
     assert (tmp_path / "x").is_dir()
 
 

@@ -25,7 +25,7 @@ def site(tmp_path_factory) -> Path:
 def test_every_document_is_a_page_and_the_readme_the_first(site):
     pages = {page.parent.name for page in site.glob("*/index.html")}
     assert {path.stem for path in (REPOSITORY / "docs").glob("*.md")} <= pages
-    assert "Group tokens claim the patches" in (site / "index.html").read_text()
+    assert "group tokens claim the patches" in (site / "index.html").read_text()
     assert "The rooms, and who may import whom" in (site / "contributing/index.html").read_text()
 
 

@@ -81,6 +81,7 @@ def page(segmenter: Segmenter) -> "Blocks":
     def run(photo: str | None, text: str | None, scale: Any, background: Any) -> list[Any]:
         began = time.perf_counter()
         try:
+            segmenter.words.told.clear()  # by another visitor
             with warnings.catch_warnings(record=True) as notes:
                 result = answer(segmenter, photo, text, float(scale), float(background))
             shown = _shown(result, stages)
@@ -231,7 +232,8 @@ def serve(model: str = "photos-trunk", host: str = "127.0.0.1", port: int = 7860
 
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there
     for name in ("SIGTERM", "SIGHUP"):  # so that the folder is removed
-        if number := getattr(signal, name, None):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's stays
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     with tempfile.TemporaryDirectory(prefix="groupvit-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

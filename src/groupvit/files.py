@@ -59,10 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give the name of a folder to fill, which then becomes `folder`, or goes if the block fails.
+def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
+    """Give an empty folder to fill, which then becomes `folder`, or goes if the block fails.
 
-    What another process fills under the same name is an `InputError`.
+    One that another process fills, or has left, is an `InputError`; whoever is `locked` knows that it has left it.
     """
     if folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
@@ -71,8 +71,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
             f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"
         )
     unfinished = folder.with_name(folder.name + ".partial")
-    if unfinished.exists():
-        raise InputError(f"{unfinished} is there already, of another run or of one that was killed: remove it first")
+    if locked:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True, exist_ok=locked)
+    except FileExistsError:
+        text = f"{unfinished} is there already, of another run or of one that was killed: remove it first"
+        raise InputError(text) from None
     try:
         yield unfinished
         if folder.exists():

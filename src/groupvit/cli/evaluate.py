@@ -55,7 +55,7 @@ def evaluate(
         reduce_zero_label: For a folder whose masks count classes from 1: 0 does not count.
     """
     from groupvit import api
-    from groupvit.evaluation.benchmark import evaluate_into, evaluate_whole_photos
+    from groupvit.evaluation.benchmark import evaluate_into
     from groupvit.evaluation.datasets import open_benchmark
     from groupvit.machine import enough_memory
 
@@ -64,13 +64,7 @@ def evaluate(
     if benchmark == "classification" or benchmark == "retrieval":
         asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
         asked |= (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16"
-        if asked:
-            raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
-        segmenter, out = api.load(model, precision="fp32", engine="torch"), out or Path(f"{benchmark}.json")
-        document = evaluate_whole_photos(segmenter, benchmark, root, out, source=model)
-        print(f"{benchmark}, {document['data']['photos']} photos")
-        for name, value in document["metrics"].items():
-            print(f"{name}: {value:.2f} %")
+        _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"), asked=asked)
         return
     from groupvit.evaluation.pictures import draw
 
@@ -124,3 +118,19 @@ def print_result(out: Path, root: Path, compare: Path | None) -> "Result":
         print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
     print(f"{out} has the counts of each photo")
     return result
+
+
+def _whole_photos(
+    model: str, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, asked: bool
+) -> None:
+    """Classify or retrieve; `asked` says whether options of segmentation were given."""
+    if asked:
+        raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
+    from groupvit import api
+    from groupvit.evaluation.benchmark import evaluate_whole_photos
+
+    segmenter = api.load(model, precision="fp32", engine="torch")
+    document = evaluate_whole_photos(segmenter, benchmark, root, out, source=model)
+    print(f"{benchmark}, {document['data']['photos']} photos")
+    for name, value in document["metrics"].items():
+        print(f"{name}: {value:.2f} %")

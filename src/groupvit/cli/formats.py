@@ -45,9 +45,8 @@ class Export:
             if name == "voc":
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
             elif name == "labelme":
-                text = json.dumps(
-                    result.to_labelme(os.path.relpath(os.path.realpath(photo), os.path.realpath(self.out)))
-                )
+                place_of = os.path.join(os.path.realpath(photo.parent), photo.name)
+                text = json.dumps(result.to_labelme(os.path.relpath(place_of, os.path.realpath(self.out))))
                 write_atomically(stem.with_name(f"{stem.name}.labelme.json"), text.encode())
             elif name.startswith("coco"):
                 self._keep_instances(name, result.to_coco(place, polygons=polygons))
@@ -87,3 +86,5 @@ class Export:
             for i, part in enumerate(parts):
                 file.write(b", " * bool(i) + zlib.decompress(part))
             file.write(tail)
+            file.flush()
+            os.fsync(file.fileno())

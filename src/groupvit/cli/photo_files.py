@@ -1,11 +1,14 @@
 """The photos that a command is given, and the files that their results get."""
 
 import glob
+import itertools
+import json
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from groupvit.cli.formats import Export
@@ -92,13 +95,25 @@ def keep_others(out: Path, names: Sequence[str], export: Export) -> None:
 
 
 def remove_others(stem: Path, kinds: Collection[str]) -> None:
-    """Remove an earlier run's groups and masks of a photo, of which this one writes other `kinds`."""
-    if not os.path.exists(result_file(stem, "json")):
-        return
-    for path in stem.parent.glob(f"{glob.escape(stem.name)}.*.png"):
-        kind = path.name.removeprefix(f"{stem.name}.").removesuffix(".png")
-        if re.fullmatch(r"groups-\d+|mask-.+", kind) and kind not in kinds:
-            path.unlink(missing_ok=True)
+    """Remove the groups and masks that an earlier run wrote for a photo, of which this one writes other `kinds`."""
+    with suppress(OSError, ValueError, LookupError, TypeError):  # of no such run, or its own no more
+        earlier = json.loads(result_file(stem, "json").read_text())
+        stages = (f"groups-{i}" for i in itertools.count(1))
+        written = [*mask_kinds([label["name"] for label in earlier["labels"]])]
+        written += itertools.takewhile(lambda kind: result_file(stem, f"{kind}.png").is_file(), stages)
+        for kind in {*written} - {*kinds}:
+            result_file(stem, f"{kind}.png").unlink(missing_ok=True)
+
+
+def mask_kinds(names: Sequence[str]) -> list[str]:
+    """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
+    kinds: dict[str, str] = {}
+    for i, name in enumerate(names):
+        kind = "mask-" + re.sub(r"[^\w-]+", "-", name)[:40]
+        while kind.lower() in kinds or kind == "mask--":
+            kind += f"-{i}"
+        kinds[kind.lower()] = kind
+    return list(kinds.values())
 
 
 def result_file(stem: Path, suffix: str) -> Path:

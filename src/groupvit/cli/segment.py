@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from groupvit.cli.formats import Export, Format
-from groupvit.cli.photo_files import find_photos, keep_others, output_names, remove_others, result_file
+from groupvit.cli.photo_files import (
+    find_photos,
+    keep_others,
+    mask_kinds,
+    output_names,
+    remove_others,
+    result_file,
+)
 from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS, PHOTO_SUFFIXES, write_atomically, write_picture
 from groupvit.machine import enough_memory, return_freed_memory, share_freed_memory
@@ -141,7 +147,7 @@ def _segment(
     batch_size = record["settings"]["batch_size"]
     names, lines, writing = output_names(files), [], []
     every = dict.fromkeys(["background", *(label.name for label in labels)])
-    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in _mask_kinds(list(every)))]
+    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in mask_kinds(list(every)))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
     bar = progress("segmenting", len(files), shown=len(files) > 1)
@@ -201,7 +207,7 @@ def _write(
     drawn = result.reduced(_PIXELS_DRAWN)
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
-    kinds = _mask_kinds(result.names) if masks else []
+    kinds = mask_kinds(result.names) if masks else []
     remove_others(stem, {*pictures, *kinds})
     for kind, picture in pictures.items():
         write_picture(result_file(stem, f"{kind}.png"), picture)
@@ -216,14 +222,3 @@ def _write(
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
     return f"{result_file(stem, 'overlay.png')}: {named}"
-
-
-def _mask_kinds(names: Sequence[str]) -> list[str]:
-    """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
-    kinds: dict[str, str] = {}
-    for i, name in enumerate(names):
-        kind = "mask-" + re.sub(r"[^\w-]+", "-", name)[:40]
-        while kind.lower() in kinds or kind == "mask--":
-            kind += f"-{i}"
-        kinds[kind.lower()] = kind
-    return list(kinds.values())

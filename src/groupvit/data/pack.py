@@ -110,7 +110,8 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         yield from (Fault(_shown(name), "link") for name in folders if os.path.islink(os.path.join(root, name)))
         found, faults = _members(Path(root), names)
         if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
-            found = {key: files for key, files in found.items() if "txt" in files}  # JSON alone: statistics
+            # Texts beside folders are no captions, and JSON alone is statistics.
+            found = {key: files for key, files in found.items() if "txt" in files and not folders}
         rows, faults = rows_of(found, faults)
         place = os.path.relpath(root, folder).replace(os.sep, "/")
         head = "" if place == "." else place + "/"
@@ -195,7 +196,7 @@ def _checked(table: Path, rows: "csv.DictReader[str]") -> Iterator[dict[Any, Any
 
 def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
     """Yield the rows of parquet with encoded photos: of img2dataset, or of `datasets`, whose images are structs."""
-    with input_error("parquet needs the package pyarrow: pip install pyarrow", ImportError):
+    with input_error("parquet needs the package pyarrow", ImportError, advice="pip install pyarrow"):
         parquet = importlib.import_module("pyarrow.parquet")
     numbers = itertools.count()
     for path in files:

@@ -14,7 +14,7 @@ from groupvit.text.nouns import Style, nouns, nouns_of_photo, nouns_of_tags, wit
 
 
 def arrow() -> Any:
-    with input_error("indexes need the package pyarrow: pip install pyarrow", ImportError):
+    with input_error("indexes need the package pyarrow", ImportError, advice="pip install pyarrow"):
         return importlib.import_module("pyarrow")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.class_lists import read_labels
 from groupvit.evaluation.coco import category_labels, open_instances
 from groupvit.evaluation.folders import files_in, lines, listed_names, pass_over, photos_by_name, require
@@ -216,8 +216,11 @@ def _open_coco_instances(root: Path) -> Dataset:
 
 def _is_result(path: Path) -> bool:
     """Return True for what `groupvit evaluate` writes, into the current folder if it is not told another."""
-    with path.open("rb") as file:
-        return b'"benchmark"' in file.read(100)
+    with input_error(f"{path} cannot be read", OSError):
+        if not path.is_file():
+            raise OSError("it is no file")
+        with path.open("rb") as file:
+            return b'"benchmark"' in file.read(100)
 
 
 def _open_listed(root: Path, listing: Path, *, asked: bool) -> Dataset:

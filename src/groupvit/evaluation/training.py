@@ -1,6 +1,7 @@
 """Scores of a model while it is trained."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ Evaluate = Callable[[GroupViT], dict[str, float]]
 def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
     if held_out.endswith(".tar"):
-        return Retrieval(held_out, config, data)
+        return Retrieval(held_out, config, None if os.path.isabs(held_out) else data)
     photos = MaskFolder.open(data / held_out)
     with input_error(f"{data / held_out}/classes.txt", InputError):
         parse_labels(photos.labels)

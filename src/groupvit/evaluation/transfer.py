@@ -38,13 +38,18 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
         raise InputError(f"{training.root} has other classes than {evaluated.root}: both need the same classes.txt")
     both = sorted(set(training.names) & set(evaluated.names))
     same = training.root == evaluated.root
-    leaked = [name for name in both if same or training.read(name).image == evaluated.read(name).image]
+    leaked = [name for name in both if same or _pixels(training, name) == _pixels(evaluated, name)]
     if leaked:
         raise InputError(
             f"{leaked[0]} is among the photos to train on ({split}) and among those to evaluate ({len(leaked)} are): "
             "take them out of one list"
         )
     return training
+
+
+def _pixels(photos: Dataset, name: str) -> tuple[tuple[int, int], bytes]:
+    image = photos.read(name).image
+    return image.size, image.tobytes()
 
 
 def share_of(training: Dataset, percent: int | float, seed: int) -> Dataset:

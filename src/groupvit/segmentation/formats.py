@@ -209,5 +209,5 @@ def _around(piece: Inside) -> Outline:
 
 
 def _import(module: str, package: str) -> Any:
-    with input_error(f"this format needs {package}: pip install {package}", ImportError):
+    with input_error(f"this format needs {package}", ImportError, advice=f"pip install {package}"):
         return import_module(module)

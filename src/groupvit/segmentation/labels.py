@@ -31,9 +31,11 @@ def read_labels(file: Path) -> list[str]:
     """Return the labels of a text file, one a line, without blank lines and comments (from a # on)."""
     with input_error(f"cannot read the labels in {file} (a text in UTF-8)", OSError, UnicodeError):
         refuse_pointer(file)
-        if file.exists() and not (file.is_file() and file.stat().st_size <= _MAX_TEXT):  # reading a pipe may never end
-            raise OSError("it is no file of at most 1 MB")
-        lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text("utf-8-sig").splitlines()]
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise OSError("it has more than 1 MB")
+        lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in data.decode("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
     with input_error(str(file), InputError):

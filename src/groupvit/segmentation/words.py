@@ -27,6 +27,7 @@ class WordBank:
         self.model, self.nouns, self.device = model, config.rivals, device
         self._tokenizer = Tokenizer(config.text.context_length)
         self._kept = lru_cache(maxsize=8)(self._embed)
+        self.told: set[tuple[str, ...]] = set()
         self._known: dict[str, Tensor] = {}
         if model.rivals is not None:
             self._known = dict(zip(self.nouns, model.rivals.to(device), strict=True))
@@ -35,10 +36,11 @@ class WordBank:
     def embed(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
         """Return unit vectors of words: the mean over templates of the prompts' embeddings, normalised, in float32.
 
-        A warning names words of which training never saw some part.
+        A warning names words of which training never saw some part, once for each list of them in `told`.
         """
         vectors, unseen = self._kept(tuple(words), tuple(templates))
-        if unseen:
+        if unseen and unseen not in self.told:
+            self.told.add(unseen)
             warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
         return vectors
 
@@ -78,11 +80,11 @@ class WordBank:
 
     def _embed(
         self, words: tuple[str, ...], templates: tuple[str, ...]
-    ) -> tuple[Float[Tensor, "words embed"], list[str]]:
+    ) -> tuple[Float[Tensor, "words embed"], tuple[str, ...]]:
         known = dict(self._known) if templates == (SIMPLE_TEMPLATE,) else {}
         if new := [word for word in dict.fromkeys(words) if word not in known]:
             known.update(zip(new, self._encode(new, templates), strict=True))
-        return torch.stack([known[word] for word in words]), [word for word in new if self._unseen(word)]
+        return torch.stack([known[word] for word in words]), tuple(filter(self._unseen, new))
 
     def _encode(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
         prompts = [template.replace("{}", word) for word in words for template in templates]

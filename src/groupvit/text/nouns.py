@@ -75,7 +75,7 @@ _HTML = re.compile(
 
 @functools.cache
 def _textblob() -> Any:
-    with input_error("nouns need the package textblob: pip install textblob", ImportError):
+    with input_error("nouns need the package textblob", ImportError, advice="pip install textblob"):
         textblob = importlib.import_module("textblob.en")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves the files of its lexicon open

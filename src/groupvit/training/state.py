@@ -133,8 +133,7 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     """
     folder = folder_of(out, state.step)
     try:
-        shutil.rmtree(out / f"{folder.name}.partial", ignore_errors=True)  # of a process that was killed
-        with new_folder(folder) as partial:
+        with new_folder(folder, locked=True) as partial:
             native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
             with (partial / "training.pt").open("wb") as file:
                 torch.save(_document(state), file)
