@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from groupvit.checkpoints import native
-from groupvit.cli.photo_files import find_photos, output_names
+from groupvit.cli.photo_files import find_photos, mask_kinds, output_names
 from groupvit.cli.segment import segment
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
@@ -294,11 +294,12 @@ def test_pictures_of_an_earlier_run_do_not_stay_beside_another_one_s(tmp_path: P
     photo, out = str(save_photo(tmp_path / "a.jpg", (90, 60))), tmp_path / "out"
     options = {"model": model, "out": out}
     assert segment((photo,), labels=("dog", "sky"), masks=True, **options) == 0
-    (out / "a.jpg.mask-notes.txt").touch()
+    for own in ("a.jpg.mask-notes.txt", "a.jpg.mask-own.png"):
+        (out / own).touch()
     assert {"a.jpg.mask-sky.png", "a.jpg.groups-1.png"} < set(written(out))
     assert segment((photo,), labels=("dog",), window=32, short_side=48, masks=True, **options) == 0
     kinds = {name.removeprefix("a.jpg.") for name in written(out)}
-    assert "mask-notes.txt" in kinds
+    assert {"mask-notes.txt", "mask-own.png"} < kinds
     assert not kinds & {"mask-sky.png", "groups-1.png"}
 
 
