@@ -54,11 +54,6 @@ def evaluate(
         ignore_index: For a folder: a value of its masks that does not count, besides 255.
         reduce_zero_label: For a folder whose masks count classes from 1: 0 does not count.
     """
-    from groupvit import api
-    from groupvit.evaluation.benchmark import evaluate_into
-    from groupvit.evaluation.datasets import open_benchmark
-    from groupvit.machine import enough_memory
-
     if out and out.is_dir():
         raise InputError(f"{out} is a folder: --out names the result file")
     if benchmark == "classification" or benchmark == "retrieval":
@@ -66,7 +61,11 @@ def evaluate(
         asked |= (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16"
         _whole_photos(model, benchmark, root, out or Path(f"{benchmark}.json"), asked=asked)
         return
+    from groupvit import api
+    from groupvit.evaluation.benchmark import evaluate_into
+    from groupvit.evaluation.datasets import open_benchmark
     from groupvit.evaluation.pictures import draw
+    from groupvit.machine import enough_memory
 
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
