@@ -6,9 +6,10 @@
     python -m experiments.ablations 4 --out runs/ablations --record    # groups or patches, with the same losses
 
 Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
-`scenes-64`. The fourth, with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A
-training takes about five minutes of one core, with patches of 4 px five times as long. A complete one is not done
-again, not even for another table, so after an interruption the same command goes on where it was.
+`scenes-64`. `--size 48` asks whether they come out alike at another image size: 36 patches instead of 64. The fourth,
+with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A training takes about five
+minutes of one core, with patches of 4 px five times as long. A complete one is not done again, not even for another
+table, so after an interruption the same command goes on where it was.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from groupvit import api
 from groupvit.data import scenes
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskFolder
+from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
 from groupvit.models import Stage
 from groupvit.training.objective import MultiLabel
@@ -97,6 +99,11 @@ def trained_as(losses: str, change: Variant) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
+def protocol_for(size: int) -> Protocol:
+    """Return how scenes are scored by a model of this image size: two patches a side more than in training."""
+    return replace(SCENES, view=replace(SCENES.view, short_side=size + 16))
+
+
 def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *, refine: bool = False) -> Result:
     """Return the result of a training, of which both are made if they are not there; without groups, of its patches."""
     file = folder / ("refined.json" if refine else "result.json")
@@ -105,7 +112,8 @@ def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *
         segmenter = api.load(folder, engine="torch", precision="fp32")
         if not any(stage.groups for stage in run.model.image.stages):
             segmenter = clustered(segmenter, "pixel-wise")
-        evaluate(refined(segmenter) if refine else segmenter, dataset, SCENES).save(file)
+        protocol = protocol_for(run.model.image.image_size)
+        evaluate(refined(segmenter) if refine else segmenter, dataset, protocol).save(file)
     return Result.load(file)
 
 
@@ -125,6 +133,7 @@ def main(
     table: Annotated[Literal["1", "2", "3", "4"], tyro.conf.Positional],
     out: Path = Path("runs/ablations"),
     seeds: int = 3,
+    size: int = 64,
     steps: int | None = None,
     limit: int | None = None,
     record: bool = False,
@@ -135,12 +144,15 @@ def main(
         table: Which one.
         out: Folder for scenes, trainings and results.
         seeds: Trainings of each line.
+        size: Of the images, in pixels; scenes are drawn at 64.
         steps: Of each training, instead of the run's.
         limit: At most so many scenes are scored.
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at, rows = commit() if record else "", []
-    trainings = out / f"{steps}-steps" if steps else out  # a trial is no part of the table
+    name = f"table{table}" if size == 64 else f"table{table}-{size}px"
+    trainings = out if size == 64 else out / f"{size}px"
+    trainings = trainings / f"{steps}-steps" if steps else trainings  # a trial is no part of the table
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
@@ -150,14 +162,14 @@ def main(
             results = []
             for seed in range(seeds):
                 CONSOLE.print(f"{losses}, {line}, seed {seed} …")
-                run = change(get_run(LOSSES[losses]))
+                run = with_image(change(get_run(LOSSES[losses])), image_size=size)
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
                 folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
                 results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
             rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
     print_rows(rows)
     if record:
-        record_table("RESULTS.md", f"table{table}", rows, began_at)
+        record_table("RESULTS.md", name, rows, began_at)
 
 
 if __name__ == "__main__":

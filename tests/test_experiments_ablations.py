@@ -64,16 +64,23 @@ def test_patches_and_refined_groups_are_scored_and_trained_once(
     monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
     lines = {name: ablations.TABLES["4"][name] for name in ("patches alone", "16 groups", "16 groups, refined")}
     monkeypatch.setitem(ablations.TABLES, "4", lines)
-    ablations.main("4", out=tmp_path, seeds=1, steps=2, limit=3)
+    ablations.main("4", out=tmp_path, seeds=1, size=32, steps=2, limit=3)
     printed = capsys.readouterr().out
     assert printed.count("'losses': 'nouns'") == 3
     assert printed.count("'best names': ''") == 1
     groups = "table1-nouns-hard-seed0"  # the first line that trains the same: this run has no multi-label loss
-    assert {file.parent.name for file in tmp_path.glob("2-steps/table*/*.json")} == {
+    assert {file.parent.name for file in tmp_path.glob("32px/2-steps/table*/*.json")} == {
         "table4-nouns-patches-alone-seed0",
         groups,
     }
-    assert (tmp_path / "2-steps" / groups / "refined.json").is_file()
+    assert (tmp_path / "32px" / "2-steps" / groups / "refined.json").is_file()
+
+
+def test_another_size_has_the_same_patches_and_is_scored_two_patches_larger() -> None:
+    assert ablations.protocol_for(64) == ablations.SCENES
+    smaller = ablations.protocol_for(48)
+    assert smaller.view.short_side == 64
+    assert smaller.thresholds == ablations.SCENES.thresholds
 
 
 def test_trainings_share_a_name_if_and_only_if_they_are_the_same() -> None:
@@ -98,10 +105,10 @@ def test_a_table_is_printed_and_nothing_is_trained_twice(
     monkeypatch.setitem(ablations.TABLES, "1", lines)
     printed = []
     for _ in range(2):
-        ablations.main("1", out=tmp_path, seeds=2, steps=2, limit=3)
+        ablations.main("1", out=tmp_path, seeds=2, size=32, steps=2, limit=3)
         printed.append(capsys.readouterr())
     assert printed[0].out == printed[1].out
     assert "'Table 1': 'soft'" in printed[0].out
     assert " to " in printed[0].out
     assert "step 2/2" not in printed[1].err
-    assert len([*tmp_path.glob("2-steps/table1-*/result.json")]) == 8
+    assert len([*tmp_path.glob("32px/2-steps/table1-*/result.json")]) == 8
