@@ -1,4 +1,3 @@
-import json
 import os
 import pickle
 import threading
@@ -6,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
 import pytest
 from torch.utils.data import DataLoader
 
@@ -99,22 +97,9 @@ def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
     os.utime(shards[1], ns=(0, 0))
     index_shards(shards)
     assert made == [*shards, shards[1]]
-    monkeypatch.setattr(module, "_VERSION", 5)
+    monkeypatch.setattr(module, "_VERSION", 6)
     index_shards(shards)
     assert made == [*shards, shards[1], *shards]
-
-
-def test_an_index_of_this_version_with_a_hash_behind_it_is_read(shards):
-    """As indexes were written before their version was a number."""
-    index_shards(shards, where=beside)
-    path = beside(shards[0])
-    table = pa.ipc.open_file(path.read_bytes()).read_all()
-    for rules, current in (("4-0f1e2d3c4b5a6978", True), ("3-0f1e2d3c4b5a6978", False), (None, False)):
-        header = json.dumps(json.loads(table.schema.metadata[b"groupvit"]) | {"rules": rules})
-        old = table.replace_schema_metadata(table.schema.metadata | {b"groupvit": header})
-        with pa.ipc.new_file(str(path), old.schema) as writer:
-            writer.write_table(old)
-        assert (find_index(shards[0]) is not None) == current
 
 
 def test_a_shard_that_is_indexed_anew_is_read_anew(shards):

@@ -4,6 +4,7 @@ import io
 import json
 import lzma
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
         ("a.csv", "\ufefffilepath\ttitle\tx\na.jpg\ta dog\t1\nb.png\ta cat, a cow\t2\nb.png\ta cat\t3\n"),
         ("a.tsv", "Caption\tFile\na dog\ta.jpg\na cat, a cow\tb.png\na cat\tb.png\n"),
         ("a.csv", "file_name;text\na.jpg;a dog\nb.png;a cat, a cow\nb.png;a cat\n"),
+        ("a.csv", "file,caption\na.jpg,a dog\nb.png,\"a cat, a cow\"\nb.png,a cat\n,\n ,\n\n"),
+        ("r.tsv", '"file"\t"caption"\n"a.jpg"\t"a dog"\n"b.png"\t"a cat, a cow"\nb.png\ta cat\n'),
         ("results.csv", "image_name| number| comment\na.jpg| 0| a dog\nb.png| 0| a cat, a cow\nb.png|1|a cat\n"),
     ],
 )  # fmt: skip
@@ -140,6 +143,19 @@ def test_a_table_that_would_lose_rows_is_one_line(tmp_path: Path, name: str, tab
     assert message in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 400
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_of_tabs_are_read_as_written_or_as_quoted(tmp_path: Path) -> None:
+    rows = 'file\tcaption\na.jpg\t"a ""big"" dog, sitting"\na.jpg\t"Big" dog\na.jpg\t"a dog\na.jpg\t"\n'
+    table = put(tmp_path, **{"a.jpg": photo(0), "a.tsv": rows}) / "a.tsv"
+    pack(table, tmp_path / "out")
+    assert packed(tmp_path / "out")[0][2] == ('a "big" dog, sitting', '"Big" dog', '"a dog', '"')
+
+
+def test_rows_without_a_file_are_counted_each_with_its_line(tmp_path: Path) -> None:
+    rows = "file,caption\na.jpg,a dog\na.jpg,a cow\n,a cat\n,a hen\n,\n,a cat,x\n"
+    faults = pack(put(tmp_path, **{"a.jpg": photo(0), "a.csv": rows}) / "a.csv", tmp_path / "out").faults
+    assert kinds(faults) == [("line 4", "no-image"), ("line 5", "no-image"), ("line 7", "no-caption")]
 
 
 def test_rows_with_commas_that_are_not_quoted_are_counted(tmp_path: Path) -> None:
@@ -211,7 +227,10 @@ DATASETS = {
 }
 
 
-@pytest.mark.parametrize("columns", [IMG2DATASET, DATASETS], ids=["img2dataset", "datasets"])
+HUB = {"filename": ["a.jpg"] * 3, "caption": ["a dog", "a cat", "&nbsp;"], "img": DATASETS["image"]}
+
+
+@pytest.mark.parametrize("columns", [IMG2DATASET, DATASETS, HUB], ids=["img2dataset", "datasets", "hub"])
 def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, Any]) -> None:
     (tmp_path / "in").mkdir()
     for name in ("00000.parquet", "00001.parquet"):
@@ -219,7 +238,11 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
     faults = pack(tmp_path / "in", tmp_path / "out").faults
     assert [fault.kind for fault in faults] == ["no-image", "no-caption"] * 2
     assert packed(tmp_path / "out") == [(key, photo(0), ("a dog",)) for key in ("000000000", "000000003")]
-    assert len(pack(tmp_path / "in/00001.parquet", tmp_path / "one").faults) == 2
+    (tmp_path / "in/00001.parquet").rename(tmp_path / "in/1.PQ")
+    one = pack(tmp_path / "in/1.PQ", tmp_path / "one")
+    assert [fault.key for fault in one.faults] == [f"{tmp_path}/in/1.PQ: row {row}" for row in (1, 2)]
+    put(tmp_path, **{"in/assets/teaser.png": photo(1, "PNG"), "in/README.txt": "x"})
+    assert pack(tmp_path / "in", tmp_path / "two").photos == 2
 
 
 @pytest.mark.parametrize(
@@ -235,18 +258,55 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
         ("a/x.jpg", b"\xff\xd8\xff", "no photo with a caption; the first of 1 left out: x: no caption"),
         ("a/x.html", b"x", "neither photos nor parquet in it"),
         ("b", b"x", "no such file or folder"),
+        ("a/0.tar", b"x", "a holds shards already: train on it as it is"),
     ],
 )
 def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
     tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     put(tmp_path, **{name: data})
+    if name.endswith(".tar"):
+        put(tmp_path, **{"a/0.parquet": b"x"})
+        with pytest.raises(InputError, match=r"0\.parquet is no shard but lists one; name the folder"):
+            find_shards(tmp_path / "a/*")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError) as error:
         pack(tmp_path / (name.partition("/")[0] if name != "b" else "c"), tmp_path / "out")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_photo_with_a_dot_in_its_name_is_counted_beside_a_whole_one(tmp_path: Path) -> None:
+    files = {"a.jpg": photo(0), "a.txt": "a dog", "a.1.jpg": photo(1), "a.2.txt": "a cat"}
+    packed = pack(put(tmp_path / "in", **files), tmp_path / "out")
+    assert kinds(packed.faults) == [("a.1", "no-caption"), ("a.2", "no-image")]
+
+
+def test_out_may_be_a_link_but_no_hidden_name_and_no_source_a_pipe(tmp_path: Path) -> None:
+    source = put(tmp_path / "in", **{"a.jpg": photo(0), "a.txt": "a dog"})
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big")
+    assert pack(source, tmp_path / "link").photos == 1
+    assert [path.name for path in (tmp_path / "big").iterdir()] == ["link-0000.tar"]
+    os.mkfifo(tmp_path / "p.csv")
+    for given, out, message in (
+        (source, ".mine", r"\.mine: shards of a hidden name are not found"),
+        (tmp_path / "p.csv", "out", "p.csv: a pipe or a device"),
+        (tmp_path / ("x" * 300), "out", "x cannot be read: File name too long"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pack(given, tmp_path / out)
+
+
+def test_a_shard_without_a_whole_sample_is_named_by_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards([Sample("a", photo(0), ("a dog",))], tmp_path, prefix="x")
+    with tarfile.open(tmp_path / "y.tar", "w") as shard:
+        shard.add(tmp_path / "x-0000.tar", "inner.tar")
+    assert index((str(tmp_path),), processes=1) == 1
+    assert "left out: 1 x the shard holds no whole sample\n" in capsys.readouterr().out
+    CaptionedPhotos.open(find_shards(tmp_path))
+    assert examine(find_shards(tmp_path)).counts["no-samples"] == 1
 
 
 def test_captions_of_a_folder_without_photos_are_counted(tmp_path: Path) -> None:
@@ -295,8 +355,12 @@ def test_a_compressed_shard_is_unpacked_once_by_index(
     assert index((str(shard),), processes=1) == 0
     assert "(1 were up to date): 1 photos" in capsys.readouterr().out
     assert beside(tmp_path / "d/x.tar").is_file()
+    os.utime(tmp_path / "d/x.tar", (shard.stat().st_mtime // 1,) * 2)  # as bunzip2 leaves it
+    assert find_shards(shard) == [tmp_path / "d/x.tar"]
     os.utime(shard, (2**32, 2**32))
     assert find_shards(tmp_path / "d") == find_shards(shard) == [shard]
+    assert index((str(shard),), processes=1) == 1  # which of the two is wanted, nobody knows
+    assert "x.tar is older than" in capsys.readouterr().err
 
 
 def test_a_compressed_shard_that_is_cut_leaves_nothing(tmp_path: Path) -> None:

@@ -213,6 +213,8 @@ GOOD = {"z.jpg": b"x", "z.txt": b"dog"}
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": [1]}'}, "bad-json"),
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"kind": "tags", "tags": ["\\ud800"]}'}, "not-utf8"),
         ({"a.jpg": b"x", "a.json": b'{"caption": "a \\ud800 dog"}'}, "not-utf8"),
+        ({"a.jpg": b"x", "a.txt": b"&nbsp; &amp;nbsp;\0"}, "no-caption"),
+        ({"a.jpg": b"x", "a.json": b'{"caption": "\\ufeff\\u200b"}'}, "no-caption"),
         ({"a.jpg": b"x", "a.txt": b"<a" + b"=" * 10_000}, "long-text"),
         ({"a.jpg": b"x", "a.json": b'{"captions": ["a dog", "' + b"<!--" * 9999 + b'"]}'}, "long-text"),
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"x": "' + bytes(2**20) + b'"}'}, "long-text"),
@@ -239,7 +241,29 @@ def test_a_name_that_is_not_utf8_does_no_harm(tmp_path):
             member.size = len(data)
             shard.addfile(member, io.BytesIO(data))
     (row,), faults = scan_shard(tmp_path / "old.tar")
-    assert (row.key.encode(), row.captions, faults) == ("b\N{REPLACEMENT CHARACTER}r".encode(), ("ein Bär",), [])
+    assert (row.key, row.captions, faults) == (r"b\xe4r", ("ein Bär",), [])  # another letter makes another key
+
+
+def test_headers_that_lead_nowhere_are_one_line(tmp_path):
+    def header(name, size, kind=tarfile.REGTYPE):
+        member = tarfile.TarInfo(name)
+        member.size, member.type = size, kind
+        return member.tobuf(tarfile.GNU_FORMAT)
+
+    whole = b"".join(header(f"a.{name}", 1) + b"x".ljust(512, b"\0") for name in ("jpg", "txt"))
+    for number, more in enumerate(
+        (
+            header("x", 2**62, tarfile.GNUTYPE_LONGNAME),
+            header("x", 2**62, tarfile.XHDTYPE),
+            bytes(512) + header("x", -1024),
+            (header("x", 1, tarfile.GNUTYPE_LONGNAME) + b"y".ljust(512, b"\0")) * 2000,
+        )
+    ):
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(whole + more)
+        rows, faults = scan_shard(path)
+        assert [row.key for row in rows] == ["a"]
+        assert {fault.kind for fault in faults} == {"cut"}
 
 
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
     One that another process fills, or has left, is an `InputError`; whoever is `locked` knows that it has left it.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
     if folder.resolve() == Path.cwd():
         raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
     if folder.is_mount():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import Members, Sample, image_ending, rows_of, write_shards
+from groupvit.data.shards import Members, Sample, image_ending, is_text, rows_of, write_shards
 from groupvit.data.tar import IMAGE_ENDINGS, MAX_CAPTION, MAX_TEXT, TEXT_ENDINGS, Fault, Member, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import PHOTO_SUFFIXES, new_folder, refuse_pointer
@@ -16,7 +16,9 @@ from groupvit.progress import tracked
 
 IMAGE_COLUMNS = "file file_name filename filepath image_path path jpg png webp image img"
 CAPTION_COLUMNS = "caption captions text txt title comment description"
-_NO_TABLES = (".json", ".jsonl", ".xlsx", ".xls", ".tar", ".zip", ".gz", *PHOTO_SUFFIXES)
+_ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_NO_TABLES = (".json", ".jsonl", ".xlsx", ".xls", *_ARCHIVES, *PHOTO_SUFFIXES)
+_PARQUET = (".parquet", ".pq")
 _ROWS = 64  # of parquet that are read at once: each holds a photo
 
 
@@ -39,14 +41,19 @@ def pack(
     faults: list[Fault] = []
     captions: list[int] = []
 
+    with input_error(f"{source} cannot be read", OSError):
+        samples = _open(source, photos or source.parent, image_column, caption_column)
+
     def whole() -> Iterator[Sample]:
-        for found in tracked("packing", _open(source, photos or source.parent, image_column, caption_column)):
+        for found in tracked("packing", samples):
             if isinstance(found, Fault):
                 faults.append(found)
             else:
                 captions.append(len(found.captions))
                 yield found
 
+    if out.name.startswith("."):
+        raise InputError(f"{out}: shards of a hidden name are not found; name a folder without the dot")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there already; name a new folder for the shards")
     with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
@@ -59,18 +66,23 @@ def pack(
 
 def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
     if source.is_dir():
-        if any(split_name(name)[1] in IMAGE_ENDINGS for _, _, names in os.walk(source) for name in names):
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in _PARQUET)
+        endings = [{split_name(name)[1] for name in names} for _, _, names in os.walk(source)]
+        photos_in = [each for each in endings if each & IMAGE_ENDINGS]
+        if photos_in and (not files or any(each & TEXT_ENDINGS for each in photos_in)):
             return _folder(source)
-        files = sorted(source.rglob("*.parquet"))
         if not files:
             raise InputError(f"{source}: neither photos nor parquet in it")
+        if files[0].with_suffix(".tar").exists():
+            raise InputError(f"{source} holds shards already: train on it as it is")
         return _parquet(files, image_column, caption_column)
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
+    if not source.is_file():
+        what = "a pipe or a device, of which nothing is read" if source.exists() else "no such file or folder"
+        raise InputError(f"{source}: {what}")
     refuse_pointer(source)
     if source.suffix.lower() in _NO_TABLES:
         raise InputError(f"{source} is no table: give a folder of photos and captions, a CSV or TSV, or parquet")
-    if source.suffix == ".parquet":
+    if source.suffix.lower() in _PARQUET:
         return _parquet([source], image_column, caption_column)
     return _table(source, photos, image_column, caption_column)
 
@@ -81,7 +93,7 @@ def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tupl
         data = _contents(image) if isinstance(image, Path) else image
     except (OSError, ValueError) as error:  # a name may hold a zero
         return Fault(name, "unreadable", getattr(error, "strerror", None) or str(error))
-    captions = tuple(text.strip() for text in captions if isinstance(text, str) and text.strip())
+    captions = tuple(text.strip() for text in captions if isinstance(text, str) and is_text(text))
     if not isinstance(data, bytes):
         return Fault(name, "no-image")
     if not data:
@@ -112,7 +124,7 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
         if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
             # Texts beside folders are no captions, and JSON alone is statistics.
             found = {key: files for key, files in found.items() if "txt" in files and not folders}
-        rows, faults = rows_of(found, faults)
+        rows, faults = rows_of(found, faults, extras=False)
         place = os.path.relpath(root, folder).replace(os.sep, "/")
         head = "" if place == "." else place + "/"
         yield from (fault._replace(key=_shown(head + fault.key)) for fault in faults)
@@ -145,15 +157,19 @@ def _members(root: Path, names: Iterable[str]) -> tuple[Members, list[Fault]]:
     return members, faults
 
 
-def _column(source: Path, columns: Sequence[str], given: str, usual: str, option: str) -> str:
+def _column(
+    source: Path, columns: Sequence[str], given: str, usual: str, option: str, fit: Sequence[str] | None = None
+) -> str:
+    """Return the column that is `given`, or the first of the `usual` names (of those that `fit`)."""
     known = {column.strip().lower(): column for column in reversed(columns)}
+    known = {name: column for name, column in known.items() if given or fit is None or column in fit}
     for name in [given] if given else usual.split():
         if column := known.get(name.lower()):
             if columns.count(column) > 1:
                 raise InputError(f"{source}: several of its columns are {column}; rename all but one")
             return column
     named = " ".join(", ".join(columns).split())[:200]
-    hint = ", or download the photos of its URLs first (docs/DATA.md)" * ("url" in known and option == "image-column")
+    hint = ", or download the photos of its URLs first (docs/DATA.md)" * ("url" in columns and option == "image-column")
     raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}{hint}")
 
 
@@ -168,19 +184,30 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         delimiter = max(",\t;|", key=header.count)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
-        columns = rows.fieldnames or []
+        rows.fieldnames = columns = [_unquoted(name) for name in rows.fieldnames or ()]
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
-        groups = itertools.groupby(_checked(table, rows), lambda row: (row[image] or "").strip())
+        groups = itertools.groupby(_checked(table, rows), lambda row: _unquoted(row[image] or "").strip())
         for number, (name, group) in enumerate(groups):
             captions = []
             for row in group:
                 if any(row.get(None, ())):
-                    yield Fault(name, "no-caption", "more cells than the header has: quote commas")
-                else:
-                    captions.append(row[caption])
+                    yield Fault(name or row[_LINE], "no-caption", "more cells than the header has: quote commas")
+                elif name:
+                    captions.append(_unquoted(row[caption] or ""))
+                elif is_text(row[caption] or ""):  # spreadsheets end with empty rows
+                    yield Fault(row[_LINE], "no-image")
             if captions:
-                yield _sample(f"{number:09d}", name or f"row {number}", photos / name if name else None, captions)
+                yield _sample(f"{number:09d}", name, photos / name, captions)
+
+
+_LINE = "\0line"  # the column of a row's place in its file
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell of tabs, which are read without quotes, for a caption may begin with one, as without its own."""
+    inner = cell[1:-1]
+    return inner.replace('""', '"') if cell == f'"{inner}"' and '"' not in inner.replace('""', "") else cell
 
 
 def _checked(table: Path, rows: "csv.DictReader[str]") -> Iterator[dict[Any, Any]]:
@@ -188,7 +215,7 @@ def _checked(table: Path, rows: "csv.DictReader[str]") -> Iterator[dict[Any, Any
     try:
         for row in rows:
             line = rows.line_num
-            yield row
+            yield row | {_LINE: f"line {line}"}
     except csv.Error as error:
         advice = "put double quotes around texts that hold commas, line breaks or quotes, and double these quotes"
         raise InputError(f"{table}, after line {line}: {error}; {advice}") from error
@@ -202,13 +229,14 @@ def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> I
     for path in files:
         with input_error(f"{path}: not a parquet file that can be read", OSError, ValueError):
             opened = parquet.ParquetFile(path)
-        names = opened.schema_arrow.names
-        image = _column(path, names, image_column, IMAGE_COLUMNS, "image-column")
+        names, fields = opened.schema_arrow.names, opened.schema_arrow
+        photos = [each.name for each in fields if str(each.type).startswith(("binary", "large_binary", "struct"))]
+        image = _column(path, names, image_column, IMAGE_COLUMNS, "image-column", photos)
         caption = _column(path, names, caption_column, CAPTION_COLUMNS, "caption-column")
         with input_error(f"{path} cannot be read", OSError, ValueError):  # Arrow's own errors are these
             batches = opened.iter_batches(_ROWS, columns=[image, caption])
-            for row in itertools.chain.from_iterable(batch.to_pylist() for batch in batches):
+            for place, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches)):
                 number, data, texts = next(numbers), row[image], row[caption]
                 data = data.get("bytes") if isinstance(data, dict) else data
                 texts = texts if isinstance(texts, list) else [texts]
-                yield _sample(f"{number:09d}", f"{path}: row {number}", data, texts)
+                yield _sample(f"{number:09d}", f"{path}: row {place}", data, texts)

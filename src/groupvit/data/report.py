@@ -33,8 +33,8 @@ class Kind(NamedTuple):
 
 _REMOVE = "write the shard again without the sample, or with what it lacks"
 KINDS = {
-    "unreadable": Kind("the shard cannot be read, or is no tar", "fetch it again"),
-    "no-samples": Kind("the shard holds no whole sample", "fetch it again, or leave it out"),
+    "unreadable": Kind("the shard cannot be read, or is no tar", "fetch it again, unless its line says more"),
+    "no-samples": Kind(FAULTS["no-samples"], "fetch it again, or leave it out"),
     "cut": Kind(FAULTS["cut"], "fetch the shard again; training loses every sample after that byte"),
     "link": Kind(FAULTS["link"], "write the shard again with the file itself; training refuses the whole shard"),
     "twice": Kind(FAULTS["twice"], "give each sample its own key; training sees the first only"),

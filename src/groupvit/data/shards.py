@@ -6,6 +6,7 @@ ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind"
 `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
+import html
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from unicodedata import category
 
 from groupvit.data import tar
 from groupvit.data.storage import File, changed, is_url, matching, open_file, read_range, stamp, told
@@ -69,6 +71,8 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
         if not files:
             _refuse(name)
         for file in files:
+            if isinstance(file, Path) and file.suffix == ".parquet" and file.with_suffix(".tar").exists():
+                raise InputError(f"{file} is no shard but lists one; name the folder, of which the tars are taken")
             if Path(file).suffix in (".parquet", ".csv", ".tsv"):
                 raise InputError(f"{file} is no shard; make some of it: groupvit data pack {file} OUT")
             if Path(file).suffix in (".json", ".txt", ".arrow"):
@@ -110,7 +114,13 @@ def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] |
 def _stripped(texts: Any) -> tuple[str, ...]:
     if not isinstance(texts, list):
         raise TypeError("tags are no list")
-    return tuple(text.strip() for text in texts if text.strip())
+    return tuple(text.strip() for text in texts if is_text(text.strip()))
+
+
+def is_text(text: str) -> bool:
+    """Return True if there is anything to be seen in it: no-break spaces, zeros and the like are none."""
+    signs = html.unescape(html.unescape(text))
+    return any(not sign.isspace() and category(sign) not in ("Cc", "Cf") for sign in signs)
 
 
 def _row(key: str, files: dict[str, Member]) -> Row | Fault:
@@ -153,7 +163,8 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
         raise
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
-    except (tarfile.TarError, ValueError) as error:  # a header can name places that no file has
+    # A header can name places that no file has, sizes that no memory has, and headers without end.
+    except (tarfile.TarError, ValueError, IndexError, OverflowError, MemoryError, RecursionError) as error:
         if size >= BLOCK and not samples and tar.packed_by(start):
             raise InputError(f"{shard}: not an uncompressed tar file: add .gz to its name, and index it") from error
         if size >= BLOCK and not samples:
@@ -162,10 +173,11 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     return samples, faults
 
 
-def rows_of(samples: Members, faults: list[Fault]) -> tuple[list[Row], list[Fault]]:
-    """Return the whole samples, and `faults` with those of the others."""
+def rows_of(samples: Members, faults: list[Fault], *, extras: bool = True) -> tuple[list[Row], list[Fault]]:
+    """Return the whole samples, and `faults` with those of the others but `extras` (`_is_extra`)."""
     found = {key: _row(key, files) for key, files in samples.items()}
-    broken = [row for key, row in found.items() if isinstance(row, Fault) and not _is_extra(key, samples[key], found)]
+    broken = [(key, row) for key, row in found.items() if isinstance(row, Fault)]
+    broken = [row for key, row in broken if not (extras and _is_extra(key, samples[key], found))]
     return [row for row in found.values() if isinstance(row, Row)], [*faults, *broken]
 
 
@@ -224,7 +236,7 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    if not any(map(str.strip, sample.captions)):
+    if not any(map(is_text, sample.captions)):
         raise InputError(f"sample {sample.key} has no caption to write")
     found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
     if not found or posixpath.basename(sample.key).startswith("._"):

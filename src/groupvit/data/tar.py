@@ -36,6 +36,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
+    "no-samples": "the shard holds no whole sample",
     "cut": "the tar ends too early or is damaged from here on",
     "link": "a link, or a sparse or special file, which is not followed",
     "twice": "two members have this name",
@@ -84,7 +85,7 @@ def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while member := tar.next():
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
-                name = member.name.encode(errors="surrogateescape").decode(errors="replace").removeprefix("./")
+                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
                     continue
                 if not member.isreg() or member.issparse():
@@ -95,8 +96,9 @@ def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
                     yield _member(file, name, member)
             end = tar.offset
         file.seek(min(end, size))
-        # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
-        if file.read(BLOCK) != bytes(BLOCK):
+        # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros. One whose size is
+        # negative leads back.
+        if file.read(BLOCK) != bytes(BLOCK) or end < start:
             faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
             return
         start = _after_zeros(file, end + BLOCK)
@@ -139,11 +141,14 @@ def _tar_of(shard: Path | str) -> Path | str:
 
 
 def newest(shards: Iterable[Path | str]) -> list[Path | str]:
-    """Return each shard once, and of one that was unpacked beside itself the tar, unless that is older."""
+    """Return each shard once, and of one that was unpacked beside itself the tar, unless that is older.
+
+    Some programs give the tar the archive's time, and some of these whole seconds of it.
+    """
     latest: dict[Path | str, Path | str] = {}
     for shard in shards:
         tar = _tar_of(shard)
-        current = tar == shard or (os.path.isfile(tar) and os.path.getmtime(tar) >= os.path.getmtime(shard))
+        current = tar == shard or (os.path.isfile(tar) and os.path.getmtime(tar) >= int(os.path.getmtime(shard)))
         if not current or tar not in latest:
             latest[tar] = tar if current else shard
     return list(latest.values())
@@ -155,10 +160,15 @@ def packed_by(start: bytes) -> Callable[[Path], Any] | None:
 
 
 def unpack(shard: Path | str) -> Path:
-    """Unpack a .tar.gz, .bz2 or .xz beside itself, whole or not at all, and return the tar."""
+    """Unpack a .tar.gz, .bz2 or .xz beside itself, whole or not at all, and return the tar, which has its time.
+
+    A tar that is there already may be another one, and is not replaced.
+    """
     if isinstance(shard, str):
         raise InputError(f"{shard} is compressed; unpack it where it is, or fetch it first")
     tar = Path(_tar_of(shard))
+    if tar.exists():
+        raise InputError(f"{tar} is older than {shard.name}, or of another kind: remove or rename one of them")
     with input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error, lzma.LZMAError):
         with shard.open("rb") as file:
             opener = packed_by(file.read(5))
@@ -166,4 +176,6 @@ def unpack(shard: Path | str) -> Path:
             raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz; unpack it yourself")
         with replacing(tar) as temporary, opener(shard) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 2**20)
+            target.close()
+            shutil.copystat(shard, temporary)
     return tar

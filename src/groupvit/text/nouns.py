@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
+from unicodedata import category
 
 import numpy as np
 
@@ -63,14 +64,19 @@ PERSON_WORDS = _words(
     "swimmer teen teenager toddler tourist woman worker wrestler"
 )
 
-# Tags that close, have attributes or a slash at their end, and HTML's usual bare ones: CC12M writes <PERSON> for names.
+# Scripts, comments, tags that close, have attributes or a slash at their end, one that the caption's end cuts, and
+# HTML's usual bare ones: CC12M writes <PERSON> for names.
 _HTML = re.compile(
-    r"<!--(?:(?!<!--).)*?-->|</[a-z][^<>]*>|<[a-z](?=[^<>]*(?:=|/>))[^<>]*>"
+    r"<(?P<code>script|style)\b[^<>]*>[^<]*</(?P=code)\s*>|<!\[CDATA\[|\]\]>"
+    r"|<!--(?:(?!<!--).)*?-->|</[a-z][^<>]*>|<[a-z](?=[^<>]*(?:=|/>))[^<>]*>|<[a-z]+\s[^<>]*=[\"'][^<>]*$"
     r"|<(?:a|abbr|article|b|big|blockquote|body|br|caption|center|cite|code|dd|del|div|dl|dt|em|figcaption|figure|font"
     r"|h[1-6r]|head|html|i|img|ins|li|mark|nobr|ol|p|pre|q|s|script|section|small|span|strike|strong|style|su[bp]"
     r"|t[dhrt]|table|tbody|thead|u|ul|wbr)\s*>",
     re.IGNORECASE | re.DOTALL,
 )
+_ADDRESS = re.compile(r"://|\w\.\w")
+_JOINTS = re.compile(r"(?<=[^\W\d_])[,;/&|](?=[^\W\d_])")
+_HYPHENS = {ord("\N{HYPHEN}"): "-", ord("\N{NON-BREAKING HYPHEN}"): "-"}
 
 
 @functools.cache
@@ -125,6 +131,20 @@ def _paper_nouns(caption: str) -> Iterator[str]:
         before, tag_before = word, tag if noun else ""
 
 
+def _without_html(caption: str) -> str:
+    text = repaired(caption)
+    closed = {name.lower() for name in re.findall(r"</(\w+)", text)}
+    return re.sub(r"<(\w+)>", lambda tag: " " if tag[1].lower() in closed else f" {tag[1]} ", _HTML.sub(" ", text))
+
+
+def _apart(caption: str) -> str:
+    """Set words apart that a sign joins ("cat,dog", "house…", "dog🐶"): the tagger splits at white space."""
+    if not caption.isascii():
+        kinds = ((sign, "L" if sign.isascii() else category(sign)) for sign in caption.translate(_HYPHENS))
+        caption = "".join(" " if kind[0] in "PS" else sign for sign, kind in kinds if kind != "Cf")
+    return re.sub(r"\S+", lambda word: word[0] if _ADDRESS.search(word[0]) else _JOINTS.sub(" ", word[0]), caption)
+
+
 @functools.lru_cache(maxsize=2**10)  # those of a caption are asked for again with those of its photo
 def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     """Return the nouns of a caption.
@@ -132,9 +152,9 @@ def nouns(caption: str, *, style: Style = "paper") -> tuple[str, ...]:
     Style `paper`: distinct nouns in their order, lower case, in the singular. Style `release`, as the authors' code:
     verbs too, every word as written, with repetitions. HTML is taken out first.
     """
-    caption = re.sub(r"<(\w+)>", r" \1 ", _HTML.sub(" ", repaired(caption)))
+    caption = _without_html(caption)
     if style == "paper":
-        return tuple(dict.fromkeys(_paper_nouns(caption)))
+        return tuple(dict.fromkeys(_paper_nouns(_apart(caption))))
     return tuple(word for word, tag in _tagged(caption) if tag in RELEASE_TAGS)
 
 
