@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +83,49 @@ def test_wrong_usage_is_one_line_and_exit_code_2(run_cli: RunCli, arguments: tup
     assert err.count("\n") == 1
     assert complaint in err
     assert "--help\n" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("arguments", [("segment", "a.jpg", "--labls", "dog"), (), ("nonsense",)], ids=str)
+def test_wrong_usage_is_one_line_on_a_terminal_with_colours_too(arguments: tuple[str, ...]) -> None:
+    import pty  # not on Windows
+
+    outer, inner = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "groupvit", *arguments]
+        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+        done = subprocess.run(command, stdout=inner, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    finally:
+        os.close(inner)
+        os.close(outer)
+    assert done.returncode == 2
+    assert done.stderr.startswith("groupvit: error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("--help\n")
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--labels", "dog", "--labels", "cat"), "--labels is given twice: give it once, with all of its values"),
+        (("--labels", "dog", "--format=coco", "--format", "voc"), "--format is given twice"),
+        (("--labels", "dog", "--out", ""), "--out is empty, of which an unset variable may be the cause"),
+        (("--labels", "dog", "--out="), "--out is empty"),
+        (("--labels", "dog", "--out=~/results"), "--out=~/results: shells replace a ~ only at the beginning"),
+        (("", "--labels", "dog"), "a photo has no name, of which an unset variable may be the cause"),
+        (("--labels", "classes.txt"), "classes.txt was taken for a label: if it lists labels: --labels-file classes"),
+    ],
+    ids=str,
+)
+def test_what_a_shell_makes_of_arguments_is_one_line(
+    run_here: RunCli, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    (tmp_path / "classes.txt").write_text("dog")
+    code, out, err = run_here("segment", *["a.jpg"] * (arguments[0] != ""), *arguments)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert err.count("\n") == 1
 
 
 def fake_command(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:

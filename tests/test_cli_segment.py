@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -281,6 +282,7 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
     assert written(photos) == sorted(["a.jpg", *(f"a.jpg.{kind}" for kind in results)])
     assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
     assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
+    assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]  # as shells expand patterns
 
 
 def test_results_of_a_run_that_was_killed_are_no_photos(tmp_path: Path, model: str) -> None:
@@ -394,6 +396,50 @@ def test_what_no_run_has_written_is_not_replaced(tmp_path: Path, model: str, nam
     assert written(tmp_path) == sorted(["a.jpg", "model", name])
     for _ in range(2):
         assert segment((str(photo),), out=tmp_path / "out", **options) == 0
+
+
+def test_a_list_of_an_earlier_run_is_replaced_and_another_is_not(tmp_path: Path, model: str) -> None:
+    photo, out = save_photo(tmp_path / "a.jpg"), tmp_path / "out"
+    options = {"labels": ("dog", "sky"), "model": model, "out": out}
+    assert segment((str(photo),), **options) == 0
+    (out / "labelmap.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"labelmap.txt is no result of this command"):
+        segment((str(photo),), formats=("voc",), **options)
+    (out / "labelmap.txt").unlink()
+    for _ in range(2):
+        assert segment((str(photo),), formats=("voc",), **options) == 0
+
+
+def test_results_of_another_photo_of_the_name_are_not_replaced(tmp_path: Path, model: str) -> None:
+    days = [save_photo(tmp_path / day / "a.jpg") for day in ("day1", "day2")]
+    options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out"}
+    assert segment((str(days[0]),), **options) == 0
+    with pytest.raises(InputError, match=r"a.jpg.json is the result of .*day1/a.jpg, not of .*day2/a.jpg: choose"):
+        segment((str(days[1]),), **options)
+    days[0].rename(tmp_path / "b.jpg")  # then nobody can tell
+    assert segment((str(days[1]),), **options) == 0
+
+
+def test_a_full_disk_leaves_no_old_names_beside_a_new_map(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, out = str(save_photo(tmp_path / "a.jpg")), tmp_path / "out"
+    assert segment((photo,), labels=("dog", "sky"), model=model, out=out) == 0
+    monkeypatch.setattr("groupvit.segmentation.result.Segmentation.to_dict", Mock(side_effect=InputError("full")))
+    with pytest.raises(InputError, match="full"):
+        segment((photo,), labels=("cat",), model=model, out=out)
+    assert not (out / "a.jpg.json").exists()
+
+
+def test_patterns_follow_links_that_lead_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo = save_photo(tmp_path / "p/q/a.jpg")
+    for name in ("loop", "again"):
+        (tmp_path / "p" / name).symlink_to(".")
+    save_photo(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "p/z").symlink_to(tmp_path / "elsewhere")
+    assert find_photos(["p/**/*.jpg"]) == find_photos(["**/q/*.jpg", "p/z/*.jpg"])
+    assert find_photos([f"{tmp_path}/**/a.jpg"]) == [photo]
 
 
 def test_masks_are_the_label_map_in_parts(tmp_path: Path, model: str) -> None:

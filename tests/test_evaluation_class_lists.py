@@ -62,6 +62,7 @@ def test_numbers_of_a_name_stay(text, tmp_path):
         ("dog\n\nbird\n", "a blank line"),
         ("# nothing\n", "a blank line"),
         ("dog:250,0,0::\ncat:0,0,9::\n", "has a comma"),
+        ("background 0 0 0\ndog 128 0 0\n", "colours behind the labels: write them into labelmap.txt"),
     ],
 )
 def test_lists_that_would_move_indices_are_refused(text, said, tmp_path):

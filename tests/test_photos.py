@@ -1,5 +1,6 @@
 import re
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_the_camera_s_orientation_is_applied():
     exif[0x0112] = 6  # turn a quarter clockwise
     image = load_rgb(encoded(gradient(), "PNG", exif=exif), "x")
     assert np.array_equal(np.asarray(image), np.asarray(gradient().transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_a_photo_is_turned_whatever_else_its_exif_says():
+    head = b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
+    tags = b"\x01\x12\0\3\0\0\0\1\0\6\0\0" + b"\x01\x1a\0\2\0\0\0\3" + b"72\0\0"  # a resolution in letters
+    image = load_rgb(encoded(gradient(), "PNG", exif=head + tags + b"\0\0\0\0"), "x")
+    assert np.array_equal(np.asarray(image), np.asarray(gradient().transpose(Image.Transpose.ROTATE_270)))
+    assert rgb_of(image).size == image.size == (40, 60)  # and not once more
+
+
+def test_a_preview_in_a_raw_file_is_no_photo():
+    with pytest.raises(InputError, match="its first picture is a preview, as in a camera's raw files"):
+        load_rgb(encoded(gradient(), "TIFF", tiffinfo={254: 1}), "x")
+
+
+def test_warnings_of_other_threads_are_not_lost():
+    with pytest.warns(UserWarning, match="unseen"), naming("x"):
+        warnings.warn("unseen", stacklevel=1)
 
 
 def test_a_broken_exif_block_does_not_matter():

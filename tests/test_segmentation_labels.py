@@ -38,9 +38,18 @@ def test_labels_come_from_a_file(tmp_path: Path) -> None:
     assert labels == ["dog", "person=man,woman", "traffic_light", "C# sharp", "犬"]
 
 
+@pytest.mark.parametrize("text", ["- dog\n- cat", "0: dog\n1: cat", "1 cat\n0 dog", "dog (0)\ncat (1)", "0 dog\n1 cat"])
+def test_bullets_and_numbers_of_a_file_are_no_part_of_its_labels(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    assert read_labels(tmp_path / "labels.txt") == ["dog", "cat"]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
+    [(b'[\n"dog"\n]', "labels.txt is JSON: write the labels alone"),
+     (b"0 background\n1 dog", "'background' needs words"),
+     (b"names:\n  0: dog\n  1: cat", "labels.txt: numbers from 0 to 1 beside 3 labels"),
+     (None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
      ("dog".encode("utf-16"), "labels.txt.*UTF-8"), (b"dog\ncat,cow", "labels.txt: label 'cat,cow' has a comma"),
      (b"dog\nDog", "labels.txt: label 'Dog' is given twice"), (b"a\0b", "labels.txt: label .* no letter")],
 )  # fmt: skip

@@ -43,8 +43,16 @@ def cache_folder() -> Path:
 
 def found_below(pattern: str) -> list[str]:
     """Return what a pattern with `**` matches, each file once by its shortest name, for links may lead back."""
-    names = sorted(glob.iglob(pattern, recursive=True), key=len, reverse=True)
-    return sorted({os.path.realpath(name): name for name in names}.values())
+    head, _, tail = pattern.partition("**")
+    seen, found = set[str](), dict[str, str]()
+    folders = sorted(glob.glob(head)) if head else [""]
+    for folder in folders:  # grows, so that nearer ones come first
+        if (real := os.path.realpath(folder)) not in seen:
+            seen.add(real)
+            folders += sorted(glob.glob(os.path.join(glob.escape(folder), "*", "")))
+            for name in glob.glob(os.path.join(glob.escape(folder), tail.lstrip("/") or "*")):
+                found.setdefault(os.path.realpath(name), name)
+    return sorted(found.values())
 
 
 @contextmanager
@@ -90,6 +98,8 @@ def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
 def refuse_address(photo: str) -> None:
     """Refuse standard input and addresses, of which no photo is read, with the way to do it."""
+    if not photo.strip():
+        raise InputError("a photo has no name, of which an unset variable may be the cause: name a file")
     if photo == "-":
         raise InputError("-: no photo is read from standard input: write it to a file first (cat > photo.jpg)")
     if match := re.match(r"([a-z][a-z0-9+.-]+):(//|.*;base64,)", photo, re.IGNORECASE):

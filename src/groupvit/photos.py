@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from groupvit.errors import InputError
 from groupvit.files import MAX_PIXELS, refuse_address, refuse_pointer
@@ -25,6 +25,18 @@ Photo = str | Path | Image.Image | np.ndarray
 
 _SETTINGS = threading.RLock()
 """Pillow's bound on pixels and Python's filters of warnings are those of all threads."""
+
+_SUBFILE_TYPE = 254
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a photo of each orientation upright; Pillow's own way writes all of its EXIF again, and fails with it."""
 
 _EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 
@@ -65,7 +77,8 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what matters
+            # Of odd metadata; the pixels are what matters. Warnings of other threads are theirs.
+            warnings.filterwarnings("ignore", module="PIL|pillow_heif")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except FileNotFoundError:
@@ -73,7 +86,8 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise InputError(f"{name}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels"
+            f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels "
+            "(in Python: open it with PIL)"
         ) from error
     except Image.UnidentifiedImageError:
         refuse_pointer(Path(name))
@@ -81,7 +95,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         hint = "; for HEIC: pip install pillow-heif" if heic else ""
         raise InputError(f"{name}: not an image that can be read ({', '.join(_formats())}{hint})") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on broken data
-        raise InputError(f"{name}: cannot read the image: {error}") from error
+        raise InputError(f"{name}: cannot read the image: {str(error) or type(error).__name__}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
         _SETTINGS.release()
@@ -90,7 +104,10 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:
     if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe may never end
         raise ValueError("it is a folder, a pipe or a device")
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
+    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_SUBFILE_TYPE, 0) == 1:
+        raise ValueError("its first picture is a preview, as in a camera's raw files: convert it to JPEG or TIFF")
+    return image
 
 
 @functools.cache
@@ -110,11 +127,20 @@ def orientation(image: Image.Image) -> int:
     return 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF says, and without the EXIF, or it would be turned once more."""
+    if (turn := _TURNS.get(orientation(image))) is None:
+        return image
+    turned = image.transpose(turn)
+    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(name, None)
+    return turned
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image, or the frame at which it stands, upright in 8 bits, with transparency on white."""
     image.load()
-    with contextlib.suppress(Exception):  # as in `orientation`
-        image = ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+    image = upright(image)
     if image.mode == "F":
         raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial, wraps
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 import tyro
@@ -90,6 +91,7 @@ def _flush() -> None:
 def _run(argv: Sequence[str]) -> int | None:
     if list(argv) == ["--version"]:
         return print(f"groupvit {groupvit.__version__}")
+    _refuse_slips(argv)
     title, box = str(groupvit.__doc__).partition("\n")[0], io.StringIO()
     try:
         with redirect_stderr(box):
@@ -101,9 +103,21 @@ def _run(argv: Sequence[str]) -> int | None:
     return command()
 
 
+def _refuse_slips(argv: Sequence[str]) -> None:
+    """Refuse what a shell or a slip makes of an option, and what no parser could tell from a wish."""
+    for option in ("--labels", "--format"):
+        if sum(text.partition("=")[0] == option for text in argv) > 1:
+            raise InputError(f"{option} is given twice: give it once, with all of its values")
+    for text in argv:
+        if re.match("--[a-z-]+=~", text):
+            raise InputError(f"{text}: shells replace a ~ only at the beginning of a word: write a space for the =")
+    if "--out=" in argv or ("--out", "") in pairwise(argv):
+        raise InputError("--out is empty, of which an unset variable may be the cause: name a folder or a file")
+
+
 def _summary(box: str) -> str:
     """Return what tyro's box says of wrong usage in one line, without the help that it repeats."""
-    sections = [[]]
+    sections, box = [[]], re.sub(r"\x1b\[[0-9;]*m", "", box)  # a terminal's box has colours
     for line in re.findall(r"^[│ ] (.*?) *│?$", box, re.MULTILINE):  # no frame where the output is ASCII
         if line.startswith(("───", "---")):
             sections.append([])
@@ -113,7 +127,7 @@ def _summary(box: str) -> str:
     told = [text for text in texts if not text.startswith(("For full", "Argument helptext"))]
     told.sort(key=lambda text: not text.startswith("Unrecognized"))  # a slip of a name explains what is missing
     ways = re.findall("groupvit[a-z ]*--help", " ".join(texts))
-    return "; ".join([*(text.rstrip(".") for text in told), f"see {ways[-1]}"])
+    return "; ".join([*(text.rstrip(".") for text in told), f"see {(ways or ['groupvit --help'])[-1]}"])
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

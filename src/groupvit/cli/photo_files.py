@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from groupvit.cli.formats import Export
 from groupvit.errors import InputError
-from groupvit.files import PHOTO_SUFFIXES, refuse_address
+from groupvit.files import PHOTO_SUFFIXES, found_below, refuse_address
 
 _RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
 
@@ -21,6 +22,9 @@ _RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.
 def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
     """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
     files: dict[str, Path] = {}
+    results = [photo for photo in photos if len(photos) > 1 and _is_result(Path(photo))]  # one alone is meant
+    if results:
+        print(f"groupvit: passed over {len(results)} results of this command, such as {results[0]}", file=sys.stderr)
     for photo in photos:
         path, others = Path(photo), ""
         refuse_address(photo)
@@ -30,14 +34,14 @@ def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
         elif path.exists():
             matches, problem = [path], ""
         else:
-            found = map(Path, glob.glob(photo, recursive=True))
+            found = map(Path, found_below(photo) if "**" in photo else glob.glob(photo))
             matches = sorted(p for p in found if p.is_file() and not _is_result(p))
             problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
         if not matches:
             raise InputError(f"{photo}: {problem}")
         if others:
             print(f"groupvit: {photo}: passed over {others}", file=sys.stderr)
-        for match in matches:
+        for match in matches if photo not in results else ():
             files.setdefault(os.path.abspath(match), match)
     if not files:
         raise InputError("no photos: name image files, folders or patterns, before --labels")
@@ -83,21 +87,39 @@ def output_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def keep_others(out: Path, names: Sequence[str], export: Export) -> None:
-    """Refuse to replace files that no run has written: annotations, or what a camera's archive says of a photo."""
-    earlier = any(out.glob("*.labels.png"))
-    whole = [out / name for name in export.lists if not earlier]
-    stems = (out / name for name in names)
-    each = [result_file(stem, "json") for stem in stems if not os.path.exists(result_file(stem, "labels.png"))]
-    for file in (*whole, *each):
-        if os.path.exists(file):  # of a name too long for a file, Path.exists is an error
-            raise InputError(f"{file} is no result of this command, and would be replaced: choose another --out")
+def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
+    """Refuse to replace files that no run has written, such as annotations, and results of other photos."""
+    if lists := [name for name in export.lists if (out / name).exists()]:
+        earlier = [_earlier(Path(str(file).removesuffix(".labels.png"))) for file in out.glob("*.labels.png")]
+        for name in lists:
+            if not any(name in result.get("lists", ()) for result in earlier):
+                raise InputError(f"{out / name} is no result of this command, and would be replaced: {_ELSEWHERE}")
+    for photo, name in zip(photos, output_names(photos), strict=True):
+        file = result_file(out / name, "json")
+        if not os.path.exists(result_file(out / name, "labels.png")):
+            if os.path.exists(file):  # of a name too long for a file, Path.exists is an error
+                raise InputError(f"{file} is no result of this command, and would be replaced: {_ELSEWHERE}")
+        elif (other := _earlier(out / name).get("photo")) and other != str(photo):
+            with suppress(OSError):  # it is there no more, or was named from another folder
+                if not os.path.samefile(other, photo):
+                    raise InputError(f"{file} is the result of {other}, not of {photo}: {_ELSEWHERE}")
+
+
+_ELSEWHERE = "choose another --out"
+
+
+def _earlier(stem: Path) -> dict[str, Any]:
+    """Return what an earlier run said of a photo, or nothing."""
+    with suppress(OSError, ValueError):
+        earlier = json.loads(result_file(stem, "json").read_text())
+        return earlier if isinstance(earlier, dict) else {}
+    return {}
 
 
 def remove_others(stem: Path, kinds: Collection[str]) -> None:
     """Remove the groups and masks that an earlier run wrote for a photo, of which this one writes other `kinds`."""
-    with suppress(OSError, ValueError, LookupError, TypeError):  # of no such run, or its own no more
-        earlier = json.loads(result_file(stem, "json").read_text())
+    with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more
+        earlier = _earlier(stem)
         stages = (f"groups-{i}" for i in itertools.count(1))
         written = [*mask_kinds([label["name"] for label in earlier["labels"]])]
         written += itertools.takewhile(lambda kind: result_file(stem, f"{kind}.png").is_file(), stages)
@@ -109,11 +131,16 @@ def mask_kinds(names: Sequence[str]) -> list[str]:
     """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
     kinds: dict[str, str] = {}
     for i, name in enumerate(names):
-        kind = "mask-" + re.sub(r"[^\w-]+", "-", name)[:40]
+        kind = "mask-" + re.sub(r"[^\w-]+", "-", _encodable(name))[:40]
         while kind.lower() in kinds or kind == "mask--":
             kind += f"-{i}"
         kinds[kind.lower()] = kind
     return list(kinds.values())
+
+
+def _encodable(name: str) -> str:
+    encoding = sys.getfilesystemencoding()
+    return name.encode(encoding, errors="replace").decode(encoding)
 
 
 def result_file(stem: Path, suffix: str) -> Path:

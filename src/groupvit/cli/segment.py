@@ -88,13 +88,14 @@ def segment(
     """
     listed, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
     export = Export(formats, files, out, [label.name for label in listed])
-    keep_others(out, output_names(files), export)
+    keep_others(out, files, export)
     asked = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
     view = _view(templates, asked)
     segmenter = _load_model(out, model, precision=precision, engine=engine)
     settings = {"templates": templates, **asked, "batch_size": batch_size}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
+    record["lists"] = export.lists
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
     return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
 
@@ -119,7 +120,9 @@ def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
     for label in labels:
         suffix = os.path.splitext(label)[1].lower()
         if suffix in PHOTO_SUFFIXES or (os.path.exists(label) and ((os.path.isfile(label) and suffix) or not photos)):
-            raise InputError(f"{label} was taken for a label: put photos before --labels")
+            listing = suffix in (".txt", ".names", ".list", ".csv", ".tsv", ".json")
+            advice = f"if it lists labels: --labels-file {label}" if listing else "put photos before --labels"
+            raise InputError(f"{label} was taken for a label: {advice}")
 
 
 def _all_labels(labels: Sequence[str], file: Path | None, photos: Sequence[str]) -> "tuple[Label, ...]":
@@ -209,6 +212,7 @@ def _write(
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
     kinds = mask_kinds(result.names) if masks else []
     remove_others(stem, {*pictures, *kinds})
+    result_file(stem, "json").unlink(missing_ok=True)  # it would not fit what a full disk ends half-way
     for kind, picture in pictures.items():
         write_picture(result_file(stem, f"{kind}.png"), picture)
     for i, kind in enumerate(kinds):

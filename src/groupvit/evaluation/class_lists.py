@@ -7,12 +7,8 @@ from pathlib import Path
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.files import refuse_pointer
-from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels
+from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels, without_numbers
 
-_NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1"
-    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+>?\s*|\s+)(?P<after>\S.*)"
-    r"|(?P<label>\S.*?)\s*[:;,|=\t]\s*(?P<number>[0-9]{1,4})"
-)
 _COLOURED = re.compile(r"([^:]+):\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*(?::.*)?")
 
 
@@ -60,22 +56,8 @@ def read_classes(listing: Path) -> list[str]:
         lines.pop(0)
     if not all(lines) or not lines or any(line.startswith("#") for line in lines):
         raise InputError(f"{listing} has a blank line or a comment: each line is the label of one index, from 0")
-    if all(re.match(r"[-*\u2022]\s", line) for line in lines):
-        lines = [line[1:].strip() for line in lines]
-    found = [_NUMBERED.fullmatch(line) for line in lines]
-    numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
-    if all(found) and sorted(numbers) == list(range(len(lines))):
-        return [numbers[index] for index in range(len(lines))]
-    ends = [line.rpartition(" ")[::2] for line in lines]  # "dog 1"; two that are "type 0" and "type 1" keep them
-    if [number for _, number in ends] == [str(i) for i in range(len(lines))] and len({*dict(ends)}) == len(lines):
-        return [label.strip() for label, _ in ends]
-    near = sum(abs(int(match["before"] or match["number"]) - i) < 2 for i, match in enumerate(found) if match)
-    if all(found) or 2 * near >= len(lines):
-        raise InputError(
-            f"{listing} has numbers from {min(numbers)} to {max(numbers)} beside {len(lines)} labels, not all from 0: "
-            "write the label alone, the first line for index 0 (or a label that begins with a number in quotes)"
-        )
-    return lines
+    with input_error(str(listing), InputError):
+        return without_numbers(lines)
 
 
 def _read_colours(listing: Path) -> dict[str, int]:

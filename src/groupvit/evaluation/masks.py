@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.files import refuse_pointer
-from groupvit.photos import load_rgb
+from groupvit.photos import load_rgb, upright
 from groupvit.segmentation.formats import voc_palette
 
 Mask = UInt8[np.ndarray, "height width"]
@@ -84,8 +84,8 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.
         kind, frames, raw = file.format, getattr(file, "n_frames", 1), file.tile[0][3] if file.tile else ""
         bits = str(raw[0] if isinstance(raw, tuple) and raw else raw)
         file.load()  # turns a TIFF
-        upright = ImageOps.exif_transpose(file)  # as photos are
-        pixels = np.asarray(upright.convert("RGB") if colours and file.mode == "P" else upright)
+        turned = upright(file)  # as photos are
+        pixels = np.asarray(turned.convert("RGB") if colours and file.mode == "P" else turned)
     if kind not in _LOSSLESS:
         raise InputError(f"{path} is a {kind} picture, which may change values: save masks as PNG")
     if frames > 1:

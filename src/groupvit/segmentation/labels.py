@@ -38,9 +38,43 @@ def read_labels(file: Path) -> list[str]:
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in data.decode("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
+    if data.lstrip()[:1] in (b"[", b"{"):
+        raise InputError(f"{file} is JSON: write the labels alone, one a line")
     with input_error(str(file), InputError):
-        parse_labels(labels := [line for line in lines if line])
+        parse_labels(labels := without_numbers([line for line in lines if line]))
     return labels
+
+
+_BULLET = re.compile(r"[-*\u2022]\s+")
+_NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1", "dog (1)"
+    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+>?\s*|\s+)(?P<after>\S.*)"
+    r"|(?P<label>\S.*?)\s*[:;,|=\t\[(]\s*(?P<number>[0-9]{1,4})[])]?"
+)
+
+
+def without_numbers(lines: Sequence[str]) -> list[str]:
+    """Return labels without bullets, and without the numbers of their indices, in whose order they come.
+
+    Labels that begin with numbers of their own ("2 wheeler") keep them. Other numbers are an `InputError`.
+    """
+    lines = [_BULLET.sub("", line, count=1) for line in lines] if all(map(_BULLET.match, lines)) else [*lines]
+    if all(re.fullmatch(r".*\S\s+[0-9]{1,3}\s+[0-9]{1,3}\s+[0-9]{1,3}", line) for line in lines):
+        raise InputError("colours behind the labels: write them into labelmap.txt, as name:r,g,b::")
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
+    if all(found) and sorted(numbers) == list(range(len(lines))):
+        return [numbers[index] for index in range(len(lines))]
+    ends = [line.rpartition(" ")[::2] for line in lines]  # "dog 1"; two that are "type 0" and "type 1" keep them
+    apart = len({label for label, _ in ends}) == len(lines)
+    if apart and [number for _, number in ends] == [str(i) for i in range(len(lines))]:
+        return [label.strip() for label, _ in ends]
+    near = sum(abs(int(match["before"] or match["number"]) - i) < 2 for i, match in enumerate(found) if match)
+    if all(found) or 2 * near >= len(lines):
+        raise InputError(
+            f"numbers from {min(numbers)} to {max(numbers)} beside {len(lines)} labels, not all from 0: "
+            "write the label alone, the first line for index 0 (or a label that begins with a number in quotes)"
+        )
+    return lines
 
 
 def parse_labels(labels: object) -> tuple[Label, ...]:
