@@ -125,7 +125,18 @@ def test_what_is_no_checkpoint_is_an_error(content: bytes | None, tmp_path: Path
         api.load_model(path)
 
 
-def test_a_folder_of_another_architecture_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(InputError, match="is no checkpoint"):
+@pytest.mark.parametrize(
+    ("config", "weights", "said"),
+    [
+        ('{"model_type": "clip"}', b"", "is no checkpoint: it holds a 'clip', no GroupViT$"),
+        ('{"architecture": "vit_small"}', b"", r"holds a 'vit_small', no GroupViT; transfer takes it as .*safetensors"),
+        ("{", b"", "config.json"),
+        ("{}", b"cut", r"model.safetensors cannot be read, it is no safetensors file or was cut off"),
+    ],
+)
+def test_a_folder_of_something_else_says_of_what(config: str, weights: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    if weights:
+        (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match=said):
         api.load_model(tmp_path)

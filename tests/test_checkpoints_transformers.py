@@ -268,6 +268,10 @@ def test_weights_in_several_files_are_read_as_those_in_one(folder: Path) -> None
             lambda folder: native.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": 1}}),
             "index.json lists no files beside it",
         ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").unlink(),
+            "model.safetensors does not exist, nor model.safetensors.index.json, which lists its parts",
+        ),
         (lambda folder: (folder / "model-00003-of-00003.safetensors").write_bytes(b"{"), "00003.*was cut off"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_result_of_other_classes_is_another(evaluate, tmp_path):
 def test_data_that_is_wrong_is_one_line(evaluate, pets):
     mask = next((pets / "annotations/trimaps").iterdir())
     for break_it, said in (
-        (lambda: mask.write_bytes(b"no image"), f"{mask.name} cannot be read"),
+        (lambda: mask.write_bytes(b"no image"), f"{mask.name}: not an image that can be read"),
         (lambda: mask.unlink(), f"has no mask {mask}"),
     ):
         break_it()

@@ -76,6 +76,29 @@ def test_only_an_end_of_line_ends_a_label(tmp_path):
     assert read_labels(tmp_path)[0] == ("traffic light", "wind sock")
 
 
+@pytest.mark.parametrize(
+    ("text", "labels", "colours"),
+    [
+        ("Cat:1,2,3::\nbackground:0,0,0::\nDog:3,2,1::", ("background", "Cat", "Dog"), {0: 0, 66051: 1, 197121: 2}),
+        ("dog=dog,puppy:1,2,3::\ncat:0,0,9::", ("dog=dog,puppy", "cat"), {66051: 0, 9: 1}),
+        (
+            "background:::\naeroplane:::\nbird:::",
+            ("background", "aeroplane", "bird"),
+            {0: 0, 2**23: 1, 2**15: 2},
+        ),
+    ],
+)
+def test_a_labelmap_has_names_and_their_colours(text, labels, colours, tmp_path):
+    (tmp_path / "labelmap.txt").write_text(text)
+    assert read_labels(tmp_path) == (labels, colours, "labelmap.txt")
+
+
+def test_a_labelmap_of_names_alone_beside_a_list_is_not_needed(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("dog\ncat\n")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    assert read_labels(tmp_path) == (("dog", "cat"), {}, "classes.txt")
+
+
 def test_text_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ncat\n", encoding="utf-16")
     with pytest.raises(InputError, match=r"classes.txt cannot be read as UTF-8"):
@@ -90,6 +113,8 @@ def test_text_that_is_not_utf_8_is_named(tmp_path):
         ("dog:1,2,3::\ndog:3,2,1::\n", "gives dog two colours"),
         ("dog:1,2,300::\n", "is not name:r,g,b:: .numbers up to 255"),
         ("# label:color_rgb:parts:actions\n", "has no line name:r,g,b::"),
+        ("dog:1,2,3::\n", "has one label, which all pixels would have: put background before it"),
+        ("background:0,0,0::\nbackground=wall:1,1,1::\n", "names background twice"),
     ],
 )
 def test_a_labelmap_that_is_none_is_named(text, said, tmp_path):

@@ -50,6 +50,13 @@ def test_a_list_names_the_folders(root):
         ClassFolder.open(root)
 
 
+def test_classes_of_one_name_are_told(root):
+    (root / "Traffic light").mkdir()
+    Image.new("RGB", (40, 30)).save(root / "Traffic light/x.png")
+    with pytest.warns(UserWarning, match="2 classes are called 'traffic light', and the first gets all photos"):
+        ClassFolder.open(root)
+
+
 def test_a_list_is_read_as_other_lists_are(root):
     (root / "classes.txt").write_text("0: 'omnibus'\n1: traffic_light\n")
     assert ClassFolder.open(root).names == ("omnibus", "traffic light")

@@ -68,6 +68,19 @@ def in_pairs(document):
             thing["segmentation"] = [np.reshape(thing["segmentation"], (-1, 2)).tolist()]
 
 
+def pairs_at_once(document):
+    """As labelme has points."""
+    for thing in document["annotations"]:
+        if isinstance(thing["segmentation"], list):
+            thing["segmentation"] = np.reshape(thing["segmentation"], (-1, 2)).tolist()
+
+
+def nested(document):
+    for thing in document["annotations"]:
+        if isinstance(thing["segmentation"], list):
+            thing["segmentation"] = [thing["segmentation"]]
+
+
 def flat(document):
     for thing in document["annotations"]:
         if isinstance(thing["segmentation"], list):
@@ -125,7 +138,12 @@ def as_runs(document):
         elsewhere("https://example.org/photos/"),
         lambda d: [image.update(file_name=f"https://example.org/{image['file_name']}?key=1") for image in d["images"]],
         in_pairs,
+        pairs_at_once,
+        nested,
         flat,
+        elsewhere("/data/local-files/?d="),
+        elsewhere("/data/local-files/?d=photos%5Cval2017%2F"),
+        lambda d: [image.update(coco_url=f"http://x.org/val2017/{image.pop('file_name')}") for image in d["images"]],
         compressed,
         as_runs,
         lambda d: d["annotations"].append(d["annotations"][0] | {"image_id": 99}),
@@ -244,6 +262,29 @@ def test_a_category_above_the_others_is_no_label(listed):
 
     assert listed(raise_above).labels == ("background", "person", "cat", "dining table")
     assert "pets" in listed(lambda d: d["annotations"][0].update(category_id=0)).labels
+
+
+def test_an_unused_category_of_another_one_s_name_is_no_label(listed):
+    """Roboflow's project may be called as its class."""
+
+    def twice(document):
+        document["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+        document["categories"][2]["supercategory"] = "cat"
+
+    assert listed(twice).labels == ("background", "person", "cat", "dining table")
+
+
+def test_parts_of_outlines_that_are_none_are_counted(edited):
+    with pytest.warns(UserWarning, match="passed over 2 parts of outlines with fewer than three points"):
+        edited(
+            lambda d: d["annotations"][0]["segmentation"].extend([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, float("nan"), 5, 6]])
+        )
+
+
+def test_what_macos_puts_beside_a_list_is_none(listed, tmp_path):
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "annotations/._instances.json").write_bytes(b"\0")
+    assert listed(lambda document: None).labels[1] == "person"
 
 
 @pytest.mark.parametrize("name", [None, ["cat"], {}])

@@ -182,7 +182,7 @@ def test_a_broken_mask_is_named(tmp_path):
     folder(tmp_path)
     file = tmp_path / "masks/0.png"
     file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(InputError, match=r"masks/0.png cannot be read"):
+    with pytest.raises(InputError, match=r"masks/0.png: cannot read the image: "):
         MaskFolder.open(tmp_path)[0]
 
 
@@ -268,6 +268,16 @@ def test_a_photo_that_is_listed_twice_is_named(name, tmp_path):
     listing.write_text(listing.read_text() + listing.read_text().splitlines()[1])
     with pytest.raises(InputError, match=r"val.txt has 20\d\d_1 twice"):
         open_benchmark(name, tmp_path)
+
+
+def test_the_mask_of_another_photo_is_not_blamed(tmp_path):
+    folder(tmp_path)
+    for part, suffix in (("images", "jpg"), ("masks", "png")):
+        (first := next((tmp_path / part).glob("0.*"))).rename(first.with_name(f"10{first.suffix}"))
+        next((tmp_path / part).glob("1.*")).rename(tmp_path / part / f"0.{suffix}")
+    (tmp_path / "masks/0.png").unlink()
+    with pytest.raises(InputError, match=r"has no mask .*masks/0.png \(1 photos have none\)$"):
+        MaskFolder.open(tmp_path)
 
 
 def test_a_photo_without_a_mask_is_told_before_anything_is_read(tmp_path):
@@ -369,5 +379,5 @@ def test_classes_may_be_those_of_a_labelmap(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ngrass\ncat\n")
     assert np.array_equal(MaskFolder.open(tmp_path)[0].mask, np.array([2, 0, 1])[truth(0, 3) % 3])
     (tmp_path / "classes.txt").write_text("dog\ngrass\nbird\n")
-    with pytest.raises(InputError, match=r"0.png is an RGB picture with 1 colours of no class, such as 250,50,83"):
+    with pytest.raises(InputError, match=r"labelmap.txt gives a colour to 'cat', which .*classes.txt does not name"):
         MaskFolder.open(tmp_path)[0]

@@ -36,6 +36,7 @@ def palette() -> Image.Image:
     ],
     ids=["8 bits", "16 bits", "palette", "colours of VOC", "RGBA", "LA", "grey RGB"],
 )
+@pytest.mark.filterwarnings("ignore:colours of masks")
 @pytest.mark.parametrize("suffix", ["png", "PNG", "tif"])
 def test_a_mask_has_its_values_however_it_is_saved(image, suffix, tmp_path):
     image.save(tmp_path / f"a.{suffix}")
@@ -74,7 +75,7 @@ def test_few_bits_are_not_stretched(depth, most, tmp_path):
     assert np.array_equal(read_values(tmp_path / "a.png"), values)
 
 
-@pytest.mark.parametrize("depth", [2, 4])
+@pytest.mark.parametrize("depth", [2, 4, 8])
 def test_nor_are_those_of_a_tiff_and_white_is_not_zero(depth, tmp_path):
     import struct
 
@@ -99,8 +100,39 @@ def test_nor_are_those_of_a_tiff_and_white_is_not_zero(depth, tmp_path):
         if photometric:
             assert np.array_equal(read_values(tmp_path / "a.tif"), values)
         else:
-            with pytest.raises(InputError, match=r"a.tif has 2 or 4 bits, with 0 for white"):
+            with pytest.raises(InputError, match=r"a.tif has 0 for white"):
                 read_values(tmp_path / "a.tif")
+
+
+def test_colours_of_voc_are_told_and_those_beyond_the_classes_are_none(tmp_path):
+    red, green, blue = VOC[1]
+    Image.new("RGB", (4, 3), (red, green, blue)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="colours of masks are taken for VOC's: if they are others, write labelmap"):
+        assert (read_values(tmp_path / "a.png") == 1).all()
+    with pytest.raises(InputError, match=rf"such as {red},{green},{blue}: save indices or write labelmap"):
+        read_values(tmp_path / "a.png", usual={0: 0})
+
+
+def test_a_palette_that_is_no_labelmap_s_has_indices(tmp_path):
+    given = {red << 16 | green << 8 | blue: 1 + value % 100 for value, (red, green, blue) in VOC.items()}
+    palette().save(tmp_path / "a.png")
+    assert np.array_equal(read_values(tmp_path / "a.png", given), VALUES)
+    image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
+    image.putpalette([0, 0, 0, 128, 0, 0, *[9] * 762])  # VOC's own, of which 255 has a colour that no list names
+    image.save(tmp_path / "a.png")
+    assert read_values(tmp_path / "a.png", {0: 7, 128 << 16: 8}).tolist() == [[7, 8, 255]]
+
+
+def test_colours_of_sixteen_bits_are_refused(tmp_path):
+    import struct
+    import zlib
+
+    rows = b"\0" + bytes(6)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    with pytest.raises(InputError, match=r"a.png has 16 bits for each of several colours"):
+        read_values(tmp_path / "a.png")
 
 
 def test_colours_are_those_that_are_given(tmp_path):

@@ -583,6 +583,13 @@ def test_words_that_training_never_saw_are_named_once_or_to_whoever_asks() -> No
     segmenter.segment(photo(32, 32), ["dog", "animal=zebra,dogfish", "grass"])
 
 
+def test_a_word_that_is_longer_than_the_model_reads_is_told() -> None:
+    segmenter = tiny()
+    length = segmenter.config.text.context_length
+    with pytest.warns(UserWarning, match=r"this model reads only the beginning of: very very .* dog$"):
+        segmenter.segment(photo(32, 32), ["cat", "very " * length + "dog"])
+
+
 def test_a_model_with_a_trunk_sees_photos_whole_at_twice_the_size_and_longer_ones_in_windows() -> None:
     segmenter = tiny(
         Stage(0, output_groups=4, seeded=True), dtype=torch.float32, image_size=32, stem="efficientnet-lite0"

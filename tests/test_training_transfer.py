@@ -111,6 +111,21 @@ def test_a_transfer_learns_and_predicts_at_the_photos_size(tmp_path: Path) -> No
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [10, 20, 30]
 
 
+def test_masks_of_one_class_teach_nothing_and_are_refused(tmp_path: Path) -> None:
+    for part, values in (("a", (0, 1)), ("b", (0, 255))):
+        for name in ("images", "masks"):
+            (tmp_path / part / name).mkdir(parents=True)
+        (tmp_path / part / "classes.txt").write_text("background\ndog\n")
+        for i in range(10):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / part / f"images/{part}{i}.png")
+            Image.fromarray(np.array([values] * 8, np.uint8)).resize((8, 8), 0).save(
+                tmp_path / part / f"masks/{part}{i}.png"
+            )
+    evaluated = open_benchmark("folder", tmp_path / "a")
+    with pytest.raises(InputError, match="b: its masks show background alone: nothing to learn"):
+        open_training(evaluated, str(tmp_path / "b"))
+
+
 class Interrupting(list[MaskedPhoto]):
     """Photos at whose `at`-th reading this process is asked to stop, or which cannot be read."""
 

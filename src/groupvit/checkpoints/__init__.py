@@ -40,7 +40,21 @@ def load(path: Path) -> Checkpoint:
     for layout in LAYOUTS.values():
         if layout.recognises(path):
             return layout.load(path)
+    _say_what_it_is(path)
     raise InputError(
         f"{path} is no checkpoint: expected a folder with config.json and model.safetensors, or a .pth file of the "
         "authors' release"
     )
+
+
+def _say_what_it_is(path: Path) -> None:
+    """Refuse what looks like a checkpoint with what is wrong about it."""
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{path} is no checkpoint: it is empty, fetch it again")
+    if (path / native.CONFIG).is_file():
+        config = native.read_json(path / native.CONFIG)
+        if (path / native.WEIGHTS).is_file():
+            native.read_safetensors(path / native.WEIGHTS)  # says if it was cut off
+        if kind := config.get("model_type") or config.get("architecture"):
+            more = f"; transfer takes it as {path / native.WEIGHTS}" if "architecture" in config else ""
+            raise InputError(f"{path} is no checkpoint: it holds a {kind!r}, no GroupViT{more}")

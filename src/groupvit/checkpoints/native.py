@@ -1,6 +1,7 @@
 """Our own layout: a folder with `model.safetensors` and `config.json`."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +68,8 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         if not file.exists():
             others = sorted(other.name for other in file.parent.glob("*") if other.suffix in (".safetensors", ".bin"))
             hint = f" (of {', '.join(others[:3])} it cannot be read)" if others else ""
+            if re.match(r"model-\d+-of-\d+", others[0] if others else ""):
+                hint = f", nor {index.name}, which lists its parts"
             raise InputError(f"{file} does not exist{hint}")
         broken = f"{file} cannot be read, it is no safetensors file or was cut off"
         with input_error(broken, OSError, SafetensorError), safe_open(file, framework="pt") as tensors:

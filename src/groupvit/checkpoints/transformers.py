@@ -190,7 +190,7 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     Weights are safetensors or `pytorch_model.bin`.
     """
     source = path / WEIGHTS
-    if not list(path.glob(f"{WEIGHTS}*")) and (path / PICKLE).exists():
+    if not any((path / f"{WEIGHTS}{end}").exists() for end in ("", ".index.json")) and (path / PICKLE).exists():
         source = path / PICKLE
         tensors, metadata = read_pickle(source), {}
     else:

@@ -7,9 +7,10 @@ from pathlib import Path
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.files import refuse_pointer
+from groupvit.segmentation.formats import voc_palette
 from groupvit.segmentation.labels import BACKGROUND, clean, parse_labels, without_numbers
 
-_COLOURED = re.compile(r"([^:]+):\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*(?::.*)?")
+_COLOURED = re.compile(r"([^:]+):\s*(?:([0-9]{1,3})\s*,\s*([0-9]{1,3})\s*,\s*([0-9]{1,3}))?\s*(?::.*)?")
 
 
 def read_text(path: Path) -> str:
@@ -21,11 +22,18 @@ def read_text(path: Path) -> str:
 
 def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
     """Return a folder's labels, the index of each colour (65536 r + 256 g + b), and the file that lists them."""
-    colours = _read_colours(root / "labelmap.txt") if (root / "labelmap.txt").is_file() else {}
-    listing = root / ("labelmap.txt" if colours and not (root / "classes.txt").is_file() else "classes.txt")
-    labels = parse_lines(listing, list(colours) if listing.name == "labelmap.txt" else read_classes(listing))
+    table, listing = root / "labelmap.txt", root / "classes.txt"
+    coloured = table.is_file() and not (listing.is_file() and ":" not in read_text(table))  # some have names alone
+    colours = _read_colours(table) if coloured else {}
+    listing = listing if listing.is_file() or not colours else table
+    # Where colours tell the classes, their order is free.
+    names = sorted(colours, key=lambda name: clean(name).lower() != BACKGROUND)
+    labels = parse_lines(listing, names if listing == table else read_classes(listing))
     order = {label.partition("=")[0].lower(): index for index, label in enumerate(labels)}
-    indices = {colour: order.get(clean(name).lower()) for name, colour in colours.items()}
+    indices = {colour: order.get(clean(name.partition("=")[0]).lower()) for name, colour in colours.items()}
+    for name, colour in colours.items():
+        if indices[colour] is None and clean(name).lower() != BACKGROUND:
+            raise InputError(f"{table} gives a colour to {name!r}, which {listing} does not name: spell it alike")
     return labels, {colour: index for colour, index in indices.items() if index is not None}, listing.name
 
 
@@ -34,11 +42,14 @@ def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
     if len(lines) > IGNORE:
         raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
     bare = clean(lines[0]).lower() == BACKGROUND
-    if bare and len(lines) < 2:
-        raise InputError(f"{listing} has no label but background")
+    if len(lines) < 2:
+        what = "no label but background" if bare else "one label, which all pixels would have: put background before it"
+        raise InputError(f"{listing} has {what}")
     with input_error(str(listing), InputError):
         labels = [parse_labels([line])[0] for line in lines[bare:]]
         parse_labels(labels)
+    if bare and labels[0].name.lower() == BACKGROUND:
+        raise InputError(f"{listing} names background twice, alone and with words: drop one of them")
     written = (
         f"{label.name}={','.join(label.words)}" if "=" in line else label.name
         for line, label in zip(lines[bare:], labels, strict=True)
@@ -61,12 +72,13 @@ def read_classes(listing: Path) -> list[str]:
 
 
 def _read_colours(listing: Path) -> dict[str, int]:
-    """Return each name's colour in CVAT's `name:r,g,b::`."""
+    """Return each name's colour in CVAT's `name:r,g,b::`; without one, it is VOC's of that place."""
     colours: dict[str, int] = {}
     for line in read_text(listing).splitlines():
         if line.strip() and not line.startswith("#"):
             match = _COLOURED.fullmatch(line.strip())
-            numbers = [int(number) for number in match.groups()[1:]] if match else [256]
+            usual = voc_palette()[min(len(colours), IGNORE)].tolist()
+            numbers = [int(number or usual[i]) for i, number in enumerate(match.groups()[1:])] if match else [256]
             if not match or max(numbers) > 255:
                 raise InputError(f"{listing}: {line!r} is not name:r,g,b:: (numbers up to 255)")
             if (colour := int.from_bytes(numbers)) in colours.values():

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -73,12 +75,21 @@ def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
             raise InputError(f"{listing} gives a class several words (=): write one name a line")
         if len(names) != len(folders):
             raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
+        _warn_of_twins(root, names)
         return names
     if all(re.fullmatch(r"n\d{8}", folder.name) for folder in folders):
         if len(folders) != 1000:
             raise InputError(f"{root} has {len(folders)} of ImageNet's 1000 folders: write their names to {listing}")
         return imagenet_names()
-    return tuple(folder.name.replace("_", " ") for folder in folders)
+    names = tuple(folder.name.replace("_", " ") for folder in folders)
+    _warn_of_twins(root, names)
+    return names
+
+
+def _warn_of_twins(root: Path, names: Sequence[str]) -> None:
+    for name, count in Counter(name.lower() for name in names).items():
+        if count > 1:  # CLIP's own names of ImageNet have some
+            warnings.warn(f"{root}: {count} classes are called {name!r}, and the first gets all photos", stacklevel=2)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,10 +40,11 @@ def open_instances(
     ground = order.get(BACKGROUND, IGNORE)
     index = {key: order.get(clean(str(entry.get("name"))).lower()) for key, entry in categories.items()}
     things: dict[str, list[dict[str, Any]]] = {key: [] for key in images}
-    passed = Counter[str]()
+    passed, parts = Counter[str](), 0
     for thing in document["annotations"]:
         image, category = _key(thing.get("image_id")), _key(thing.get("category_id"))
-        thing["segmentation"] = _outline(thing.get("segmentation"))
+        thing["segmentation"], lost = _outline(thing.get("segmentation"))
+        parts += lost
         if image not in things:
             passed["of no listed image"] += 1
         elif not thing["segmentation"]:
@@ -63,6 +64,8 @@ def open_instances(
         if passed.total() == len(document["annotations"]):
             raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
         warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
+    if parts:
+        warnings.warn(f"{listing}: passed over {parts} parts of outlines with fewer than three points", stacklevel=2)
     outlines = [thing["segmentation"] for listed in things.values() for thing in listed]
     polygons = [polygon for outline in outlines if isinstance(outline, list) for polygon in outline]
     if polygons and all(max(polygon) <= 1 for polygon in polygons):
@@ -83,15 +86,13 @@ def open_instances(
 def category_labels(listing: Path) -> tuple[str, ...]:
     """Return background and a label for each category, in the order of the list.
 
-    A category above others that has no annotations is none (Roboflow's first one).
+    A category without annotations is none if it is above others (Roboflow's first one), or if another has its name.
     """
     document = _read(listing)
     used = {_key(thing.get("category_id")) for thing in document["annotations"]}
-    above = {
-        str(each.get("supercategory"))
-        for each in document["categories"]
-        if each.get("supercategory") != each.get("name")
-    }
+    kinds = [(str(each.get("name")), str(each.get("supercategory"))) for each in document["categories"]]
+    above = {kind for name, kind in kinds if kind != name}
+    above |= {name for name, count in Counter(name for name, _ in kinds).items() if count > 1}
     names = []
     for category in document["categories"]:
         if not isinstance(name := category.get("name"), str):
@@ -138,7 +139,7 @@ def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -
     inside = [path for path in folder.glob("*/") if path.is_dir()]
     photos: dict[str, tuple[str, Path]] = {}
     for key, image in images.items():
-        if not (ends := _spellings(str(image.get("file_name") or ""))):
+        if not (ends := _spellings(str(image.get("file_name") or image.get("coco_url") or ""))):
             raise InputError(f"{listing}: image {key} has no file_name")
         path = next((folder / end for end in ends if os.path.isfile(folder / end)), None)
         if path is None:
@@ -155,19 +156,31 @@ def _photos(images: Mapping[str, dict[str, Any]], folder: Path, listing: Path) -
 
 def _spellings(name: str) -> list[Path]:
     """Return where a file may lie: the name's parts, and fewer of them; as it is, decoded, or as macOS spells it."""
-    texts = name, unquote(name.partition("?")[0]), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    texts = name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    texts += unquote(name.partition("?")[0]), unquote(name.rpartition("?d=")[2])  # as Label Studio has it
     split = [
         [part for part in re.split(r"[\\/]", text) if part not in ("", ".", "..")] for text in dict.fromkeys(texts)
     ]
     return [Path(*parts[start:]) for parts in split for start in range(len(parts))]
 
 
-def _outline(segmentation: Any) -> Any:
-    """Return polygons that are some, or run lengths; something empty if there are none."""
+def _outline(segmentation: Any) -> tuple[Any, int]:
+    """Return polygons that are some, or run lengths (something empty if there are none), and how many are none."""
     if not isinstance(segmentation, list):
-        return segmentation if isinstance(segmentation, dict) and segmentation.get("counts") else []
-    nested = segmentation if isinstance(next(iter(segmentation), None), list) else [segmentation]
-    return [points for points in map(_points, nested) if len(points) >= 6 and len(points) % 2 == 0]
+        return (segmentation if isinstance(segmentation, dict) and segmentation.get("counts") else []), 0
+    parts = [*_polygons(segmentation)]
+    whole = [points for points in map(_points, parts) if len(points) >= 6 and len(points) % 2 == 0]
+    return whole, len(parts) - len(whole) if whole else 0
+
+
+def _polygons(listed: list[Any], deeper: int = 3) -> Iterator[list[Any]]:
+    """Yield polygons however deep they lie: x, y, x, y or pairs of both."""
+    pairs = all(isinstance(point, list) and len(point) == 2 for point in listed)
+    if not deeper or not any(isinstance(part, list) for part in listed) or (pairs and len(listed) > 2):
+        yield listed
+    else:
+        for part in listed:
+            yield from _polygons(part, deeper - 1) if isinstance(part, list) else ()
 
 
 def _points(polygon: Any) -> list[float]:

@@ -84,7 +84,7 @@ class MaskFolder:
         class. Masks in colours have those of `labelmap.txt`, or else VOC's.
         """
         here = () if (root / "masks").exists() else (root, root / "annotations")
-        listings = [path for folder in here for path in sorted(folder.glob("*.json")) if not _is_result(path)]
+        listings = [path for folder in here for path in sorted(folder.glob("[!.]*.json")) if not _is_result(path)]
         if len(listings) > 1:
             names = ", ".join(path.name for path in listings[:3])
             raise InputError(f"{root} has no masks/, and several .json files ({names}): leave COCO's list alone in it")
@@ -123,7 +123,8 @@ def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
                 raise InputError(f"{masks[name]} and {path.name} are two masks of one photo: keep one of them")
     if missing := [name for name in photos if name not in masks]:
         name = missing[0]
-        near = next((f"; {path.name} is named otherwise or no PNG" for path in files if name in path.name), "")
+        others = [path.name for path in files if path.stem not in photos or path.suffix.lower() not in MASK_SUFFIXES]
+        near = next((f"; {other} is named otherwise or no PNG" for other in others if name in other), "")
         raise InputError(f"{photos[name]} has no mask {folder / name}.png ({len(missing)} photos have none){near}")
     pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
     return masks

@@ -1,6 +1,8 @@
 """A photo with its mask of class indices, read and checked."""
 
 import hashlib
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.files import refuse_pointer
-from groupvit.photos import load_rgb, upright
+from groupvit.photos import load_rgb, naming, upright
 from groupvit.segmentation.formats import voc_palette
 
 Mask = UInt8[np.ndarray, "height width"]
@@ -50,7 +52,8 @@ def read_masked(
     """
     if not mask_path.is_file():
         raise InputError(f"{path} has no mask {mask_path}")
-    values = read_values(mask_path, colours)
+    usual = {colour: value for colour, value in _VOC_COLOURS.items() if table[value] >= 0}
+    values = read_values(mask_path, colours, usual)
     indices = np.where(values == values % len(table), table[values % len(table)], -1)
     if (unknown := indices < 0).any():
         first = ", ".join(map(str, np.unique(values[unknown])[:5]))
@@ -75,45 +78,62 @@ def masked(name: str, path: Path, mask_of: Callable[[Image.Image], Mask]) -> Mas
     return MaskedPhoto(name, image, mask, hashlib.sha256(data + mask.tobytes()).hexdigest()[:16])
 
 
-def read_values(path: Path, colours: Mapping[int, int] | None = None) -> Int[np.ndarray, "height width"]:
-    """Read the values of a mask: indices, or colours that stand for them."""
+def read_values(
+    path: Path, colours: Mapping[int, int] | None = None, usual: Mapping[int, int] = _VOC_COLOURS
+) -> Int[np.ndarray, "height width"]:
+    """Read the values of a mask: indices, or colours that stand for them, by default the `usual` ones."""
     refuse_pointer(path)
-    unreadable = input_error(f"{path} cannot be read", OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with unreadable, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
+    with naming(str(path)), Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
         file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged
         kind, frames, raw = file.format, getattr(file, "n_frames", 1), file.tile[0][3] if file.tile else ""
         bits = str(raw[0] if isinstance(raw, tuple) and raw else raw)
         file.load()  # turns a TIFF
         turned = upright(file)  # as photos are
-        pixels = np.asarray(turned.convert("RGB") if colours and file.mode == "P" else turned)
+        pixels = _by_palette(turned, colours) if colours and file.mode == "P" else np.asarray(turned)
     if kind not in _LOSSLESS:
         raise InputError(f"{path} is a {kind} picture, which may change values: save masks as PNG")
     if frames > 1:
         raise InputError(f"{path} has {frames} pictures, and a mask is one: save it as PNG")
+    if re.match("(RGB|LA).*;16", bits):
+        raise InputError(f"{path} has 16 bits for each of several colours: save indices, or colours of 8 bits")
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         if (pixels[..., -1] < 255).any():
             raise InputError(f"{path} has transparent pixels: save it without transparency")
         pixels = pixels[..., :-1]
     if pixels.ndim == 3 and pixels.shape[2] == 3:
-        return _values_of(pixels, colours, path)
-    if bits in ("L;2I", "L;4I"):
-        raise InputError(
-            f"{path} has 2 or 4 bits, with 0 for white: save it as PNG, the value is the index of the class"
-        )
+        return _values_of(pixels, colours, usual, path)
+    if bits in ("1;I", "L;2I", "L;4I", "L;I"):
+        raise InputError(f"{path} has 0 for white: save it as PNG, the value is the index of the class")
     if pixels.dtype.kind == "f":
         raise InputError(f"{path} has floating-point values: save it with 8 bits, the value is the index of the class")
     return pixels.reshape(pixels.shape[:2]).astype(np.int64) // {"L;2": 85, "L;4": 17}.get(bits, 1)  # Pillow scales
 
 
+_WEIGHTS = (1 << 16, 1 << 8, 1)
+
+
+def _by_palette(image: Image.Image, colours: Mapping[int, int]) -> Int[np.ndarray, "height width"]:
+    """Return what the colours of the palette stand for, or the indices if it is any other palette."""
+    indices = np.asarray(image)
+    codes = np.array(image.getpalette()).reshape(-1, 3) @ _WEIGHTS
+    stand = np.full(256, -1)
+    stand[: len(codes)] = [colours.get(int(code), -1) for code in codes]
+    stand[IGNORE] = IGNORE  # VOC's own masks have a colour for it
+    return stand[indices] if (stand[indices] >= 0).all() else indices.astype(np.int64)
+
+
 def _values_of(
-    pixels: UInt8[np.ndarray, "height width 3"], colours: Mapping[int, int] | None, path: Path
+    pixels: UInt8[np.ndarray, "height width 3"], colours: Mapping[int, int] | None, usual: Mapping[int, int], path: Path
 ) -> Int[np.ndarray, "height width"]:
-    """Return what the colours stand for; greys outside of VOC's palette are values themselves."""
-    found, places = np.unique(pixels.astype(np.int64) @ [1 << 16, 1 << 8, 1], return_inverse=True)
-    unknown = [int(colour) for colour in found if colour not in (colours or _VOC_COLOURS)]
+    """Return what the colours stand for; greys outside of the usual ones are values themselves."""
+    found, places = np.unique(pixels.astype(np.int64) @ _WEIGHTS, return_inverse=True)
+    known, grey = colours or usual, (pixels == pixels[..., :1]).all()
+    unknown = [int(colour) for colour in found if colour not in known]
     if not unknown:
-        return np.array([(colours or _VOC_COLOURS)[colour] for colour in found])[places].reshape(pixels.shape[:2])
-    if not colours and (pixels == pixels[..., :1]).all():
+        if not (colours or grey):
+            warnings.warn("colours of masks are taken for VOC's: if they are others, write labelmap.txt", stacklevel=2)
+        return np.array([known[colour] for colour in found])[places].reshape(pixels.shape[:2])
+    if not colours and grey:
         return pixels[..., 0].astype(np.int64)
     red, green, blue = unknown[0].to_bytes(3, "big")
     raise InputError(

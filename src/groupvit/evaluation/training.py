@@ -22,7 +22,7 @@ def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     if held_out.endswith(".tar"):
         return Retrieval(held_out, config, None if os.path.isabs(held_out) else data)
     photos = MaskFolder.open(data / held_out)
-    with input_error(f"{data / held_out}/classes.txt", InputError):
+    with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)
     read = list(photos)
 

@@ -14,7 +14,7 @@ from groupvit.data.transforms import to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import count_into
 from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, MaskFolder
-from groupvit.evaluation.metrics import IndexMap
+from groupvit.evaluation.metrics import IGNORE, IndexMap
 from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import score_prediction
 from groupvit.models.dense import DenseClassifier
@@ -44,6 +44,9 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
             f"{leaked[0]} is among the photos to train on ({split}) and among those to evaluate ({len(leaked)} are): "
             "take them out of one list"
         )
+    shown = {int(index) for photo in training.first(50) for index in np.unique(photo.mask)} - {IGNORE}
+    if len(shown) == 1 and len(training) >= 10:  # fewer may be a trial
+        raise InputError(f"{training.root}: its masks show {training.classes[shown.pop()]} alone: nothing to learn")
     return training
 
 

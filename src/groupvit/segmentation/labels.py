@@ -117,7 +117,8 @@ def _parse(text: object) -> Label:
         raise InputError("the label 'background' needs words, background=wall,floor, or use a background threshold")
     if not equals and "," in name:
         raise InputError(
-            f"label {text!r} has a comma: write labels apart (dog cat), or one label's words as pet=dog,cat"
+            f"label {text!r} has a comma: write labels apart (dog cat; in a file one a line), or one label's words as "
+            "pet=dog,cat"
         )
     if "=" in rest:
         raise InputError(f"label {text!r} has two =: write NAME=WORD,WORD")
