@@ -7,8 +7,8 @@
 
 Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
 `scenes-64`. `--size 48` asks whether they come out alike at another image size: 36 patches instead of 64. The fourth,
-with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A training takes about five
-minutes of one core, with patches of 4 px five times as long. A complete one is not done again, not even for another
+with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A training takes four to
+seven minutes of one core, with patches of 4 px twice as long. A complete one is not done again, not even for another
 table, so after an interruption the same command goes on where it was.
 """
 
