@@ -139,7 +139,7 @@ def test_fields_that_are_left_out_are_those_of_transformers(folder: Path) -> Non
         ({"image_size": [32, 32]}, "field vit.image_size of the configuration"),
         ({"hidden_size": 0}, "config.json is no configuration of a ViT"),
         ({"num_attention_heads": 5}, "48 channels cannot be divided among 5 heads"),
-        ({"num_attention_heads": 0}, "config.json is no configuration of a ViT"),
+        ({"num_attention_heads": 0}, "48 channels cannot be divided among 0 heads"),
         ({"patch_size": 0}, "no ViT can be built from it"),
         ({"num_hidden_layers": 3}, r"tensor encoder.layer.2.layernorm_before.weight is missing"),
         ({"num_hidden_layers": 1}, r"tensor encoder.layer.1.\S+ does not belong to this model"),

@@ -495,7 +495,7 @@ def test_labels_that_training_cannot_be_measured_with_are_said_at_once(data, tmp
     shutil.copytree(data / "eval", tmp_path / "eval")
     names = (tmp_path / "eval" / "classes.txt").read_text().splitlines()
     (tmp_path / "eval" / "classes.txt").write_text("\n".join(["background", *names[1:]]))
-    with pytest.raises(InputError, match=r"eval/classes.txt: .*background"):
+    with pytest.raises(InputError, match=r"eval: .*background"):
         evaluation_of(TINY, tmp_path, "eval")
 
 

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,13 @@ import numpy as np
 
 from groupvit import api
 from groupvit.errors import InputError
+from groupvit.files import png
 from groupvit.machine import share_freed_memory
 from groupvit.photos import load_rgb
 from groupvit.segmentation import BACKGROUND, Segmentation, Segmenter, View, drawing
 
 if TYPE_CHECKING:
     from gradio import Blocks
-    from PIL import Image
 
 MAX_BYTES = 20_000_000  # of a request
 MAX_PIXELS = 25_000_000
@@ -170,8 +169,8 @@ def _files(result: Segmentation) -> list[Any]:
     from gradio.processing_utils import save_bytes_to_cache
 
     files = {
-        "overlay.png": _png(result.reduced(_PIXELS_SAVED).overlay()),
-        "labels.png": _png(drawing.indexed(result.label_map, result.names)),
+        "overlay.png": png(result.reduced(_PIXELS_SAVED).overlay()),
+        "labels.png": png(drawing.indexed(result.label_map, result.names)),
         "labels.json": json.dumps(result.to_dict(), indent=2).encode(),
     }
     with suppress(InputError):  # without pycocotools
@@ -180,12 +179,6 @@ def _files(result: Segmentation) -> list[Any]:
     paths = [save_bytes_to_cache(data, name, cache_dir=folder) for name, data in files.items()]
     buttons = [gr.DownloadButton(value=path, interactive=True) for path in paths]
     return [*buttons, *[gr.skip()] * (4 - len(buttons))]
-
-
-def _png(picture: "Image.Image") -> bytes:
-    data = BytesIO()
-    picture.save(data, "PNG", compress_level=1)
-    return data.getvalue()
 
 
 def _examples() -> list[list[str]]:

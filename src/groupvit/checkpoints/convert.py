@@ -2,7 +2,7 @@
 
 import io
 import os
-import shutil
+import tempfile
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -36,20 +36,17 @@ def convert(
     Nothing is left at `out` unless all is well.
     """
     model, config = load(source)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     verified = []
-    try:
-        LAYOUTS[to].save(partial, model, config)
-        if verify:
-            verified.append(f"{compare(model, load(partial)[0])} tensors are equal bit for bit")
-        if verify and published in GOLDEN:
-            verified.append(f"logits {compare_logits(model, GOLDEN[published], photo)} are the published ones")
-        os.rename(partial, out)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        elif partial.exists():
-            partial.unlink()
+    with input_error(f"cannot write {out}", OSError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=out.parent) as folder:
+            partial = Path(folder, "checkpoint")
+            LAYOUTS[to].save(partial, model, config)
+            if verify:
+                verified.append(f"{compare(model, load(partial)[0])} tensors are equal bit for bit")
+            if verify and published in GOLDEN:
+                verified.append(f"logits {compare_logits(model, GOLDEN[published], photo)} are the published ones")
+            os.rename(partial, out)
     return verified
 
 

@@ -127,11 +127,6 @@ class _Undrawn(TorchFunctionMode):
 
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     impossible = f"{source}: no model can be built from its configuration"
-    image, text = config.image, config.text
-    vit = [(image.vit.dim, image.vit.heads)] if image.vit else []
-    for dim, heads in ((image.dim, image.heads), (text.width, text.heads), *vit):
-        if heads < 1 or dim % heads:
-            raise InputError(f"{impossible}: {dim} channels cannot be divided among {heads} heads")
     told = input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError)
     with told, torch.device("meta"), _Undrawn():
         return build_model(config)

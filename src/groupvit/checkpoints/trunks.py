@@ -149,8 +149,6 @@ def read_vit_config(folder: Path) -> ViTConfig:
                 "class_tokens": 1 + distilled,
             }
         )
-        if config.dim % config.heads:
-            raise InputError(f"{config.dim} channels cannot be divided among {config.heads} heads")
     if not len(config.mean) == len(config.std) == 3 or 0 in config.std:
         raise InputError(f"{folder / PROCESSOR}: image_mean and image_std are not three numbers each, std above 0")
     return config

@@ -94,8 +94,7 @@ def _prepare(
     chosen = get_protocol(protocol)
     chosen.threshold(dataset)
     chosen.labels(dataset)
-    if chosen.calibrated(dataset) and len(dataset) < 2:
-        raise InputError(f"{dataset.root}: to calibrate a threshold on one half for the other takes two photos")
+    chosen.calibrated(dataset)
     if compare:
         load_comparable(compare, dataset, out)
     if pictures:

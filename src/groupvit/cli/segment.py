@@ -89,31 +89,21 @@ def segment(
     listed, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
     export = Export(formats, files, out, [label.name for label in listed])
     keep_others(out, files, export)
-    asked = {"background": None if background == "none" else background, "maps": maps}
+    from groupvit import api
+    from groupvit.segmentation import View
+    from groupvit.text.templates import PROMPTS
+
+    asked: dict[str, Any] = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
-    view = _view(templates, asked)
-    segmenter = _load_model(out, model, precision=precision, engine=engine)
+    view = View(templates=PROMPTS[templates], **asked)
+    with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
+        out.mkdir(parents=True, exist_ok=True)
+    segmenter = api.load(model, precision=precision, engine=engine)
     settings = {"templates": templates, **asked, "batch_size": batch_size}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
     record["lists"] = export.lists
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
     return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
-
-
-def _view(templates: str, settings: dict[str, Any]) -> "View":
-    from groupvit.segmentation import View
-    from groupvit.text.templates import PROMPTS
-
-    return View(templates=PROMPTS[templates], **settings)
-
-
-def _load_model(out: Path, model: str, **options: Any) -> "Segmenter":
-    """Load the model, where results can be written."""
-    from groupvit import api
-
-    with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
-        out.mkdir(parents=True, exist_ok=True)
-    return api.load(model, **options)
 
 
 def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
@@ -204,6 +194,8 @@ def _write(
     stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any], *, masks: bool
 ) -> str:
     """Save everything about one photo and return the line that reports it."""
+    from PIL import Image
+
     import groupvit
     from groupvit.segmentation import drawing
 
@@ -216,7 +208,7 @@ def _write(
     for kind, picture in pictures.items():
         write_picture(result_file(stem, f"{kind}.png"), picture)
     for i, kind in enumerate(kinds):
-        write_picture(result_file(stem, f"{kind}.png"), drawing.mask(result.label_map == i))
+        write_picture(result_file(stem, f"{kind}.png"), Image.fromarray(result.label_map == i).convert("L"))
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:

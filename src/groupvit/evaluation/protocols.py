@@ -40,8 +40,8 @@ class Protocol:
     def labels(self, dataset: Dataset) -> tuple[Label, ...]:
         """Return the labels to look for: every class but the background, and the contrast as background."""
         named = dataset.labels[1:] if dataset.has_background else dataset.labels
-        given = (label.partition("=")[2].split(",") if "=" in label else [label] for label in named)
-        taken = {word.strip().lower() for words in given for word in words}
+        with input_error(str(dataset.root), InputError):
+            taken = {word.lower() for label in parse_labels(named) for word in label.words}
 
         def worded(name: str) -> Label:  # a synonym that another class has is that class's
             every = self._words(name, dataset.benchmark)
@@ -60,8 +60,11 @@ class Protocol:
         return tuple(SYNONYMS.get(name, (name,))) if self.class_names == "synonyms" else (name,)
 
     def calibrated(self, dataset: Dataset) -> bool:
-        """Return True if the threshold is chosen on the photos themselves."""
-        return dataset.has_background and self.thresholds is None
+        """Return True if the threshold is chosen on the photos themselves, which takes two."""
+        chosen = dataset.has_background and self.thresholds is None
+        if chosen and len(dataset) < 2:
+            raise InputError(f"{dataset.root}: to calibrate a threshold on one half for the other takes two photos")
+        return chosen
 
     def threshold(self, dataset: Dataset) -> float | None:
         """Return the background's threshold; an `InputError` where the protocol gives none for this benchmark."""

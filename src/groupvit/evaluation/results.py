@@ -231,8 +231,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 def difference(ours: Result, theirs: Result) -> dict[str, Any]:
     """Return the mean IoU of two results on the same photos, and the 95 % interval of their difference.
 
-    The same photos are drawn for both, so that a hard photo counts against neither. `first_is_better` is the share of
-    draws in which the first one's mean is higher. With one photo the interval is None.
+    The same photos are drawn for both, so that a hard photo counts against neither. With one photo the
+    interval is None.
     """
     if ours.names != theirs.names:
         raise InputError("only results on the same photos, in one order, have a difference")
@@ -242,5 +242,4 @@ def difference(ours: Result, theirs: Result) -> dict[str, Any]:
         "miou": list(means),
         "difference": means[0] - means[1],
         "interval": metrics.interval(draws) if len(ours.photos) > 1 else None,
-        "first_is_better": float((draws > 0).mean()),
     }

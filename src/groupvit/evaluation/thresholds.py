@@ -17,7 +17,7 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, Matrix, mean_iou
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores
 from groupvit.evaluation.scoring import score_prediction
-from groupvit.files import MAX_PIXELS
+from groupvit.files import MAX_PIXELS, png
 from groupvit.photos import naming
 
 THRESHOLDS: Float[np.ndarray, " levels"] = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-6, 6, 61)))])
@@ -31,9 +31,8 @@ def pending_counts(photo: MaskedPhoto, prediction: IndexMap, confidence: np.ndar
     cells = np.ravel_multi_index((photo.mask.clip(max=classes - 1), prediction, levels), shape)
     counted, pixels = np.unique(cells[photo.mask != IGNORE], return_counts=True)
     rows = np.stack([*np.unravel_index(counted, shape), pixels], axis=1)
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([prediction, levels])).save(file, "PNG")
-    return {"levels": rows.tolist(), "maps": base64.b64encode(file.getvalue()).decode()}
+    maps = png(Image.fromarray(np.concatenate([prediction, levels])))
+    return {"levels": rows.tolist(), "maps": base64.b64encode(maps).decode()}
 
 
 def settle(
@@ -47,8 +46,6 @@ def settle(
     fixed = protocol.threshold(dataset)
     if not protocol.calibrated(dataset):
         return () if fixed is None else (fixed,), tuple(photos)
-    if len(photos) < 2:
-        raise InputError(f"{dataset.root}: to calibrate a threshold on one half for the other takes two photos")
     order = sorted(
         range(len(photos)), key=lambda i: hashlib.sha256(photos[i].name.encode(errors="surrogatepass")).digest()
     )

@@ -91,7 +91,7 @@ def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
 def build_model(config: ModelConfig) -> GroupViT:
     """A randomly initialised model: the only reader of `ModelConfig`."""
     image_encoder = ImageEncoder(**vars(config.image))
-    image_encoder.apply(_init_linear)
+    image_encoder.apply(init_linear)
     projector = (config.projector_dim, config.embed_dim)
     return GroupViT(
         image_encoder,
@@ -104,7 +104,7 @@ def build_model(config: ModelConfig) -> GroupViT:
     )
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -75,11 +75,17 @@ class TokenMixer(Mlp):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+def _refuse_uneven(dim: int, heads: int) -> None:
+    if heads < 1 or dim % heads:
+        raise ValueError(f"{dim} channels cannot be divided among {heads} heads")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
     def __init__(self, dim: int, heads: int, *, causal: bool = False):
         super().__init__()
+        _refuse_uneven(dim, heads)
         self.heads = heads
         self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -95,6 +101,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
+        _refuse_uneven(dim, heads)
         self.heads = heads
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)

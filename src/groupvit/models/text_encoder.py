@@ -15,15 +15,12 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.pos_embed = nn.Parameter(torch.empty(context_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, causal=True, quick=True) for _ in range(layers))
+        blocks = [Block(width, heads, causal=True, quick=True) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
-        self._init_weights(width, layers)
-
-    def _init_weights(self, width: int, layers: int) -> None:
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
-        for block in self.blocks:
-            assert isinstance(block, Block)
+        for block in blocks:
             for linear, std in (
                 (block.attn.qkv, width**-0.5),
                 (block.attn.proj, width**-0.5 * (2 * layers) ** -0.5),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import accumulate
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt, UInt8
+from jaxtyping import Float, UInt, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from groupvit.segmentation.labels import BACKGROUND
@@ -58,11 +58,6 @@ def indexed(label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -
     image = Image.fromarray(label_map.astype(np.uint8))
     image.putpalette(label_colours(names).tobytes())
     return image
-
-
-def mask(inside: Bool[np.ndarray, "height width"]) -> Image.Image:
-    """Return a grey image with 255 inside and 0 outside."""
-    return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
 def overlay(photo: Image.Image, label_map: UInt[np.ndarray, "height width"], names: Sequence[str]) -> Image.Image:

@@ -4,7 +4,6 @@ Each label but the background becomes one region of a photo. Categories count fr
 """
 
 import base64
-import io
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +15,7 @@ from jaxtyping import Bool, UInt, UInt8
 from PIL import Image
 
 from groupvit.errors import InputError, input_error
+from groupvit.files import png
 from groupvit.segmentation.labels import BACKGROUND
 
 Inside = Bool[np.ndarray, "height width"]
@@ -126,11 +126,10 @@ def labelme(image_path: str, size: tuple[int, int], found: Sequence[Region]) -> 
     shapes = []
     for region in found:
         left, top, right, bottom = Image.fromarray(region.inside).getbbox() or (0, 0, 1, 1)
-        picture = io.BytesIO()
-        Image.fromarray(region.inside[top:bottom, left:right]).save(picture, "PNG")
+        picture = png(Image.fromarray(region.inside[top:bottom, left:right]))
         corners = [[left, top], [right - 1, bottom - 1]]
         shape = {"label": region.name, "points": corners, "group_id": None, "description": "", "shape_type": "mask"}
-        shapes.append({**shape, "flags": {}, "mask": base64.b64encode(picture.getvalue()).decode()})
+        shapes.append({**shape, "flags": {}, "mask": base64.b64encode(picture).decode()})
     head = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image_path, "imageData": None}
     return {**head, "imageHeight": size[1], "imageWidth": size[0]}
 

@@ -26,7 +26,11 @@ def batches_from(
 ) -> Iterator[Batch]:
     """Return this process's shares of all batches from the state on; `folder` is that of the trunk's maps."""
     data, model, prompts = state.run.data, state.run.model, terms_of(state.run.objective, MultiLabel)
-    cache = _trunk_cache(state, folder, device, workers, world) if data.cached_crops else None
+    cache = None
+    if data.cached_crops:
+        crops = RandomCrops(state.photos, state.seed, model.image.image_size, data.crop, data.cached_crops)
+        with world.first_goes_first():  # it makes the trunk's maps that are missing
+            cache = cached(state.model.image_encoder, crops, folder, device, workers=workers)
     batches = Batches(
         photos=state.photos,
         seed=state.seed,
@@ -54,14 +58,6 @@ def batches_from(
         generator=torch.Generator(),  # the DataLoader draws a number from it, which must not be one of ours
     )
     return (_on(device, batch, cache) for batch in received(loader))
-
-
-def _trunk_cache(state: TrainingState, folder: Path, device: torch.device, workers: int, world: World) -> TrunkCache:
-    """Return the trunk's maps of the run's crops; where they are missing the first process makes them."""
-    data, size = state.run.data, state.run.model.image.image_size
-    crops = RandomCrops(state.photos, state.seed, size, data.crop, data.cached_crops)
-    with world.first_goes_first():
-        return cached(state.model.image_encoder, crops, folder, device, workers=workers)
 
 
 def _on(device: torch.device, batch: Batch, cache: TrunkCache | None) -> Batch:

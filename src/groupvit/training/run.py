@@ -11,7 +11,7 @@ from groupvit.models.config import ViTConfig
 from groupvit.training.data import Data
 from groupvit.training.objective import Nouns, Objective, Teacher, terms_of
 from groupvit.training.optim import Optimizer, Schedule
-from groupvit.training.self_supervised import of_photos
+from groupvit.training.self_supervised import PhotoTerm
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check(run: Run, seed: int, workers: int, keep: int, processes: int = 1) -> N
         raise InputError("crops are cached as they are: their colours cannot be changed")
     if (data.cached_crops or teaches) and run.model.image.stem not in PUBLISHED:
         raise InputError("only an EfficientNet-Lite as the trunk has maps to cache and a classifier to learn from")
-    if of_photos(run.objective) and (data.chunk or data.cached_crops):
+    if any(isinstance(term, PhotoTerm) for term in run.objective) and (data.chunk or data.cached_crops):
         raise InputError("dino, moco and classify see whole batches of fresh photos: no chunks and no cached crops")
     if data.batch_size // processes < 2:
         raise InputError("a caption is learnt beside others: a batch has at least two photos in each process")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
+from groupvit.models.dual_encoder import init_linear
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.noise import Keys, fold
 from groupvit.training.views import draw_view
@@ -145,9 +146,7 @@ class DinoModule(nn.Module):
             nn.Linear(term.hidden, 256),
         )
         self.prototypes = nn.Linear(256, term.prototypes, bias=False)
-        for layer in [each for each in self.head if isinstance(each, nn.Linear)]:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        self.head.apply(init_linear)
         self.teacher = Momentum(encoder, self.head, self.prototypes)
         self.register_buffer("centre", torch.zeros(term.prototypes))
         self.health: dict[str, Tensor] = {}
@@ -247,12 +246,7 @@ class ClassifyModule(nn.Module):
 _MODULES: dict[type, Any] = {Dino: DinoModule, Moco: MocoModule, Classify: ClassifyModule}
 
 
-def of_photos(objective: Iterable[Any]) -> list[PhotoTerm]:
-    """Return the terms of an objective that learn from photos without captions."""
-    return [term for term in objective if isinstance(term, PhotoTerm)]
-
-
 def modules_of(objective: Iterable[Any], model: GroupViT, nouns: int) -> nn.ModuleDict:
     """Return the modules that these terms have beside the model, by their names."""
-    made = {term.name: _MODULES[type(term)](model.image_encoder, term, nouns) for term in of_photos(objective)}
-    return nn.ModuleDict(made)
+    terms = [term for term in objective if isinstance(term, PhotoTerm)]
+    return nn.ModuleDict({term.name: _MODULES[type(term)](model.image_encoder, term, nouns) for term in terms})

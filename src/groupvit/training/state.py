@@ -101,18 +101,14 @@ def _names(shards: list[File]) -> list[str]:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second training out of the folder; the lock goes when the process does, however it ends."""
-    try:
+    with input_error(f"cannot train into {out}", OSError, NotImplementedError):
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"another training is writing to {out}; wait for it, or name another --out") from None
-    except (OSError, NotImplementedError) as error:
-        raise InputError(f"cannot train into {out}: {getattr(error, 'strerror', None) or error}") from error
-    try:
+        try:
+            lock = FileLock(out / "lock", timeout=0).acquire()
+        except Timeout:
+            raise InputError(f"another training is writing to {out}; wait for it, or name another --out") from None
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def folder_of(out: Path, step: int) -> Path:

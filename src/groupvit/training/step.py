@@ -27,7 +27,7 @@ from groupvit.models.noise import Keys
 from groupvit.training.distributed import ALONE, BatchNormOfAll, World
 from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
 from groupvit.training.objective import Images, Objective, Vocabulary
-from groupvit.training.self_supervised import PhotoTerm, modules_of, of_photos
+from groupvit.training.self_supervised import PhotoTerm, modules_of
 
 Terms = dict[str, Float[Tensor, ""]]
 Texts = Sequence[tuple[Int[Tensor, "_ _"], bool]]
@@ -56,7 +56,7 @@ class Learner(nn.Module):
         for projector in (model.image_projector, model.text_projector) if world.size > 1 else ():
             projector.norm.__class__ = BatchNormOfAll  # with its weights and sums
         self.objective = tuple(term for term in objective if not isinstance(term, PhotoTerm))
-        self.photo_terms = of_photos(objective)
+        self.photo_terms = [term for term in objective if isinstance(term, PhotoTerm)]
         self.extras = extras or modules_of(objective, model, len(vocabulary.nouns))
         self.vocabulary = vocabulary
         self.world = world
