@@ -283,6 +283,8 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
     assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
     assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
     assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]  # as shells expand patterns
+    with pytest.raises(InputError, match=r"these are 2 results of this command, such as .*: name photos"):
+        find_photos([str(path) for path in photos.glob("*.mask-*.png")])
 
 
 def test_results_of_a_run_that_was_killed_are_no_photos(tmp_path: Path, model: str) -> None:
@@ -406,18 +408,27 @@ def test_a_list_of_an_earlier_run_is_replaced_and_another_is_not(tmp_path: Path,
     with pytest.raises(InputError, match=r"labelmap.txt is no result of this command"):
         segment((str(photo),), formats=("voc",), **options)
     (out / "labelmap.txt").unlink()
-    for _ in range(2):
-        assert segment((str(photo),), formats=("voc",), **options) == 0
+    for formats in (("voc",), (), ("voc",)):
+        assert segment((str(photo),), formats=formats, **options) == 0
 
 
-def test_results_of_another_photo_of_the_name_are_not_replaced(tmp_path: Path, model: str) -> None:
+def test_results_of_another_photo_of_the_name_are_not_replaced(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     days = [save_photo(tmp_path / day / "a.jpg") for day in ("day1", "day2")]
     options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out"}
     assert segment((str(days[0]),), **options) == 0
     with pytest.raises(InputError, match=r"a.jpg.json is the result of .*day1/a.jpg, not of .*day2/a.jpg: choose"):
         segment((str(days[1]),), **options)
-    days[0].rename(tmp_path / "b.jpg")  # then nobody can tell
-    assert segment((str(days[1]),), **options) == 0
+    assert segment((str(tmp_path / "day2"), str(tmp_path / "day1")), **options) == 0  # each has a result
+    monkeypatch.chdir(tmp_path / "day1")
+    with pytest.raises(InputError, match=r"a.jpg.json is the result of .*day2/a.jpg, not of a.jpg: choose"):
+        segment(("a.jpg",), **options)
+    monkeypatch.chdir(tmp_path / "day2")
+    assert segment(("a.jpg",), **options) == 0
+    monkeypatch.chdir(tmp_path / "day1")
+    days[1].rename(tmp_path / "b.jpg")  # then nobody can tell
+    assert segment(("a.jpg",), **options) == 0
 
 
 def test_a_full_disk_leaves_no_old_names_beside_a_new_map(
@@ -440,6 +451,12 @@ def test_patterns_follow_links_that_lead_back_once(tmp_path: Path, monkeypatch: 
     (tmp_path / "p/z").symlink_to(tmp_path / "elsewhere")
     assert find_photos(["p/**/*.jpg"]) == find_photos(["**/q/*.jpg", "p/z/*.jpg"])
     assert find_photos([f"{tmp_path}/**/a.jpg"]) == [photo]
+    deep = [save_photo(tmp_path / name) for name in ("d/train/x/y/1.jpg", "d/e/train/2.jpg")]
+    assert find_photos(["d/**/train/**/*.jpg"]) == sorted(path.relative_to(tmp_path) for path in deep)
+    (tmp_path / "d/e/3.jpg").symlink_to(deep[0])  # of equal photos, too, each has a result
+    assert len(find_photos(["d/**/*.jpg"])) == 3
+    save_photo(tmp_path / "dd/4.jpg")
+    assert find_photos(["d**/4.jpg", "dd/**.jpg"]) == [Path("dd/4.jpg")]
 
 
 def test_masks_are_the_label_map_in_parts(tmp_path: Path, model: str) -> None:

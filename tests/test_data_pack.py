@@ -148,6 +148,9 @@ def test_a_table_that_would_lose_rows_is_one_line(tmp_path: Path, name: str, tab
 def test_cells_of_tabs_are_read_as_written_or_as_quoted(tmp_path: Path) -> None:
     rows = 'file\tcaption\na.jpg\t"a ""big"" dog, sitting"\na.jpg\t"Big" dog\na.jpg\t"a dog\na.jpg\t"\n'
     table = put(tmp_path, **{"a.jpg": photo(0), "a.tsv": rows}) / "a.tsv"
+    quoted = put(tmp_path, **{"b.csv": 'file,caption\na.jpg,"""Hi"""\n'}) / "b.csv"
+    pack(quoted, tmp_path / "csv")
+    assert packed(tmp_path / "csv")[0][2] == ('"Hi"',)
     pack(table, tmp_path / "out")
     assert packed(tmp_path / "out")[0][2] == ('a "big" dog, sitting', '"Big" dog', '"a dog', '"')
 
@@ -241,7 +244,7 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
     (tmp_path / "in/00001.parquet").rename(tmp_path / "in/1.PQ")
     one = pack(tmp_path / "in/1.PQ", tmp_path / "one")
     assert [fault.key for fault in one.faults] == [f"{tmp_path}/in/1.PQ: row {row}" for row in (1, 2)]
-    put(tmp_path, **{"in/assets/teaser.png": photo(1, "PNG"), "in/README.txt": "x"})
+    put(tmp_path, **{"in/teaser.png": photo(1, "PNG"), "in/dataset_infos.json": "{}"})
     assert pack(tmp_path / "in", tmp_path / "two").photos == 2
 
 

@@ -93,6 +93,12 @@ def test_a_labelmap_has_names_and_their_colours(text, labels, colours, tmp_path)
     assert read_labels(tmp_path) == (labels, colours, "labelmap.txt")
 
 
+def test_a_background_in_colours_that_is_no_label_does_not_count(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ndog:1,2,3::\ncat:3,2,1::")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    assert read_labels(tmp_path) == (("dog", "cat"), {0: 255, 66051: 0, 197121: 1}, "classes.txt")
+
+
 def test_a_labelmap_of_names_alone_beside_a_list_is_not_needed(tmp_path):
     (tmp_path / "labelmap.txt").write_text("dog\ncat\n")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
@@ -114,7 +120,7 @@ def test_text_that_is_not_utf_8_is_named(tmp_path):
         ("dog:1,2,300::\n", "is not name:r,g,b:: .numbers up to 255"),
         ("# label:color_rgb:parts:actions\n", "has no line name:r,g,b::"),
         ("dog:1,2,3::\n", "has one label, which all pixels would have: put background before it"),
-        ("background:0,0,0::\nbackground=wall:1,1,1::\n", "names background twice"),
+        ("background:0,0,0::\ndog:2,2,2::\nbackground=wall:1,1,1::\n", "names background twice"),
     ],
 )
 def test_a_labelmap_that_is_none_is_named(text, said, tmp_path):

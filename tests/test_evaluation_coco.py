@@ -272,10 +272,12 @@ def test_an_unused_category_of_another_one_s_name_is_no_label(listed):
         document["categories"][2]["supercategory"] = "cat"
 
     assert listed(twice).labels == ("background", "person", "cat", "dining table")
+    emptied = listed(lambda document: document["annotations"].clear())  # with both of the name
+    assert emptied.labels == ("background", "person", "cat", "dining table")
 
 
 def test_parts_of_outlines_that_are_none_are_counted(edited):
-    with pytest.warns(UserWarning, match="passed over 2 parts of outlines with fewer than three points"):
+    with pytest.warns(UserWarning, match="passed over 2 parts of outlines that are no polygons"):
         edited(
             lambda d: d["annotations"][0]["segmentation"].extend([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, float("nan"), 5, 6]])
         )

@@ -376,6 +376,12 @@ def test_classes_may_be_those_of_a_labelmap(tmp_path):
     dataset = MaskFolder.open(tmp_path)
     assert dataset.labels == ("cat", "dog", "grass")
     assert all(np.array_equal(photo.mask, truth(i, 3) % 3) for i, photo in enumerate(dataset))
+    (tmp_path / "labelmap.txt").write_text("cat:250,50,83\nbackground:51,221,255\ngrass:0,0,0")
+    assert np.array_equal(MaskFolder.open(tmp_path)[0].mask, np.array([1, 0, 2])[truth(0, 3) % 3])
+    save_mask(tmp_path / "masks/1.png", truth(1, 3) % 3)
+    with pytest.raises(InputError, match=r"1.png .* background is not the first line of labelmap.txt: save masks in"):
+        MaskFolder.open(tmp_path)[1]
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines))
     (tmp_path / "classes.txt").write_text("dog\ngrass\ncat\n")
     assert np.array_equal(MaskFolder.open(tmp_path)[0].mask, np.array([2, 0, 1])[truth(0, 3) % 3])
     (tmp_path / "classes.txt").write_text("dog\ngrass\nbird\n")

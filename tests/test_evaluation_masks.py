@@ -113,14 +113,23 @@ def test_colours_of_voc_are_told_and_those_beyond_the_classes_are_none(tmp_path)
         read_values(tmp_path / "a.png", usual={0: 0})
 
 
-def test_a_palette_that_is_no_labelmap_s_has_indices(tmp_path):
+def test_a_palette_has_a_labelmap_s_colours_or_is_voc_s(tmp_path):
     given = {red << 16 | green << 8 | blue: 1 + value % 100 for value, (red, green, blue) in VOC.items()}
     palette().save(tmp_path / "a.png")
-    assert np.array_equal(read_values(tmp_path / "a.png", given), VALUES)
+    with pytest.raises(InputError, match=r"its colour 0,1,2 is none of labelmap.txt's: add it there, or leave that"):
+        read_values(tmp_path / "a.png", given)
+    image = Image.fromarray(VALUES.clip(max=1))
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_values(tmp_path / "a.png", {1: 5}), VALUES.clip(max=1))
     image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
     image.putpalette([0, 0, 0, 128, 0, 0, *[9] * 762])  # VOC's own, of which 255 has a colour that no list names
     image.save(tmp_path / "a.png")
     assert read_values(tmp_path / "a.png", {0: 7, 128 << 16: 8}).tolist() == [[7, 8, 255]]
+    nines = 9 << 16 | 9 << 8 | 9
+    assert read_values(tmp_path / "a.png", {0: 7, 128 << 16: 8, nines: 9}).tolist() == [[7, 8, 9]]
+    with pytest.raises(InputError, match=r"its colour 128,0,0 is none of labelmap.txt's"):
+        read_values(tmp_path / "a.png", {0: 7})
 
 
 def test_colours_of_sixteen_bits_are_refused(tmp_path):

@@ -44,11 +44,21 @@ def test_bullets_and_numbers_of_a_file_are_no_part_of_its_labels(tmp_path: Path,
     assert read_labels(tmp_path / "labels.txt") == ["dog", "cat"]
 
 
+@pytest.mark.parametrize("text", ["[0] dog\n[1] cat", "1 dog\n2 cat"])
+def test_numbers_of_a_file_may_begin_with_one_or_lie_in_brackets(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text(text)
+    assert read_labels(tmp_path / "labels.txt") == ["dog", "cat"]
+
+
+def test_numbers_that_are_a_part_of_labels_stay(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("car\n2 wheeler\n")
+    assert read_labels(tmp_path / "labels.txt") == ["car", "2 wheeler"]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b'[\n"dog"\n]', "labels.txt is JSON: write the labels alone"),
      (b"0 background\n1 dog", "'background' needs words"),
-     (b"names:\n  0: dog\n  1: cat", "labels.txt: numbers from 0 to 1 beside 3 labels"),
      (None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
      ("dog".encode("utf-16"), "labels.txt.*UTF-8"), (b"dog\ncat,cow", "labels.txt: label 'cat,cow' has a comma"),
      (b"dog\nDog", "labels.txt: label 'Dog' is given twice"), (b"a\0b", "labels.txt: label .* no letter")],

@@ -588,6 +588,9 @@ def test_a_word_that_is_longer_than_the_model_reads_is_told() -> None:
     length = segmenter.config.text.context_length
     with pytest.warns(UserWarning, match=r"this model reads only the beginning of: very very .* dog$"):
         segmenter.segment(photo(32, 32), ["cat", "very " * length + "dog"])
+    fits = " ".join(["very"] * (length - 2 - 6)) + " dog"  # start, "a photo of a", ".", end
+    assert int(segmenter.words._tokenizer(f"a photo of a {fits}.")[0].argmax()) == length - 1
+    segmenter.segment(photo(32, 32), ["cat", fits])
 
 
 def test_a_model_with_a_trunk_sees_photos_whole_at_twice_the_size_and_longer_ones_in_windows() -> None:

@@ -42,17 +42,18 @@ def cache_folder() -> Path:
 
 
 def found_below(pattern: str) -> list[str]:
-    """Return what a pattern with `**` matches, each file once by its shortest name, for links may lead back."""
-    head, _, tail = pattern.partition("**")
-    seen, found = set[str](), dict[str, str]()
+    """Return what a pattern matches; `**` stands for folders of any depth, each once, as links may lead back."""
+    if not (every := re.search(r"(?:^|(?<=[/\\]))\*\*(?:[/\\]|$)", pattern)):
+        return sorted(glob.glob(pattern))
+    head, tail = pattern[: every.start()], pattern[every.end() :] or "*"
+    seen, found = set[str](), set[str]()
     folders = sorted(glob.glob(head)) if head else [""]
     for folder in folders:  # grows, so that nearer ones come first
         if (real := os.path.realpath(folder)) not in seen:
             seen.add(real)
             folders += sorted(glob.glob(os.path.join(glob.escape(folder), "*", "")))
-            for name in glob.glob(os.path.join(glob.escape(folder), tail.lstrip("/") or "*")):
-                found.setdefault(os.path.realpath(name), name)
-    return sorted(found.values())
+            found.update(found_below(os.path.join(glob.escape(folder), tail)))
+    return sorted(found)
 
 
 @contextmanager

@@ -71,8 +71,12 @@ def rgb_of(image: object) -> Image.Image:
 
 
 @contextlib.contextmanager
-def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Turn whatever goes wrong in the block into an `InputError` about the file `name`."""
+def naming(
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    advice: str = "shrink it, or segment it with a larger --max-pixels (Python takes one that PIL has opened)",
+) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into an `InputError` about the file `name`; `advice` is for a large one."""
     _SETTINGS.acquire()
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
@@ -85,10 +89,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         refuse_address(name)
         raise InputError(f"{name}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{name}: has more than {max_pixels:,} pixels: shrink it, or segment it with a larger --max-pixels "
-            "(in Python: open it with PIL)"
-        ) from error
+        raise InputError(f"{name}: has more than {max_pixels:,} pixels: {advice}") from error
     except Image.UnidentifiedImageError:
         refuse_pointer(Path(name))
         heic = Path(name).suffix.lower() in (".heic", ".heif") and "HEIF" not in _formats()

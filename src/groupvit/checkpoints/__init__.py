@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from groupvit.checkpoints import native, release, transformers
 from groupvit.errors import InputError, input_error
 from groupvit.files import refuse_pointer
@@ -53,8 +55,10 @@ def _say_what_it_is(path: Path) -> None:
         raise InputError(f"{path} is no checkpoint: it is empty, fetch it again")
     if (path / native.CONFIG).is_file():
         config = native.read_json(path / native.CONFIG)
-        if (path / native.WEIGHTS).is_file():
-            native.read_safetensors(path / native.WEIGHTS)  # says if it was cut off
+        weights, more = path / native.WEIGHTS, ""
+        if weights.is_file():
+            broken = f"{weights} cannot be read, it is no safetensors file or was cut off"
+            with input_error(broken, OSError, SafetensorError), safe_open(weights, framework="pt") as file:
+                more = f"; transfer takes {weights}" * ("architecture" in config and "cls_token" in file.keys())  # noqa: SIM118
         if kind := config.get("model_type") or config.get("architecture"):
-            more = f"; transfer takes it as {path / native.WEIGHTS}" if "architecture" in config else ""
             raise InputError(f"{path} is no checkpoint: it holds a {kind!r}, no GroupViT{more}")

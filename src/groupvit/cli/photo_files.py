@@ -22,9 +22,12 @@ _RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.
 def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
     """Return each file once, in the order given; folders and patterns sorted by name and without earlier results."""
     files: dict[str, Path] = {}
-    results = [photo for photo in photos if len(photos) > 1 and _is_result(Path(photo))]  # one alone is meant
+    results = {photo for photo in photos if len(photos) > 1 and _is_result(Path(photo))}  # one alone is meant
     if results:
-        print(f"groupvit: passed over {len(results)} results of this command, such as {results[0]}", file=sys.stderr)
+        told = f"{len(results)} results of this command, such as {min(results)}"
+        if results.issuperset(photos):
+            raise InputError(f"these are {told}: name photos")
+        print(f"groupvit: passed over {told}", file=sys.stderr)
     for photo in photos:
         path, others = Path(photo), ""
         refuse_address(photo)
@@ -34,7 +37,7 @@ def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
         elif path.exists():
             matches, problem = [path], ""
         else:
-            found = map(Path, found_below(photo) if "**" in photo else glob.glob(photo))
+            found = map(Path, found_below(photo))
             matches = sorted(p for p in found if p.is_file() and not _is_result(p))
             problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
         if not matches:
@@ -89,39 +92,49 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
     """Refuse to replace files that no run has written, such as annotations, and results of other photos."""
-    if lists := [name for name in export.lists if (out / name).exists()]:
-        earlier = [_earlier(Path(str(file).removesuffix(".labels.png"))) for file in out.glob("*.labels.png")]
-        for name in lists:
-            if not any(name in result.get("lists", ()) for result in earlier):
-                raise InputError(f"{out / name} is no result of this command, and would be replaced: {_ELSEWHERE}")
+    foreign = {name for name in export.lists if (out / name).exists()}
+    for file in out.glob("*.labels.png") if foreign else ():
+        foreign -= set(earlier(Path(str(file).removesuffix(".labels.png"))).get("lists", foreign))
+        if not foreign:
+            break
+    for name in sorted(foreign):
+        raise InputError(f"{out / name} is no result of this command, and would be replaced: {_ELSEWHERE}")
+    own = {os.path.realpath(photo) for photo in photos}
     for photo, name in zip(photos, output_names(photos), strict=True):
         file = result_file(out / name, "json")
         if not os.path.exists(result_file(out / name, "labels.png")):
             if os.path.exists(file):  # of a name too long for a file, Path.exists is an error
                 raise InputError(f"{file} is no result of this command, and would be replaced: {_ELSEWHERE}")
-        elif (other := _earlier(out / name).get("photo")) and other != str(photo):
-            with suppress(OSError):  # it is there no more, or was named from another folder
-                if not os.path.samefile(other, photo):
-                    raise InputError(f"{file} is the result of {other}, not of {photo}: {_ELSEWHERE}")
+        elif path := earlier(out / name).get("path"):
+            other = os.path.realpath(out / str(path))
+            if other not in own and os.path.exists(other):  # else it was moved, and nobody can tell
+                raise InputError(f"{file} is the result of {other}, not of {photo}: {_ELSEWHERE}")
+
+
+def path_from(out: Path, photo: Path) -> str:
+    """Return where a photo is, from the folder of its results."""
+    with suppress(ValueError):  # on another drive of Windows
+        return os.path.relpath(photo, out)
+    return os.path.abspath(photo)
 
 
 _ELSEWHERE = "choose another --out"
 
 
-def _earlier(stem: Path) -> dict[str, Any]:
+def earlier(stem: Path) -> dict[str, Any]:
     """Return what an earlier run said of a photo, or nothing."""
     with suppress(OSError, ValueError):
-        earlier = json.loads(result_file(stem, "json").read_text())
-        return earlier if isinstance(earlier, dict) else {}
+        found = json.loads(result_file(stem, "json").read_text())
+        return found if isinstance(found, dict) else {}
     return {}
 
 
 def remove_others(stem: Path, kinds: Collection[str]) -> None:
     """Remove the groups and masks that an earlier run wrote for a photo, of which this one writes other `kinds`."""
     with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more
-        earlier = _earlier(stem)
+        written_before = earlier(stem)
         stages = (f"groups-{i}" for i in itertools.count(1))
-        written = [*mask_kinds([label["name"] for label in earlier["labels"]])]
+        written = [*mask_kinds([label["name"] for label in written_before["labels"]])]
         written += itertools.takewhile(lambda kind: result_file(stem, f"{kind}.png").is_file(), stages)
         for kind in {*written} - {*kinds}:
             result_file(stem, f"{kind}.png").unlink(missing_ok=True)
@@ -131,7 +144,7 @@ def mask_kinds(names: Sequence[str]) -> list[str]:
     """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
     kinds: dict[str, str] = {}
     for i, name in enumerate(names):
-        kind = "mask-" + re.sub(r"[^\w-]+", "-", _encodable(name))[:40]
+        kind = "mask-" + re.sub(r"[^\w-]+", "-", _encodable(str(name)))[:40]
         while kind.lower() in kinds or kind == "mask--":
             kind += f"-{i}"
         kinds[kind.lower()] = kind

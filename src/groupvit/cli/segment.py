@@ -13,10 +13,12 @@ import tyro
 
 from groupvit.cli.formats import Export, Format
 from groupvit.cli.photo_files import (
+    earlier,
     find_photos,
     keep_others,
     mask_kinds,
     output_names,
+    path_from,
     remove_others,
     result_file,
 )
@@ -110,7 +112,7 @@ def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
     for label in labels:
         suffix = os.path.splitext(label)[1].lower()
         if suffix in PHOTO_SUFFIXES or (os.path.exists(label) and ((os.path.isfile(label) and suffix) or not photos)):
-            listing = suffix in (".txt", ".names", ".list", ".csv", ".tsv", ".json")
+            listing = suffix in (".txt", ".names", ".list", ".csv", ".tsv")
             advice = f"if it lists labels: --labels-file {label}" if listing else "put photos before --labels"
             raise InputError(f"{label} was taken for a label: {advice}")
 
@@ -157,7 +159,7 @@ def _segment(
             writing.clear()
             for i, result in zip(images, results, strict=True):
                 export.add(out / names[i], files[i], result)
-                facts = {"photo": str(files[i]), **record}
+                facts = {"photo": str(files[i]), "path": path_from(out, files[i]), **record}
                 writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
             advance(len(chunk), len(chunk))
             if (max(chunk) + 1) // _TRIM_EVERY > min(chunk) // _TRIM_EVERY:
@@ -203,6 +205,7 @@ def _write(
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
     kinds = mask_kinds(result.names) if masks else []
+    record["lists"] = sorted({*record["lists"], *earlier(stem).get("lists", ())})
     remove_others(stem, {*pictures, *kinds})
     result_file(stem, "json").unlink(missing_ok=True)  # it would not fit what a full disk ends half-way
     for kind, picture in pictures.items():

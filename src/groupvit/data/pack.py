@@ -41,9 +41,6 @@ def pack(
     faults: list[Fault] = []
     captions: list[int] = []
 
-    with input_error(f"{source} cannot be read", OSError):
-        samples = _open(source, photos or source.parent, image_column, caption_column)
-
     def whole() -> Iterator[Sample]:
         for found in tracked("packing", samples):
             if isinstance(found, Fault):
@@ -56,6 +53,8 @@ def pack(
         raise InputError(f"{out}: shards of a hidden name are not found; name a folder without the dot")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there already; name a new folder for the shards")
+    with input_error(f"{source} cannot be read", OSError):
+        samples = _open(source, photos or source.parent, image_column, caption_column)
     with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
         shards = write_shards(whole(), unfinished, prefix=out.name)
         if not shards:
@@ -66,13 +65,19 @@ def pack(
 
 def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
     if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in _PARQUET)
-        endings = [{split_name(name)[1] for name in names} for _, _, names in os.walk(source)]
-        photos_in = [each for each in endings if each & IMAGE_ENDINGS]
-        if photos_in and (not files or any(each & TEXT_ENDINGS for each in photos_in)):
+        files, pictures = [], False
+        for root, _, names in os.walk(source):
+            split = [split_name(name) for name in names]
+            images, texts = ({key for key, ending in split if ending in of} for of in (IMAGE_ENDINGS, TEXT_ENDINGS))
+            if images & texts:
+                return _folder(source)
+            pictures |= bool(images)
+            files += [Path(root, name) for name in names if name.lower().endswith(_PARQUET) and name[0] != "."]
+        if not files and pictures:
             return _folder(source)
         if not files:
             raise InputError(f"{source}: neither photos nor parquet in it")
+        files.sort()
         if files[0].with_suffix(".tar").exists():
             raise InputError(f"{source} holds shards already: train on it as it is")
         return _parquet(files, image_column, caption_column)
@@ -169,7 +174,8 @@ def _column(
                 raise InputError(f"{source}: several of its columns are {column}; rename all but one")
             return column
     named = " ".join(", ".join(columns).split())[:200]
-    hint = ", or download the photos of its URLs first (docs/DATA.md)" * ("url" in columns and option == "image-column")
+    urls = option == "image-column" and "url" in [column.strip().lower() for column in columns]
+    hint = ", or download the photos of its URLs first (docs/DATA.md)" * urls
     raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}{hint}")
 
 
@@ -184,17 +190,18 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         delimiter = max(",\t;|", key=header.count)
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True)
-        rows.fieldnames = columns = [_unquoted(name) for name in rows.fieldnames or ()]
+        plain = _unquoted if delimiter == "\t" else str  # elsewhere the reader has done it
+        rows.fieldnames = columns = [plain(name) for name in rows.fieldnames or ()]
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
-        groups = itertools.groupby(_checked(table, rows), lambda row: _unquoted(row[image] or "").strip())
+        groups = itertools.groupby(_checked(table, rows), lambda row: plain(row[image] or "").strip())
         for number, (name, group) in enumerate(groups):
             captions = []
             for row in group:
                 if any(row.get(None, ())):
                     yield Fault(name or row[_LINE], "no-caption", "more cells than the header has: quote commas")
                 elif name:
-                    captions.append(_unquoted(row[caption] or ""))
+                    captions.append(plain(row[caption] or ""))
                 elif is_text(row[caption] or ""):  # spreadsheets end with empty rows
                     yield Fault(row[_LINE], "no-image")
             if captions:

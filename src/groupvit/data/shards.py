@@ -163,8 +163,8 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
         raise
     except OSError as error:
         raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
-    # A header can name places that no file has, sizes that no memory has, and headers without end.
-    except (tarfile.TarError, ValueError, IndexError, OverflowError, MemoryError, RecursionError) as error:
+    # A header can name places that no file has, and headers without end.
+    except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if size >= BLOCK and not samples and tar.packed_by(start):
             raise InputError(f"{shard}: not an uncompressed tar file: add .gz to its name, and index it") from error
         if size >= BLOCK and not samples:

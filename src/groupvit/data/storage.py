@@ -119,7 +119,9 @@ def matching(head: str, pattern: str) -> dict[str, list[File]]:
         found: dict[str, list[File]] = {}
         for name in _expand_braces(pattern):
             whole_name = glob.escape(head) + name
-            paths = found_below(whole_name) if "**" in name else sorted(glob.glob(whole_name))
+            # Links may lead to one file by several names, of which the shortest counts.
+            names = sorted(found_below(whole_name), key=len, reverse=True)
+            paths = sorted({os.path.realpath(name): name for name in names}.values())
             found[head + name] = [shard for path in paths for shard in _local_shards(Path(path))]
         return found
 

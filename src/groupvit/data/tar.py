@@ -83,7 +83,7 @@ def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
     while start is not None:  # `cat` joins tars, each with its end
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            while member := tar.next():
+            while member := _next(tar):
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
@@ -102,6 +102,13 @@ def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
             faults.append(Fault("", "cut", f"byte {min(end, size):,}"))
             return
         start = _after_zeros(file, end + BLOCK)
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except MemoryError:
+        raise tarfile.ReadError("a header tells an impossible size") from None
 
 
 def _member(file: Any, name: str, member: tarfile.TarInfo) -> Member:

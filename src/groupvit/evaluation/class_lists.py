@@ -21,7 +21,10 @@ def read_text(path: Path) -> str:
 
 
 def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
-    """Return a folder's labels, the index of each colour (65536 r + 256 g + b), and the file that lists them."""
+    """Return a folder's labels, the index of each colour (65536 r + 256 g + b), and the file that lists them.
+
+    A background in colours that is no label does not count.
+    """
     table, listing = root / "labelmap.txt", root / "classes.txt"
     coloured = table.is_file() and not (listing.is_file() and ":" not in read_text(table))  # some have names alone
     colours = _read_colours(table) if coloured else {}
@@ -34,7 +37,7 @@ def read_labels(root: Path) -> tuple[tuple[str, ...], dict[int, int], str]:
     for name, colour in colours.items():
         if indices[colour] is None and clean(name).lower() != BACKGROUND:
             raise InputError(f"{table} gives a colour to {name!r}, which {listing} does not name: spell it alike")
-    return labels, {colour: index for colour, index in indices.items() if index is not None}, listing.name
+    return labels, {colour: IGNORE if index is None else index for colour, index in indices.items()}, listing.name
 
 
 def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
@@ -48,7 +51,7 @@ def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
     with input_error(str(listing), InputError):
         labels = [parse_labels([line])[0] for line in lines[bare:]]
         parse_labels(labels)
-    if bare and labels[0].name.lower() == BACKGROUND:
+    if bare and any(label.name.lower() == BACKGROUND for label in labels):
         raise InputError(f"{listing} names background twice, alone and with words: drop one of them")
     written = (
         f"{label.name}={','.join(label.words)}" if "=" in line else label.name

@@ -65,7 +65,7 @@ def open_instances(
             raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
         warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
     if parts:
-        warnings.warn(f"{listing}: passed over {parts} parts of outlines with fewer than three points", stacklevel=2)
+        warnings.warn(f"{listing}: passed over {parts} parts of outlines that are no polygons", stacklevel=2)
     outlines = [thing["segmentation"] for listed in things.values() for thing in listed]
     polygons = [polygon for outline in outlines if isinstance(outline, list) for polygon in outline]
     if polygons and all(max(polygon) <= 1 for polygon in polygons):
@@ -92,12 +92,14 @@ def category_labels(listing: Path) -> tuple[str, ...]:
     used = {_key(thing.get("category_id")) for thing in document["annotations"]}
     kinds = [(str(each.get("name")), str(each.get("supercategory"))) for each in document["categories"]]
     above = {kind for name, kind in kinds if kind != name}
-    above |= {name for name, count in Counter(name for name, _ in kinds).items() if count > 1}
+    last = {str(each.get("name")): _key(each.get("id")) for each in document["categories"]}
+    last |= {str(each.get("name")): key for each in document["categories"] if (key := _key(each.get("id"))) in used}
     names = []
     for category in document["categories"]:
         if not isinstance(name := category.get("name"), str):
             raise InputError(f"{listing}: category {category.get('id')} has no name")
-        if name not in above or _key(category.get("id")) in used:
+        key = _key(category.get("id"))
+        if key in used or (name not in above and key == last[name]):
             names.append(name)
     return parse_lines(listing, [BACKGROUND, *(name for name in names if clean(name).lower() != BACKGROUND)])
 

@@ -98,7 +98,13 @@ class MaskFolder:
         table = lookup(indices | ({} if ignore_index is None else {ignore_index: IGNORE}))
         known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
         known += "" if first else " (masks that count from 1: --reduce-zero-label)"
-        values = {colour: index + first for colour, index in colours.items()}
+        if listing == "labelmap.txt" and next(iter(colours.values())):  # background was moved to the front
+            if first or ignore_index is not None:
+                raise InputError(f"{root / listing}: put background first, and indices will be as they are meant")
+            first = len(table) // 2  # so that colours tell the classes, and indices do not
+            table = lookup({i + first: i for i in range(len(labels))} | {IGNORE: IGNORE})
+            known = f"background is not the first line of {listing}: save masks in its colours"
+        values = {colour: index if index == IGNORE else index + first for colour, index in colours.items()}
         photos = photos_by_name(root / "images")
         masks = _masks(root / "masks", photos)
 

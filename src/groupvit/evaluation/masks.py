@@ -83,7 +83,8 @@ def read_values(
 ) -> Int[np.ndarray, "height width"]:
     """Read the values of a mask: indices, or colours that stand for them, by default the `usual` ones."""
     refuse_pointer(path)
-    with naming(str(path)), Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
+    bound = naming(str(path), advice="make photo and mask smaller")
+    with bound, Image.open(path, formats=(*_LOSSLESS, "JPEG", "WEBP", "GIF")) as file:
         file.filename = ""  # or Pillow maps a raw TIFF with an orientation, height and width exchanged
         kind, frames, raw = file.format, getattr(file, "n_frames", 1), file.tile[0][3] if file.tile else ""
         bits = str(raw[0] if isinstance(raw, tuple) and raw else raw)
@@ -113,13 +114,19 @@ _WEIGHTS = (1 << 16, 1 << 8, 1)
 
 
 def _by_palette(image: Image.Image, colours: Mapping[int, int]) -> Int[np.ndarray, "height width"]:
-    """Return what the colours of the palette stand for, or the indices if it is any other palette."""
+    """Return what the colours of the palette stand for, or the indices if it is VOC's and these are not."""
     indices = np.asarray(image)
     codes = np.array(image.getpalette()).reshape(-1, 3) @ _WEIGHTS
     stand = np.full(256, -1)
     stand[: len(codes)] = [colours.get(int(code), -1) for code in codes]
-    stand[IGNORE] = IGNORE  # VOC's own masks have a colour for it
-    return stand[indices] if (stand[indices] >= 0).all() else indices.astype(np.int64)
+    stand[IGNORE] = IGNORE if stand[IGNORE] < 0 else stand[IGNORE]  # VOC's own masks have a colour for it
+    occurring = np.unique(indices)
+    if (stand[occurring] >= 0).all():
+        return stand[indices]
+    if np.array_equal(codes, voc_palette()[: len(codes)].astype(np.int64) @ _WEIGHTS):
+        return indices.astype(np.int64)
+    red, green, blue = np.array(image.getpalette()).reshape(-1, 3)[occurring[stand[occurring] < 0][0]]
+    raise ValueError(f"its colour {red},{green},{blue} is none of labelmap.txt's: add it there, or leave that file out")
 
 
 def _values_of(

@@ -44,9 +44,12 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
             f"{leaked[0]} is among the photos to train on ({split}) and among those to evaluate ({len(leaked)} are): "
             "take them out of one list"
         )
-    shown = {int(index) for photo in training.first(50) for index in np.unique(photo.mask)} - {IGNORE}
-    if len(shown) == 1 and len(training) >= 10:  # fewer may be a trial
-        raise InputError(f"{training.root}: its masks show {training.classes[shown.pop()]} alone: nothing to learn")
+    shown: set[int] = {IGNORE}
+    for photo in training if len(training) >= 10 else ():  # fewer may be a trial
+        if len(shown := shown.union(np.unique(photo.mask).tolist())) > 2:
+            return training
+    if len(shown) == 2:
+        raise InputError(f"{training.root}: its masks show {training.classes[min(shown)]} alone: nothing to learn")
     return training
 
 

@@ -1,5 +1,6 @@
 """Labels: what a segmentation looks for, and the words for each of them."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,18 @@ def read_labels(file: Path) -> list[str]:
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in data.decode("utf-8-sig").splitlines()]
     if not any(lines):
         raise InputError(f"{file}: no labels: write one a line")
-    if data.lstrip()[:1] in (b"[", b"{"):
+    if _is_json(data):
         raise InputError(f"{file} is JSON: write the labels alone, one a line")
     with input_error(str(file), InputError):
-        parse_labels(labels := without_numbers([line for line in lines if line]))
+        parse_labels(labels := without_numbers([line for line in lines if line], indices=False))
     return labels
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 _BULLET = re.compile(r"[-*\u2022]\s+")
@@ -52,18 +60,22 @@ _NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1", "
 )
 
 
-def without_numbers(lines: Sequence[str]) -> list[str]:
+def without_numbers(lines: Sequence[str], *, indices: bool = True) -> list[str]:
     """Return labels without bullets, and without the numbers of their indices, in whose order they come.
 
-    Labels that begin with numbers of their own ("2 wheeler") keep them. Other numbers are an `InputError`.
+    Labels that begin with numbers of their own ("2 wheeler") keep them. Where numbers are `indices` of masks, others
+    are an `InputError`.
     """
     lines = [_BULLET.sub("", line, count=1) for line in lines] if all(map(_BULLET.match, lines)) else [*lines]
     if all(re.fullmatch(r".*\S\s+[0-9]{1,3}\s+[0-9]{1,3}\s+[0-9]{1,3}", line) for line in lines):
         raise InputError("colours behind the labels: write them into labelmap.txt, as name:r,g,b::")
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
-    if all(found) and sorted(numbers) == list(range(len(lines))):
-        return [numbers[index] for index in range(len(lines))]
+    first = 0 if indices else min(numbers, default=0) == 1
+    if all(found) and sorted(numbers) == list(range(first, first + len(lines))):
+        return [numbers[index] for index in sorted(numbers)]
+    if not indices:
+        return lines
     ends = [line.rpartition(" ")[::2] for line in lines]  # "dog 1"; two that are "type 0" and "type 1" keep them
     apart = len({label for label, _ in ends}) == len(lines)
     if apart and [number for _, number in ends] == [str(i) for i in range(len(lines))]:

@@ -88,7 +88,8 @@ class WordBank:
 
     def _encode(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
         prompts = [template.replace("{}", word) for word in words for template in templates]
-        if cut := [word for word in words if self._tokenizer(templates[0].replace("{}", word))[0, -1]]:
+        longest, longer = max(templates, key=len), Tokenizer(self._tokenizer.context_length + 1)
+        if cut := [word for word in words if longer(longest.replace("{}", word))[0, -1]]:
             warnings.warn(f"this model reads only the beginning of: {', '.join(cut)}", stacklevel=2)
         chunks = [prompts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(prompts), _TEXTS_AT_ONCE)]
         with torch.autocast(self.device.type, enabled=False):

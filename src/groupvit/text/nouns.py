@@ -76,6 +76,7 @@ _HTML = re.compile(
 )
 _ADDRESS = re.compile(r"://|\w\.\w")
 _JOINTS = re.compile(r"(?<=[^\W\d_])[,;/&|](?=[^\W\d_])")
+_VARIANTS = re.compile("[\ufe00-\ufe0f\u20dd-\u20e4]")  # they follow an emoji and have no width
 _HYPHENS = {ord("\N{HYPHEN}"): "-", ord("\N{NON-BREAKING HYPHEN}"): "-"}
 
 
@@ -138,11 +139,16 @@ def _without_html(caption: str) -> str:
 
 
 def _apart(caption: str) -> str:
-    """Set words apart that a sign joins ("cat,dog", "house…", "dog🐶"): the tagger splits at white space."""
+    """Set words apart that a sign joins ("cat,dog", "house…", "dog🐶"): the tagger splits at white space.
+
+    A comma keeps them from becoming a phrase: of "dogs – cat" it would take the second for a verb.
+    """
     if not caption.isascii():
-        kinds = ((sign, "L" if sign.isascii() else category(sign)) for sign in caption.translate(_HYPHENS))
-        caption = "".join(" " if kind[0] in "PS" else sign for sign, kind in kinds if kind != "Cf")
-    return re.sub(r"\S+", lambda word: word[0] if _ADDRESS.search(word[0]) else _JOINTS.sub(" ", word[0]), caption)
+        signs = _VARIANTS.sub("", caption.translate(_HYPHENS))
+        kinds = ((sign, "L" if sign.isascii() else category(sign)) for sign in signs)
+        put = {"P": " , ", "S": " , "} | dict.fromkeys(("Ps", "Pe", "Pi", "Pf"), " ") | {"Cf": ""}
+        caption = "".join(put.get(kind, put.get(kind[0], sign)) for sign, kind in kinds)
+    return re.sub(r"\S+", lambda word: word[0] if _ADDRESS.search(word[0]) else _JOINTS.sub(" , ", word[0]), caption)
 
 
 @functools.lru_cache(maxsize=2**10)  # those of a caption are asked for again with those of its photo
