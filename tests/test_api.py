@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import groupvit
 from groupvit import api
@@ -110,6 +111,22 @@ def test_a_name_that_is_no_hub_id_is_not_looked_for_there(downloads: list[Any], 
         with pytest.raises(InputError, match=r"no model .* the hub \(not spelt owner/name\)"):
             api.load_model(source)
     assert downloads == []
+
+
+def test_a_bundled_model_may_be_a_path_and_has_no_revisions() -> None:
+    assert api.locate(Path("photos-trunk")) == api.locate("photos-trunk")
+    with pytest.raises(InputError, match="is on this machine and has no revision v1"):
+        api.locate("photos-trunk", revision="v1")
+
+
+def test_a_model_is_loaded_in_float32_whatever_the_default() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, _ = api.load_model("photos-trunk")
+    finally:
+        torch.set_default_dtype(before)
+    assert model.logit_scale.dtype == torch.float32
 
 
 def test_a_revision_of_something_on_this_machine_is_an_error(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_pickled_weights_are_not_downloaded_unasked(answers: Answers) -> None:
 def test_an_unknown_repository_or_revision_is_an_error_of_one_line(answers: Answers) -> None:
     for name, complaint in zip(("owner/absent", "owner/model"), answers[0][5:], strict=True):
         assert complaint.startswith(f"{name} cannot be downloaded from the hub")
+        assert complaint.endswith(("or it is private: log in (hf auth login, or HF_TOKEN)", "it has no such revision"))
         assert "\n" not in complaint
 
 

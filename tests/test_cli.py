@@ -112,6 +112,8 @@ def test_wrong_usage_is_one_line_on_a_terminal_with_colours_too(arguments: tuple
         (("--labels", "dog", "--format=coco", "--format", "voc"), "--format is given twice"),
         (("--labels", "dog", "--out", ""), "--out is empty, of which an unset variable may be the cause"),
         (("--labels", "dog", "--out="), "--out is empty"),
+        (("--labels", "dog", "--out", "s3://b/x"), "--out s3://b/x: only data is read from an address, results go to"),
+        (("--labels", "dog", "--out=gs://b/x"), "--out gs://b/x: only data is read from an address"),
         (("--labels", "dog", "--out=~/results"), "--out=~/results: shells replace a ~ only at the beginning"),
         (("", "--labels", "dog"), "a photo has no name, of which an unset variable may be the cause"),
         (("--labels", "classes.txt"), "classes.txt was taken for a label: if it lists labels: --labels-file classes"),

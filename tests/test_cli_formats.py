@@ -153,7 +153,7 @@ def test_a_list_in_annotations_may_name_the_background_and_classes_txt_the_words
     [
         (lambda path: path.write_text("[]"), "is not COCO's list of instances"),
         (lambda path: path.write_text("{"), "is not COCO's list of instances"),
-        (lambda path: path.write_text(path.read_text().replace("dog", "cat")), "'cat' is given twice"),
+        (lambda path: path.write_text(path.read_text().replace("dog", "Cat")), "'Cat' is given twice"),
         (lambda path: path.write_text(path.read_text().replace("dog", "")), "is blank"),
         (lambda path: path.with_name("classes.txt").rename(path.parents[1] / "classes.txt"), "'dog' is none of the 3"),
         (lambda path: path.with_name("other.json").write_text("{}"), "has no masks"),

@@ -115,8 +115,8 @@ def test_photos_of_a_table_may_lie_elsewhere_and_missing_ones_are_counted(tmp_pa
     table = put(tmp_path / "lists", **{"a.csv": rows}) / "a.csv"
     options = {"photos": tmp_path / "Images", "image_column": "where", "caption_column": "What"}
     faults = pack(table, tmp_path / "out", **options).faults
-    assert [fault.kind for fault in faults] == ["unreadable", "no-image", "no-caption", "unreadable", "unreadable"]
-    assert faults[0].key == "gone.jpg"
+    assert [fault.kind for fault in faults] == ["no-image", "unreadable", "no-caption", "unreadable", "unreadable"]
+    assert faults[1].key == "gone.jpg"
     assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog",)]
 
 
@@ -168,7 +168,7 @@ def test_rows_with_commas_that_are_not_quoted_are_counted(tmp_path: Path) -> Non
     assert list(map(str, faults)) == [
         f"{name}: no caption (more cells than the header has: quote commas)" for name in ("a.jpg", "b.jpg")
     ]
-    assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a cat",), ("a cow",)]
+    assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a cat", "a cow")]
 
 
 def test_links_pipes_and_unreadable_folders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,13 +262,16 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
         ("a/x.html", b"x", "neither photos nor parquet in it"),
         ("b", b"x", "no such file or folder"),
         ("a/0.tar", b"x", "a holds shards already: train on it as it is"),
+        ("a.tar", b"x", "a.tar is a shard already: train on it as it is"),
+        ("a.csv", b"a.jpg,a dog\nb.jpg,a cat\n", "its first row (a.jpg, a dog) is no header: put one above it"),
+        ("a.tsv", b"a dog\thttp://x.org/1\n", "its first row (a dog, http://x.org/1) is no header"),
     ],
 )
 def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
     tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     put(tmp_path, **{name: data})
-    if name.endswith(".tar"):
+    if name == "a/0.tar":
         put(tmp_path, **{"a/0.parquet": b"x"})
         with pytest.raises(InputError, match=r"0\.parquet is no shard but lists one; name the folder"):
             find_shards(tmp_path / "a/*")
@@ -310,6 +313,15 @@ def test_a_shard_without_a_whole_sample_is_named_by_index(tmp_path: Path, capsys
     assert "left out: 1 x the shard holds no whole sample\n" in capsys.readouterr().out
     CaptionedPhotos.open(find_shards(tmp_path))
     assert examine(find_shards(tmp_path)).counts["no-samples"] == 1
+
+
+def test_rows_of_a_photo_need_not_be_neighbours_and_a_table_beside_photos_is_named(tmp_path: Path) -> None:
+    rows = "file,caption\na.jpg,a dog\nb.jpg,a cat\na.jpg,a cow\n"
+    folder = put(tmp_path / "in", **{"a.jpg": photo(0), "b.jpg": photo(1), "captions.txt": rows})
+    assert pack(folder / "captions.txt", tmp_path / "out").faults == []
+    assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog", "a cow"), ("a cat",)]
+    with pytest.raises(InputError, match=r"if captions.txt has the captions: groupvit data pack .*in/captions.txt"):
+        pack(folder, tmp_path / "other")
 
 
 def test_captions_of_a_folder_without_photos_are_counted(tmp_path: Path) -> None:

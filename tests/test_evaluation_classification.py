@@ -50,6 +50,23 @@ def test_a_list_names_the_folders(root):
         ClassFolder.open(root)
 
 
+def test_numbered_folders_come_in_the_order_of_their_numbers(tmp_path):
+    for number in range(11):
+        (tmp_path / str(number)).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / str(number) / "x.png")
+    (tmp_path / "classes.txt").write_text("".join(f"class {'abcdefghijk'[i]}\n" for i in range(11)))
+    folder = ClassFolder.open(tmp_path)
+    assert [file.parent.name for file in folder.files] == [str(number) for number in range(11)]
+
+
+def test_a_folder_above_those_of_the_classes_is_named(root):
+    (root / "train").mkdir()
+    for name in ("bus", "traffic_light"):
+        (root / name).rename(root / "train" / name)
+    with pytest.raises(InputError, match=r"train holds folders \(bus, traffic_light\) and no photos: name one of them"):
+        ClassFolder.open(root)
+
+
 def test_classes_of_one_name_are_told(root):
     (root / "Traffic light").mkdir()
     Image.new("RGB", (40, 30)).save(root / "Traffic light/x.png")

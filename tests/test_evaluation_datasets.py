@@ -270,6 +270,20 @@ def test_a_photo_that_is_listed_twice_is_named(name, tmp_path):
         open_benchmark(name, tmp_path)
 
 
+def test_a_root_that_is_no_folder_and_photos_one_folder_deeper_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder$"):
+        MaskFolder.open(tmp_path / "nowhere")
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"set.zip is a file: unpack it, and name the folder"):
+        MaskFolder.open(tmp_path / "set.zip")
+    folder(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "val")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "val").rename(tmp_path / "images/val")
+    with pytest.raises(InputError, match=r"images holds folders \(val\) and no photos: name one of them, or move"):
+        MaskFolder.open(tmp_path)
+
+
 def test_the_mask_of_another_photo_is_not_blamed(tmp_path):
     folder(tmp_path)
     for part, suffix in (("images", "jpg"), ("masks", "png")):

@@ -115,6 +115,10 @@ def test_measuring_a_layer_is_quick_and_draws_no_random_numbers():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_other_devices_are_taken_to_be_faster(timed):
+def test_other_devices_are_taken_to_be_faster_but_gpus_that_imitate_such_numbers(timed, monkeypatch):
+    assert machine.bfloat16_is_faster(torch.device("mps"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))  # a T4
+    assert not machine.bfloat16_is_faster(torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     assert machine.bfloat16_is_faster(torch.device("cuda"))
     assert not timed

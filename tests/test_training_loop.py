@@ -491,6 +491,14 @@ def test_an_evaluation_that_fails_loses_no_step(data, tmp_path):
     assert (tmp_path / "latest").read_text() == "step-00000003"
 
 
+def test_a_first_ctrl_c_says_what_a_second_one_does_and_a_closed_terminal_stops(capfd: Any) -> None:
+    with loop.stop_requests() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGINT, signal.SIGHUP]
+    assert "stops after this step; Ctrl-C again: at once" in capfd.readouterr().err
+
+
 def test_labels_that_training_cannot_be_measured_with_are_said_at_once(data, tmp_path):
     shutil.copytree(data / "eval", tmp_path / "eval")
     names = (tmp_path / "eval" / "classes.txt").read_text().splitlines()

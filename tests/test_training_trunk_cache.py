@@ -130,7 +130,7 @@ def test_an_interruption_leaves_nothing_that_counts_as_done(photos, encoder, tmp
         patch.setattr(trunk_cache, "tracked", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(encoder, crops, tmp_path / "cut")
-    assert [path.name for path in (tmp_path / "cut").iterdir() if path.name != "lock"] == []
+    assert [path.name for path in (tmp_path / "cut").iterdir() if path.name != "cache.lock"] == []
     again, made = make(encoder, crops, tmp_path / "cut")
     assert made == 1
     assert all(np.array_equal(one, two) for one, two in zip(again.files, whole.files, strict=True))
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder(photos, encoder, tmp_path
     monkeypatch.setattr(trunk_cache.os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot cache .* in .*cache: No space left on device; name another --cache"):
         make(encoder, crops_of(photos), tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name != "lock"] == []
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name != "cache.lock"] == []
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot cache"):
         make(encoder, crops_of(photos), tmp_path / "file")

@@ -40,14 +40,15 @@ def load_model(source: str | Path, *, revision: str | None = None) -> checkpoint
 
 def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """Return where the checkpoint lies, downloaded if need be; an `InputError` lists the places looked at."""
-    if source in BUNDLED and (bundled := Path(__file__).parent / "bundled" / str(source)).is_dir():
-        return bundled
+    bundled = Path(__file__).parent / "bundled"
+    if str(source) in BUNDLED and (bundled / str(source)).is_dir():
+        source = bundled / str(source)
     if os.path.exists(source):  # of a name too long for a file, Path.exists is an error
         if revision:
             raise InputError(f"{source} is on this machine and has no revision {revision}")
         return Path(source)
     places = [
-        f"bundled models ({', '.join(BUNDLED)})",
+        f"bundled models ({', '.join(name for name in BUNDLED if (bundled / name).is_dir())})",
         f"files and folders ({Path(source).absolute()})",
     ]
     if isinstance(source, str) and hub.is_hub_id(source):

@@ -74,8 +74,9 @@ def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
     One that another process fills, or has left, is an `InputError`; whoever is `locked` knows that it has left it.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    if folder.resolve() == Path.cwd():
-        raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
+    with suppress(FileNotFoundError):  # the folder that one is in may be gone
+        if folder.resolve() == Path.cwd():
+            raise InputError(f"{folder} is the folder you are in, which cannot be replaced: name a new one")
     if folder.is_mount():
         raise InputError(
             f"{folder}: a disk is mounted there, so it cannot be written whole or not at all; name one in it"

@@ -65,10 +65,12 @@ def bfloat16_is_faster(
 
     The flags of a CPU do not tell, and on one CPU transformers gain what convolutions lose. So the work is timed once,
     and the answer is kept under its `kind` in the user's cache, or where that cannot be written for this process.
-    Devices other than CPUs are taken to be faster.
+    Devices other than CPUs are taken to be faster, but for GPUs that have no such numbers and imitate them.
     """
     if device.type != "cpu":
-        return True
+        import torch
+
+        return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
     file = _answer_file(kind)
     if file not in _ANSWERS:
         answer = _read(file)

@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -85,7 +86,7 @@ def pixels(photo: Path | None) -> Float[Tensor, "1 3 224 224"]:
 def download(url: str) -> bytes:
     """Return the file at an address."""
     with (
-        input_error(f"{url} cannot be downloaded", OSError, advice="give the file with --photo"),
+        input_error(f"{url} cannot be downloaded", OSError, HTTPException, advice="give the file with --photo"),
         urlopen(url, timeout=30) as response,
     ):
         return response.read()

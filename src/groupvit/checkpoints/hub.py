@@ -14,6 +14,14 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", source) is not None
 
 
+_REASONS = {
+    "GatedRepoError": "it is gated: accept its terms on its page, and log in (hf auth login, or HF_TOKEN)",
+    "RepositoryNotFoundError": "there is no such repository, or it is private: log in (hf auth login, or HF_TOKEN)",
+    "RevisionNotFoundError": "it has no such revision",
+}
+"""What the hub's errors mean, whose first lines are those of HTTP."""
+
+
 def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = False) -> Path:
     """Download a repository's configuration, image statistics and `model.safetensors`, and return their folder.
 
@@ -31,9 +39,12 @@ def download(repo_id: str, revision: str | None = None, *, allow_pickle: bool = 
         wanted = [*patterns, PROCESSOR]
         folder = Path(snapshot_download(repo_id, revision=pinned or revision, allow_patterns=wanted))
     except Exception as error:  # the library's own errors and those of the HTTP client it happens to use
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        known = {name: why for name, why in _REASONS.items() if name in [each.__name__ for each in type(error).__mro__]}
+        why = next(iter(known.values()), (str(error).strip() or type(error).__name__).splitlines()[0])
         raise InputError(f"{repo_id} cannot be downloaded from the hub and is not in its cache: {why}") from error
     if not any(any(folder.glob(name)) for name in patterns[1:]):
+        if allow_pickle:
+            raise InputError(f"{repo_id} has neither {WEIGHTS} nor {PICKLE}")
         raise InputError(
             f"{repo_id} has no {WEIGHTS}, and pickled weights are not read unasked: name a revision that has it (the "
             "hub's own conversions are at refs/pr/N), or use `groupvit convert --allow-pickle`"

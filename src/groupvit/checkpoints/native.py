@@ -128,8 +128,13 @@ class _Undrawn(TorchFunctionMode):
 def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
     impossible = f"{source}: no model can be built from its configuration"
     told = input_error(impossible, RuntimeError, ValueError, TypeError, ArithmeticError)
-    with told, torch.device("meta"), _Undrawn():
-        return build_model(config)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # whatever the caller's is
+    try:
+        with told, torch.device("meta"), _Undrawn():
+            return build_model(config)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def save(
@@ -187,7 +192,8 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
     state = _whole(state, config.text.vocab_size, source)
     rivals = state.pop(_RIVALS, None)
     if rivals is not None:
-        check({_RIVALS: rivals}, {_RIVALS: torch.empty(len(config.rivals), config.embed_dim)}, source)
+        expected = torch.empty(len(config.rivals), config.embed_dim, dtype=torch.float32)
+        check({_RIVALS: rivals}, {_RIVALS: expected}, source)
     model = assemble(state, config, source)
     model.rivals = rivals
     return model, config

@@ -1,5 +1,6 @@
 """`groupvit train`: a named run on a folder of captioned shards."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,8 +56,6 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     Writes checkpoints to OUT/step-*, the name of the newest to OUT/latest, and the curves to OUT/metrics.jsonl and
     OUT/curves.png. Ctrl-C saves and stops; --resume goes on from there, on a CPU to the bit as if nothing had happened.
     """
-    import os
-
     from groupvit import api
     from groupvit.checkpoints import latest
     from groupvit.evaluation.emergence import Emergence, photos_to_watch
@@ -83,7 +82,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             init=api.locate(options.init) if options.init and not again else None,
             resume=options.resume or again,
             workers=options.workers,
-            indexers=os.cpu_count() or 1,
+            indexers=_cores(),
             keep=options.keep,
             device=device,
             evaluate=evaluation_of(run.model, Path(options.data), run.data.held_out) if measured else None,
@@ -95,9 +94,14 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             cache=options.cache,
         )
     if not world.rank:
-        print(f"{latest(out)}: {state.step} of {run.schedule.steps} steps")
-        if state.step < run.schedule.steps:
+        print(f"{latest(out) or out}: {state.step} of {run.schedule.steps} steps")
+        if 0 < state.step < run.schedule.steps:
             print("continue with:", _continue(options, out, several=world.size > 1))
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, of those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(options: Options) -> "Run":
@@ -138,7 +142,11 @@ def _check(options: Options, run: "Run") -> None:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard")
     if run.data.held_out and is_url(options.data):
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
-    find_shards(run.data.train, below=options.data)
+    shards = find_shards(run.data.train, below=options.data)
+    if run.data.held_out.endswith(".tar"):
+        absolute = os.path.isabs(run.data.held_out)
+        if both := {*shards} & {*find_shards(run.data.held_out, below=None if absolute else options.data)}:
+            raise InputError(f"{min(map(str, both))} is among --train and among --held-out: score other photos")
 
 
 def _continue(options: Options, out: Path, *, several: bool) -> str:

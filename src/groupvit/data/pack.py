@@ -59,6 +59,9 @@ def pack(
         shards = write_shards(whole(), unfinished, prefix=out.name)
         if not shards:
             reason = f"; the first of {len(faults):,} left out: {faults[0]}" if faults else ""
+            tables = [file for name in ("*.csv", "*.tsv", "captions.txt") for file in sorted(source.glob(name))]
+            for table in tables[:1]:
+                reason += f"; if {table.name} has the captions: groupvit data pack {table} {out}"
             raise InputError(f"{source}: no photo with a caption{reason}")
     return Packed(len(shards), len(captions), sum(captions), faults)
 
@@ -75,6 +78,8 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
             files += [Path(root, name) for name in names if name.lower().endswith(_PARQUET) and name[0] != "."]
         if not files and pictures:
             return _folder(source)
+        if not files and any(source.glob("*.tar")):
+            raise InputError(f"{source} holds shards already: train on it as it is")
         if not files:
             raise InputError(f"{source}: neither photos nor parquet in it")
         files.sort()
@@ -85,6 +90,8 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
         what = "a pipe or a device, of which nothing is read" if source.exists() else "no such file or folder"
         raise InputError(f"{source}: {what}")
     refuse_pointer(source)
+    if source.suffix.lower() == ".tar":
+        raise InputError(f"{source} is a shard already: train on it as it is")
     if source.suffix.lower() in _NO_TABLES:
         raise InputError(f"{source} is no table: give a folder of photos and captions, a CSV or TSV, or parquet")
     if source.suffix.lower() in _PARQUET:
@@ -174,13 +181,15 @@ def _column(
                 raise InputError(f"{source}: several of its columns are {column}; rename all but one")
             return column
     named = " ".join(", ".join(columns).split())[:200]
+    if any(Path(column).suffix.lower() in PHOTO_SUFFIXES or "://" in column for column in columns):
+        raise InputError(f"{source}: its first row ({named}) is no header: put one above it, such as file,caption")
     urls = option == "image-column" and "url" in [column.strip().lower() for column in columns]
     hint = ", or download the photos of its URLs first (docs/DATA.md)" * urls
     raise InputError(f"{source}: none of its columns ({named}) is {given or option}; name it: --{option}{hint}")
 
 
 def _table(table: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
-    """Yield the rows of a table with a header; neighbours with one photo are its captions."""
+    """Yield the photos of a table with a header, whose rows are captions."""
     with (
         input_error(f"{table} cannot be read as a table in UTF-8", UnicodeError, csv.Error, OSError),
         table.open(encoding="utf-8-sig", newline="") as file,
@@ -194,18 +203,17 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         rows.fieldnames = columns = [plain(name) for name in rows.fieldnames or ()]
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
-        groups = itertools.groupby(_checked(table, rows), lambda row: plain(row[image] or "").strip())
-        for number, (name, group) in enumerate(groups):
-            captions = []
-            for row in group:
-                if any(row.get(None, ())):
-                    yield Fault(name or row[_LINE], "no-caption", "more cells than the header has: quote commas")
-                elif name:
-                    captions.append(plain(row[caption] or ""))
-                elif is_text(row[caption] or ""):  # spreadsheets end with empty rows
-                    yield Fault(row[_LINE], "no-image")
-            if captions:
-                yield _sample(f"{number:09d}", name, photos / name, captions)
+        captions: dict[str, list[str]] = {}  # of a photo they need not be neighbours
+        for row in _checked(table, rows):
+            name, text = plain(row[image] or "").strip(), plain(row[caption] or "")
+            if any(row.get(None, ())):
+                yield Fault(name or row[_LINE], "no-caption", "more cells than the header has: quote commas")
+            elif name:
+                captions.setdefault(name, []).append(text)
+            elif is_text(text):  # spreadsheets end with empty rows
+                yield Fault(row[_LINE], "no-image")
+    for number, (name, texts) in enumerate(captions.items()):
+        yield _sample(f"{number:09d}", name, photos / name, texts)
 
 
 _LINE = "\0line"  # the column of a row's place in its file

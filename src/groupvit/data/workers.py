@@ -24,6 +24,10 @@ def launched() -> tuple[int, int, int]:
     with input_error("WORLD_SIZE is no number: it is set, but not as torchrun does", ValueError):
         count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
+        for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+            if not os.environ.get("WORLD_SIZE") and os.environ.get(name, "1") not in ("", "1"):
+                tasks = os.environ[name]
+                raise InputError(f"{name} is {tasks}, and each task would do the same: start torchrun in its place")
         return 0, 1, 0
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")

@@ -17,7 +17,7 @@ from torch import Tensor
 from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
-from groupvit.evaluation.folders import photos_in
+from groupvit.evaluation.folders import photos_in, refuse_missing
 from groupvit.evaluation.retrieval import recall_at_k
 from groupvit.photos import load_rgb
 from groupvit.segmentation.labels import clean
@@ -38,13 +38,15 @@ class ClassFolder:
 
     @classmethod
     def open(cls, root: Path) -> "ClassFolder":
-        """Read the folders of `root` in the order of their names.
+        """Read the folders of `root` in the order of their names, or of their numbers.
 
         Classes are called as `classes.txt` says (one name a line, in that order) if it is there; the 1,000 folders of
         ImageNet as CLIP calls them; others by their folders. An `InputError` says what does not fit.
         """
-        inside = root.iterdir() if root.is_dir() else ()
-        folders = sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
+        refuse_missing(root)
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if all(folder.name.isdecimal() for folder in folders):
+            folders.sort(key=lambda folder: int(folder.name))
         if not folders:
             raise InputError(f"{root} holds no folders; classification needs one folder of photos for each class")
         photos = [photos_in(folder) for folder in folders]

@@ -87,7 +87,7 @@ class MaskFolder:
         listings = [path for folder in here for path in sorted(folder.glob("[!.]*.json")) if not _is_result(path)]
         if len(listings) > 1:
             names = ", ".join(path.name for path in listings[:3])
-            raise InputError(f"{root} has no masks/, and several .json files ({names}): leave COCO's list alone in it")
+            raise InputError(f"{root} has no masks/, and several .json files ({names}): keep there COCO's list alone")
         if listings:
             return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
         parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))

@@ -10,8 +10,17 @@ from groupvit.evaluation.class_lists import read_text
 from groupvit.files import PHOTO_SUFFIXES
 
 
+def refuse_missing(root: Path) -> None:
+    """Refuse what is no folder."""
+    if not root.exists():
+        raise InputError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise InputError(f"{root} is a file: unpack it, and name the folder")
+
+
 def require(root: Path, *parts: str, holds: str) -> None:
     """Refuse a folder without one of its parts, and say what it `holds`."""
+    refuse_missing(root)
     for part in parts:
         if not (root / part).exists():
             here = (root / part).parent
@@ -44,6 +53,10 @@ def photos_in(folder: Path) -> list[Path]:
     """Return the photos of a folder; a warning counts other files, but for those named as a photo (labelme's)."""
     files = files_in(folder)
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
+    inside = [path.name for path in files if path.is_dir()] if not photos else []
+    if inside:
+        names = ", ".join(inside[:3])
+        raise InputError(f"{folder} holds folders ({names}) and no photos: name one of them, or move its photos up")
     stems = {path.stem for path in photos}
     pass_over(folder, [path.name for path in files if path.stem not in stems], "files that are no photos")
     return photos

@@ -25,10 +25,9 @@ def unseen(result: Result, most: int = 12) -> str:
         return ""
     names = ", ".join(absent[:most]) + (f" and {len(absent) - most} more" if len(absent) > most else "")
     uncounted = 100 - 100 * result.matrix.sum() / sum(photo.pixels for photo in result.photos)
-    return (
-        f"no mask shows {names} ({len(absent)} of {len(result.classes)} classes); {uncounted:.3g} % of the pixels are "
-        "not labelled (255) and do not count: pixels of a class must have the index of its line"
-    )
+    own = ": pixels of a class must have the index of its line" * (result.benchmark == "folder")
+    told = f"no mask shows {names} ({len(absent)} of {len(result.classes)} classes)"
+    return f"{told}; {uncounted:.3g} % of the pixels are not labelled and do not count{own}"
 
 
 def _whole(result: Result, numbers: Mapping[str, Any]) -> list[str]:

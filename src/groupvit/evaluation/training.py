@@ -24,7 +24,8 @@ def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     photos = MaskFolder.open(data / held_out)
     with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)
-    read = list(photos)
+    if not (read := list(photos)):
+        raise InputError(f"{data / held_out} has no photos to score")
 
     def evaluate(model: GroupViT) -> dict[str, float]:
         segmenter = Segmenter(model, config, device=model.logit_scale.device, precision="fp32")

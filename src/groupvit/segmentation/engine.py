@@ -119,8 +119,9 @@ class _Graph:
             digest.update(tensor.contiguous().numpy())
         file = cache_folder() / "engines" / f"{digest.hexdigest()[:32]}.onnx"
         if not file.is_file():
-            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-                example = torch.randn(EXAMPLE, generator=torch.Generator().manual_seed(0))
+            with _TRACING, torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+                generator = torch.Generator().manual_seed(0)
+                example = torch.randn(EXAMPLE, generator=generator, dtype=torch.float32)
                 outputs = [f"output_{i}" for i, _ in enumerate(self.module(example))]
                 axes = dict.fromkeys(outputs, ("batch",)) | _AXES
                 write_atomically(file, onnx_graph(self.module, {"images": example}, outputs, axes))
@@ -134,6 +135,9 @@ class _Graph:
             self.file.unlink(missing_ok=True)
             del self.file
             return load(self.file)
+
+
+_TRACING = threading.Lock()  # torch writes one graph at a time
 
 
 class _OpenVINO(_Graph):

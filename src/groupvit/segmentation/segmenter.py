@@ -66,8 +66,10 @@ class Segmenter:
         if engine == "onnxruntime" and precision == "bf16":
             raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
         gpu = engine == "torch" and torch.cuda.is_available()
-        with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError):
-            self.device = torch.device(device or ("cuda" if gpu else "cpu"))
+        device = device or ("cuda" if gpu else "cpu")
+        advice = "with CUDA_VISIBLE_DEVICES='' the CPU computes"
+        with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError, advice=advice):
+            self.device = torch.device(device)
             self.model = model.to(self.device).eval()
         self.config = config
         self.words = WordBank(self.model, config, self.device)
@@ -195,6 +197,7 @@ class Segmenter:
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False).round().to(torch.uint8)
         return self.model.image_encoder.preprocess(pixels)[0]
 
+    @torch.inference_mode()
     def label_scores(
         self, segments: Float[Tensor, "batch segments dim"], labels: Sequence[Label], templates: Sequence[str]
     ) -> Float[Tensor, "batch segments labels"]:

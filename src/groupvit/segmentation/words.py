@@ -55,7 +55,8 @@ class WordBank:
         words = [word for label in parsed for word in label.words]
         embedded = self.embed(self.nouns, (SIMPLE_TEMPLATE,))
         self._known = self._known or dict(zip(self.nouns, embedded, strict=True))
-        likeness = embedded @ self.embed(words, (SIMPLE_TEMPLATE,)).T
+        with torch.autocast(self.device.type, enabled=False):
+            likeness = embedded @ self.embed(words, (SIMPLE_TEMPLATE,)).T
         rivals = choose_rivals(words, self.nouns, likeness.amax(dim=1).cpu().numpy())
         return (Label(BACKGROUND, rivals), *parsed) if rivals else parsed
 

@@ -56,7 +56,8 @@ def make_vocabulary(data: Data, objective: Objective, photos: CaptionedPhotos, t
     in_photos, known = photos.noun_counts()
     counts = vocabulary(in_photos, data.min_count)
     if not counts:
-        raise InputError(f"no noun stands in the captions of {data.min_count} photos of {data.train}; need more data")
+        least = f"no noun stands in the captions of {data.min_count} photos of {data.train}"
+        raise InputError(f"{least}; need more data (nouns are English)")
     # Photos whose source could not say the noun do not make it rare.
     expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
     return Vocabulary.from_counts(expected, len(photos), tokenizer, classes)

@@ -188,7 +188,9 @@ def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
         return
     device = torch.device("cpu")
     if cuda:
-        device = torch.device("cuda", local % torch.cuda.device_count())
+        if local >= (gpus := torch.cuda.device_count()):
+            raise InputError(f"process {local} of this machine has no GPU of its own ({gpus} there are): start as many")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     wait = timedelta(seconds=patience)
     try:

@@ -1,9 +1,10 @@
 """Pre-training, top to bottom: shards in, a checkpoint out."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -135,7 +136,8 @@ def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) 
 def stop_requests() -> Iterator[list[int]]:
     """Collect signals that ask to stop: the loop ends after the step it is in. A second Ctrl-C interrupts at once.
 
-    Other signals do not: schedulers and torchrun may send one twice, or one after the other.
+    Other signals do not: schedulers and torchrun may send one twice, or one after the other. A terminal that closes
+    (SIGHUP) is one, too, unless nohup has it ignored.
     """
     received: list[int] = []
 
@@ -143,8 +145,13 @@ def stop_requests() -> Iterator[list[int]]:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
+        if number == signal.SIGINT:
+            with suppress(OSError):
+                os.write(2, b"\nstops after this step; Ctrl-C again: at once, and what is not saved is lost\n")
 
-    handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, receive) for number in wanted}
     try:
         yield received
     finally:
@@ -229,14 +236,15 @@ def _drawn(state: TrainingState, draw: Draw | None, progress: Progress, out: Pat
 
 @contextmanager
 def _none_lost(state: TrainingState, out: Path, keep: int) -> Iterator[None]:
-    """Save the training before an `InputError` of the block ends it."""
+    """Save the training before an error of the block, of memory, too, ends it."""
     try:
         yield
-    except InputError:
-        save(out, state, keep=keep)
+    except (InputError, RuntimeError, MemoryError):
+        if state.step:
+            save(out, state, keep=keep)
         raise
 
 
 def _save_once(out: Path, state: TrainingState, keep: int, world: World) -> None:
-    if not world.rank and latest(out) != folder_of(out, state.step):
+    if not world.rank and state.step and latest(out) != folder_of(out, state.step):
         save(out, state, keep=keep)

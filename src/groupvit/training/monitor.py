@@ -82,7 +82,8 @@ class Progress:
         self._say(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def _say(self, line: str) -> None:
-        self.bar.console.print(line, soft_wrap=True, markup=False)
+        with suppress(OSError, SystemExit):  # rich exits where nobody reads: a training outlives its terminal
+            self.bar.console.print(line, soft_wrap=True, markup=False)
 
     def _append(self, values: dict[str, Any]) -> None:
         if not self.file:
@@ -145,7 +146,8 @@ class Progress:
         self.bar.update(self.task, completed=step, description=description)
         if self.bar.disable and now - self.printed > 30:
             left = (self.steps - step) * self.batch_size / max(speed, 1e-9)
-            print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
             self.printed = now
 
 

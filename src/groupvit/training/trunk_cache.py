@@ -72,7 +72,7 @@ def cached(
     failure = f"cannot cache the trunk's maps in {folder}"
     with input_error(failure, OSError, NotImplementedError, advice="name another --cache"):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # of two trainings one makes it
+        with FileLock(folder / "cache.lock"):  # of two trainings one makes it
             if not (cache := read()):
                 size = sum(np.float16().nbytes * int(np.prod(shape)) for shape in shapes.values())
                 message = f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB"
