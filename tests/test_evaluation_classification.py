@@ -54,9 +54,11 @@ def test_numbered_folders_come_in_the_order_of_their_numbers(tmp_path):
     for number in range(11):
         (tmp_path / str(number)).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / str(number) / "x.png")
-    (tmp_path / "classes.txt").write_text("".join(f"class {'abcdefghijk'[i]}\n" for i in range(11)))
     folder = ClassFolder.open(tmp_path)
     assert [file.parent.name for file in folder.files] == [str(number) for number in range(11)]
+    (tmp_path / "classes.txt").write_text("".join(f"class {'abcdefghijk'[i]}\n" for i in range(11)))
+    with pytest.raises(InputError, match="orders by name and by number differ: pad the folders' numbers with zeros"):
+        ClassFolder.open(tmp_path)
 
 
 def test_a_folder_above_those_of_the_classes_is_named(root):

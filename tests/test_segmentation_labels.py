@@ -51,8 +51,9 @@ def test_numbers_of_a_file_may_begin_with_one_or_lie_in_brackets(tmp_path: Path,
 
 
 def test_numbers_that_are_a_part_of_labels_stay(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("car\n2 wheeler\n")
-    assert read_labels(tmp_path / "labels.txt") == ["car", "2 wheeler"]
+    for labels in (["car", "2 wheeler"], ["1 dollar bill", "2 dollar bill"]):
+        (tmp_path / "labels.txt").write_text("\n".join(labels))
+        assert read_labels(tmp_path / "labels.txt") == labels
 
 
 @pytest.mark.parametrize(

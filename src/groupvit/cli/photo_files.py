@@ -114,7 +114,7 @@ def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
 def path_from(out: Path, photo: Path) -> str:
     """Return where a photo is, from the folder of its results."""
     with suppress(ValueError):  # on another drive of Windows
-        return os.path.relpath(photo, out)
+        return os.path.relpath(os.path.realpath(photo), os.path.realpath(out))
     return os.path.abspath(photo)
 
 

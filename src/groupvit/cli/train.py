@@ -143,7 +143,7 @@ def _check(options: Options, run: "Run") -> None:
     if run.data.held_out and is_url(options.data):
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
     shards = find_shards(run.data.train, below=options.data)
-    if run.data.held_out.endswith(".tar"):
+    if run.data.held_out.endswith(".tar") and os.environ.get("RANK", "0") in ("", "0"):  # the first process scores
         absolute = os.path.isabs(run.data.held_out)
         if both := {*shards} & {*find_shards(run.data.held_out, below=None if absolute else options.data)}:
             raise InputError(f"{min(map(str, both))} is among --train and among --held-out: score other photos")

@@ -27,7 +27,8 @@ def launched() -> tuple[int, int, int]:
         for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
             if not os.environ.get("WORLD_SIZE") and os.environ.get(name, "1") not in ("", "1"):
                 tasks = os.environ[name]
-                raise InputError(f"{name} is {tasks}, and each task would do the same: start torchrun in its place")
+                way = "start torchrun in its place, or set WORLD_SIZE=1 if each task does something else"
+                raise InputError(f"{name} is {tasks}, and each task would do the same: {way}")
         return 0, 1, 0
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         raise InputError(f"WORLD_SIZE is set and {missing[0]} is not: start several processes with torchrun")

@@ -46,7 +46,10 @@ class ClassFolder:
         refuse_missing(root)
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if all(folder.name.isdecimal() for folder in folders):
-            folders.sort(key=lambda folder: int(folder.name))
+            by_number = sorted(folders, key=lambda folder: int(folder.name))
+            if by_number != folders and (root / "classes.txt").is_file():
+                raise InputError(f"{root}: orders by name and by number differ: pad the folders' numbers with zeros")
+            folders = by_number
         if not folders:
             raise InputError(f"{root} holds no folders; classification needs one folder of photos for each class")
         photos = [photos_in(folder) for folder in folders]

@@ -71,6 +71,8 @@ def without_numbers(lines: Sequence[str], *, indices: bool = True) -> list[str]:
         raise InputError("colours behind the labels: write them into labelmap.txt, as name:r,g,b::")
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
+    if not indices and len({*numbers.values()}) < len(lines):
+        return lines  # "1 dollar bill" and "2 dollar bill"
     first = 0 if indices else min(numbers, default=0) == 1
     if all(found) and sorted(numbers) == list(range(first, first + len(lines))):
         return [numbers[index] for index in sorted(numbers)]

@@ -188,9 +188,9 @@ def connected(patience: float = 7200.0) -> Iterator[tuple[World, torch.device]]:
         return
     device = torch.device("cpu")
     if cuda:
-        if local >= (gpus := torch.cuda.device_count()):
+        if local >= (gpus := torch.cuda.device_count()) > 1:  # one that is seen alone was given to this process
             raise InputError(f"process {local} of this machine has no GPU of its own ({gpus} there are): start as many")
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", local % gpus)
         torch.cuda.set_device(device)
     wait = timedelta(seconds=patience)
     try:

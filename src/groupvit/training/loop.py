@@ -140,18 +140,20 @@ def stop_requests() -> Iterator[list[int]]:
     (SIGHUP) is one, too, unless nohup has it ignored.
     """
     received: list[int] = []
+    owner = os.getpid()  # processes that read data inherit the handler
 
     def receive(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and os.getpid() == owner:
             with suppress(OSError):
                 os.write(2, b"\nstops after this step; Ctrl-C again: at once, and what is not saved is lost\n")
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, receive) for number in wanted}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    handlers = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:
