@@ -129,12 +129,11 @@ def earlier(stem: Path) -> dict[str, Any]:
     return {}
 
 
-def remove_others(stem: Path, kinds: Collection[str]) -> None:
-    """Remove the groups and masks that an earlier run wrote for a photo, of which this one writes other `kinds`."""
+def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) -> None:
+    """Remove the groups and masks that a run `before` wrote for a photo, of which this one writes other `kinds`."""
     with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more
-        written_before = earlier(stem)
         stages = (f"groups-{i}" for i in itertools.count(1))
-        written = [*mask_kinds([label["name"] for label in written_before["labels"]])]
+        written = [*mask_kinds([label["name"] for label in before["labels"]])]
         written += itertools.takewhile(lambda kind: result_file(stem, f"{kind}.png").is_file(), stages)
         for kind in {*written} - {*kinds}:
             result_file(stem, f"{kind}.png").unlink(missing_ok=True)

@@ -205,8 +205,9 @@ def _write(
     pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
     kinds = mask_kinds(result.names) if masks else []
-    record["lists"] = sorted({*record["lists"], *earlier(stem).get("lists", ())})
-    remove_others(stem, {*pictures, *kinds})
+    before = earlier(stem)
+    record["lists"] = sorted({*record["lists"], *before.get("lists", ())})
+    remove_others(stem, before, {*pictures, *kinds})
     result_file(stem, "json").unlink(missing_ok=True)  # it would not fit what a full disk ends half-way
     for kind, picture in pictures.items():
         write_picture(result_file(stem, f"{kind}.png"), picture)

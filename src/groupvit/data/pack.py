@@ -78,13 +78,11 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
             files += [Path(root, name) for name in names if name.lower().endswith(_PARQUET) and name[0] != "."]
         if not files and pictures:
             return _folder(source)
-        if not files and any(source.glob("*.tar")):
+        files.sort()
+        if files[0].with_suffix(".tar").exists() if files else any(source.glob("*.tar")):
             raise InputError(f"{source} holds shards already: train on it as it is")
         if not files:
             raise InputError(f"{source}: neither photos nor parquet in it")
-        files.sort()
-        if files[0].with_suffix(".tar").exists():
-            raise InputError(f"{source} holds shards already: train on it as it is")
         return _parquet(files, image_column, caption_column)
     if not source.is_file():
         what = "a pipe or a device, of which nothing is read" if source.exists() else "no such file or folder"

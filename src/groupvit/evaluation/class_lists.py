@@ -77,10 +77,11 @@ def read_classes(listing: Path) -> list[str]:
 def _read_colours(listing: Path) -> dict[str, int]:
     """Return each name's colour in CVAT's `name:r,g,b::`; without one, it is VOC's of that place."""
     colours: dict[str, int] = {}
+    palette = voc_palette().tolist()
     for line in read_text(listing).splitlines():
         if line.strip() and not line.startswith("#"):
             match = _COLOURED.fullmatch(line.strip())
-            usual = voc_palette()[min(len(colours), IGNORE)].tolist()
+            usual = palette[min(len(colours), IGNORE)]
             numbers = [int(number or usual[i]) for i, number in enumerate(match.groups()[1:])] if match else [256]
             if not match or max(numbers) > 255:
                 raise InputError(f"{listing}: {line!r} is not name:r,g,b:: (numbers up to 255)")

@@ -116,16 +116,17 @@ _WEIGHTS = (1 << 16, 1 << 8, 1)
 def _by_palette(image: Image.Image, colours: Mapping[int, int]) -> Int[np.ndarray, "height width"]:
     """Return what the colours of the palette stand for, or the indices if it is VOC's and these are not."""
     indices = np.asarray(image)
-    codes = np.array(image.getpalette()).reshape(-1, 3) @ _WEIGHTS
+    palette = np.array(image.getpalette()).reshape(-1, 3)
+    codes = palette @ _WEIGHTS
     stand = np.full(256, -1)
     stand[: len(codes)] = [colours.get(int(code), -1) for code in codes]
     stand[IGNORE] = IGNORE if stand[IGNORE] < 0 else stand[IGNORE]  # VOC's own masks have a colour for it
     occurring = np.unique(indices)
     if (stand[occurring] >= 0).all():
         return stand[indices]
-    if np.array_equal(codes, voc_palette()[: len(codes)].astype(np.int64) @ _WEIGHTS):
+    if np.array_equal(palette, voc_palette()[: len(palette)]):
         return indices.astype(np.int64)
-    red, green, blue = np.array(image.getpalette()).reshape(-1, 3)[occurring[stand[occurring] < 0][0]]
+    red, green, blue = palette[occurring[stand[occurring] < 0][0]]
     raise ValueError(f"its colour {red},{green},{blue} is none of labelmap.txt's: add it there, or leave that file out")
 
 
