@@ -1,10 +1,11 @@
-"""GroupViT-S on one GPU: photos a second in training and inference, percent of peak, memory.
+"""GroupViT-S on one GPU: photos a second in training and inference, beside `transformers`, percent of peak, memory.
 
     python -m benchmarks.gpu [--record]
 
 Training is the published recipe at 224 px with three prompts a photo, in bfloat16, AdamW included, with one graph and
-in chunks, compiled and not. "% of peak" is the FLOPs of the step (a replayed chunk's first pass is not counted), over
-the rate of large matrix products in bfloat16 on the same GPU.
+in chunks, compiled and not; `transformers` takes a batch that fits. "% of peak" is the FLOPs of our step (a replayed
+chunk's first pass is not counted, nor the padding that `transformers` encodes), over the rate of large matrix products
+in bfloat16 on the same GPU.
 """
 
 import statistics
@@ -14,9 +15,10 @@ from functools import partial
 
 import torch
 import tyro
+from benchmarks import peer
 from benchmarks.memory import random_batch
 from benchmarks.peak import flops, matrix_rate
-from benchmarks.training_step import our_step
+from benchmarks.training_step import our_step, their_step
 from experiments.record import commit, print_rows, record_table
 from experiments.scaling import count_flops
 
@@ -54,9 +56,11 @@ def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: 
         speed, memory = measured(make(), batch)
     except (torch.OutOfMemoryError, NotImplementedError) as error:
         why = "does not fit" if isinstance(error, torch.OutOfMemoryError) else "cannot compile here"
-        return {"work": work, "batch": f"{batch:,}", "photos/s": why, "% of peak": "", "peak, GB": ""}
-    share = f"{100 * speed * gflop * 1e9 / peak:.0f}"
-    numbers = {"photos/s": f"{speed:,.0f}", "% of peak": share, "peak, GB": f"{memory / 1e9:.1f}"}
+        numbers = {"photos/s": why, "% of peak": "", "peak, GB": ""}
+    else:
+        share = f"{100 * speed * gflop * 1e9 / peak:.0f}"
+        numbers = {"photos/s": f"{speed:,.0f}", "% of peak": share, "peak, GB": f"{memory / 1e9:.1f}"}
+    print(f"{work}: {', '.join(numbers.values())}", flush=True)  # the rest may not fit into borrowed time
     return {"work": work, "batch": f"{batch:,}", **numbers}
 
 
@@ -72,20 +76,38 @@ def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: f
     return rows
 
 
+def beside(run: Run, batch_size: int, device: torch.device, peak: float) -> list[Row]:
+    """Our step and that of `transformers`, each with one graph."""
+    each, whole = count_flops()
+    batch, gflop = random_batch(batch_size, run).to(device), (each + whole / batch_size) / 1e9
+    ways = {
+        "training, transformers": partial(their_step, run, batch, bfloat16=True),
+        "training, one graph": partial(our_step, run, batch),
+        "training, one graph, compiled": partial(our_step, run, batch, compiled=True),
+    }
+    return [row(work, batch_size, make, gflop, peak) for work, make in ways.items()]
+
+
 @torch.inference_mode()
-def encoded(run: Run, side: int, batch: int, device: torch.device, peak: float) -> Row:
-    """The image encoder alone."""
-    encoder = build_model(run.model).eval().image_encoder
+def encoded(run: Run, side: int, batch: int, device: torch.device, peak: float) -> list[Row]:
+    """The image encoder alone, and that of `transformers` at the only size it takes."""
+    model = build_model(run.model).eval()
     with torch.inference_mode(mode=False), torch.no_grad():
-        gflop = flops(lambda: encoder(torch.zeros(1, 3, side, side))) / 1e9
-    encoder.to(device)
+        gflop = flops(lambda: model.image_encoder(torch.zeros(1, 3, side, side))) / 1e9
+    ways: dict[str, Callable[..., object]] = {}
+    if side == run.model.image.image_size:
+        ways[", transformers"] = partial(peer.port(model, run.model).vision_model.to(device), output_attentions=True)
+    ways[""] = model.image_encoder.to(device)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
 
-    def encode() -> None:
+    def encode(encoder: Callable[..., object]) -> None:
         with torch.autocast(device.type, torch.bfloat16):
             encoder(normalize(images))
 
-    return row(f"inference, {side} px", batch, lambda: encode, gflop, peak)
+    return [
+        row(f"inference, {side} px{name}", batch, lambda way=way: partial(encode, way), gflop, peak)
+        for name, way in ways.items()
+    ]
 
 
 def main(batch: int = 4096, chunk: int = 512, record: bool = False) -> None:
@@ -100,8 +122,8 @@ def main(batch: int = 4096, chunk: int = 512, record: bool = False) -> None:
         raise SystemExit("error: no CUDA device here; `make bench` measures a CPU")
     began, device, run = commit(), torch.device("cuda"), get_run("groupvit-s-gcc-yfcc")
     peak = matrix_rate(torch.bfloat16, clock, device=device, side=8192)
-    rows = trained(run, batch, chunk, device, peak)
-    rows += [encoded(run, side, size, device, peak) for side, size in ((224, 512), (448, 128))]
+    rows = [row for side, size in ((224, 512), (448, 128)) for row in encoded(run, side, size, device, peak)]
+    rows += beside(run, chunk, device, peak) + trained(run, batch, chunk, device, peak)
     print_rows(rows)
     if record:
         record_table("RESULTS.md", "speed_gpu", rows, began)

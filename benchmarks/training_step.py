@@ -66,14 +66,15 @@ def our_step(
 
 def their_step(run: Run, batch: Batch, *, bfloat16: bool) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = peer.port(build_model(run.model), run.model).train()
+    device = batch.captions.device
+    model = peer.port(build_model(run.model), run.model).to(device).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.schedule.lr, weight_decay=run.optimizer.weight_decay, fused=True
     )
     tokens = torch.cat([batch.captions[:, None], batch.prompts], dim=1)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = peer.loss(model, normalize(batch.images), tokens)
         loss.backward()
         optimizer.step()

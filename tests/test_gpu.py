@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from groupvit.checkpoints import native
 from groupvit.data import scenes
@@ -11,11 +12,13 @@ from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import MaskFolder
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE
 from groupvit.models import ImageEncoderConfig, Stage, build_model, noise
+from groupvit.models.dense import DenseClassifier
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
 from groupvit.training.loop import train
 from groupvit.training.run import vary
 from groupvit.training.runs import RUNS
+from groupvit.training.transfer import Transfer, finetune
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +48,39 @@ def test_every_option_of_a_run_works_on_a_gpu(tmp_path, changes):
     scenes.write(tmp_path / "data", train=100, evaluation=4)
     run = vary(RUNS["debug"], min_count=2, **changes)
     assert train(run, tmp_path / "data", tmp_path / "run", device=torch.device("cuda")).step == run.schedule.steps
+
+
+@pytest.mark.parametrize("run", ["photos-dino", "photos-moco", "photos-classify"])
+def test_rivals_without_captions_train_and_resume_on_a_gpu(tmp_path, run):
+    scenes.write(tmp_path / "data", train=60, evaluation=1)
+    changes = {"train": "train/*.tar", "steps": 4, "batch_size": 16, "min_count": 2, "warmup": 1, "save_every": 2}
+    settings, device = vary(RUNS[run], **changes), torch.device("cuda")
+    assert train(settings, tmp_path / "data", tmp_path / "run", device=device).step == 4
+    (tmp_path / "run" / "latest").write_text("step-00000002")
+    assert train(settings, tmp_path / "data", tmp_path / "run", resume=True, device=device).step == 4
+
+
+@pytest.mark.parametrize("options", [{"chunk": 4}, {"compiled": True}])
+def test_chunks_and_compiled_blocks_learn_the_same_on_a_gpu(tmp_path, monkeypatch, options):
+    scenes.write(tmp_path / "data", train=60, evaluation=1)
+    monkeypatch.setattr(loop, "bfloat16_is_faster", lambda _: False)
+    losses = []
+    for name, changes in (("plain", {}), ("other", options)):
+        run = vary(RUNS["debug"], min_count=2, steps=3, chunk=changes.get("chunk", 0))
+        compiled = changes.get("compiled", False)
+        train(run, tmp_path / "data", tmp_path / name, device=torch.device("cuda"), compiled=compiled)
+        losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_a_transfer_learns_and_resumes_on_a_gpu(tmp_path):
+    scenes.write(tmp_path / "data", train=1, evaluation=8)
+    photos = MaskFolder.open(tmp_path / "data" / "eval")
+    transfer = Transfer({"benchmark": "scenes"}, steps=3, batch_size=4)
+    networks = [DenseClassifier(build_model(RUNS["debug"].model).image_encoder, len(photos.classes)) for _ in range(2)]
+    for network, resume in zip(networks, (False, True), strict=True):
+        assert finetune(network, photos, tmp_path / "out", transfer, resume=resume) == 3
+    assert all(map(torch.equal, *(network.parameters() for network in networks)))
 
 
 def test_a_model_with_a_trunk_learns_the_same_on_both_devices(tmp_path, monkeypatch):
@@ -81,6 +117,17 @@ def test_a_photo_is_segmented_the_same_on_both_devices():
     cpu = Segmenter(model, config, device="cpu", precision="fp32").segment(photo, ["ball", "grass", "snow"])
     gpu = Segmenter(model, config, device="cuda", precision="fp32").segment(photo, ["ball", "grass", "snow"])
     assert (cpu.label_map == gpu.label_map).mean() > 0.99
+
+
+def test_the_command_segments_on_a_gpu(tmp_path, run_here):
+    Image.fromarray(scenes.draw(0, 0).image).save(tmp_path / "photo.png")
+    torch.manual_seed(0)
+    native.save(tmp_path / "model", build_model(RUNS["debug"].model), RUNS["debug"].model)
+    code, _, errors = run_here(
+        "segment", "photo.png", "--model", "model", "--labels", "ball", "grass", "--out", "out", "--precision", "bf16"
+    )
+    assert code == 0, errors
+    assert (tmp_path / "out").is_dir()
 
 
 def test_an_evaluation_counts_the_same_on_both_devices(tmp_path):

