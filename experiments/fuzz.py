@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -481,18 +482,22 @@ def fuzz(name: str, inputs: int, seconds: float = 1e9) -> dict[str, Any]:
     }
 
 
-def main(inputs: int = 10_000, seconds: float = 1e9, only: tuple[str, ...] = (), record: bool = False) -> None:
+def main(
+    inputs: int = 10_000, seconds: float = 1e9, only: tuple[str, ...] = (), processes: int = 1, record: bool = False
+) -> None:
     """Try every reader.
 
     Args:
         inputs: Inputs for each.
         seconds: Seconds for each, at most.
         only: Readers to try.
+        processes: Readers to try at a time.
         record: Write the table into docs/RELIABILITY.md and docs/results.json.
     """
     began, rows, broken = commit(), list[dict[str, Any]](), False
-    for name in only or READERS:
-        row = fuzz(name, inputs, seconds)
+    names = only or tuple(READERS)
+    found = ThreadPool(processes).imap(partial(fuzz, inputs=inputs, seconds=seconds), names)
+    for name, row in zip(names, found, strict=True):
         for kind, data in row["failures"].items():
             print(f"{name}: {kind.splitlines()[0]}\n    {data[:2000]}", file=sys.stderr)
         rows.append(row | {"failures": len(row["failures"])})

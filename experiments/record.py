@@ -44,14 +44,15 @@ def record_results(name: str, values: dict[str, Any], commit: str) -> None:
 
 
 def machine() -> str:
-    """Return processor, threads and torch in one line."""
+    """Return GPU, processor, threads and torch in one line."""
     import torch  # here: a script that needs none of it measures its own memory
 
     processor = "unknown processor"
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
-    return f"{processor}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{processor}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
