@@ -110,6 +110,7 @@ def _caption(path: Path) -> None:
 
 def _compressed(path: Path) -> None:
     shard = path.with_name("a.tar.gz")
+    shard.with_suffix("").unlink(missing_ok=True)  # one that is there is not replaced
     shutil.copyfile(path, shard)
     shards.scan_shard(tar.unpack(shard))
 
@@ -293,7 +294,7 @@ READERS = {
     "tar shards": Reader(
         _shard, lambda _: _tar(a_jpg=b"\xff\xd8\xff", a_json=_json(SAMPLE), a_txt=b"a dog", b_png=b"x"), "tar"
     ),
-    "compressed shards": Reader(_compressed, lambda _: gzip.compress(_tar(a_jpg=photo(), a_txt=b"a dog"))),
+    "compressed shards": Reader(_compressed, lambda _: gzip.compress(_tar(a_jpg=photo(), a_txt=b"a dog")), "gzip"),
     "CSV tables": Reader(
         partial(_packed, ending="csv"), lambda _: b'file,caption\na.jpg,"a dog"\na.jpg,"two, ""cats"""\n'
     ),
@@ -365,6 +366,8 @@ def _fitting(kind: str, data: bytes, chance: random.Random) -> bytes:
             header = changed_json(header, chance)
         text = _json(header)
         return struct.pack("<Q", len(text)) + text + data[8 + size :]
+    if kind == "gzip":
+        return gzip.compress(_fitting("tar", gzip.decompress(data), chance), 1)
     if kind == "zip":
         made = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
