@@ -30,7 +30,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_a_reader_takes_its_valid_file(name: str, tmp_path: Path) -> None:
     reader = fuzz.READERS[name]
-    assert fuzz.attempt(reader, tmp_path / "input", reader.seed(tmp_path)) == "value"
+    seed = reader.seed(tmp_path)
+    for _ in range(2):  # nothing of one input is in the way of the next
+        assert fuzz.attempt(reader, tmp_path / "input", seed) == "value"
 
 
 @pytest.mark.filterwarnings("ignore")
