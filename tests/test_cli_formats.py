@@ -36,7 +36,7 @@ def test_each_photo_and_the_whole_have_their_files(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == sorted([*whole, *each])
     tasks = json.loads((exported / "label-studio.json").read_text())
     assert [task["data"]["image"] for task in tasks] == [
-        f"/data/local-files/?d={n}" for n in ("a%20b.jpg", "more/c.jpg")
+        f"/data/local-files/?d=photos/{n}" for n in ("a%20b.jpg", "more/c.jpg")
     ]
     for name in ("coco", "coco-polygons"):
         document = json.loads((exported / f"{name}.json").read_text())
@@ -47,6 +47,29 @@ def test_each_photo_and_the_whole_have_their_files(exported: Path) -> None:
         assert [category["name"] for category in document["categories"]] == ["dog", "traffic light", "sky"]
     file = json.loads((exported / "c.jpg.labelme.json").read_text())
     assert (exported / file["imagePath"]).samefile(exported.parent / "photos/more/c.jpg")
+
+
+@pytest.mark.parametrize("form", ["coco", "label-studio", "voc"])
+def test_a_list_does_not_lose_photos_of_an_earlier_run(tmp_path: Path, model: str, form: str) -> None:  # noqa: F811
+    photos = [str(save_photo(tmp_path / name)) for name in ("a.jpg", "b.jpg")]
+    options = {"model": model, "out": tmp_path / "out", "formats": (form,)}
+    assert segment(tuple(photos[:1]), labels=("dog", "sky"), **options) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    name = "labelmap.txt" if form == "voc" else f"{form}.json"
+    with pytest.raises(InputError, match=rf"{name} would lose .*a.jpg, which is not among these photos: choose"):
+        segment(tuple(photos[1:]), labels=("cat", "sky", "car"), **options)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert segment(tuple(photos), labels=("cat", "sky", "car"), **options) == 0
+    assert segment(tuple(photos[1:]), labels=("dog", "sky"), **options | {"formats": ()}) == 0  # no list is written
+
+
+def test_a_killed_run_does_not_make_a_list_of_ones_own_its(tmp_path: Path, model: str) -> None:  # noqa: F811
+    photo, out = save_photo(tmp_path / "a.jpg"), tmp_path / "out"
+    assert segment((str(photo),), labels=("dog", "sky"), model=model, out=out) == 0
+    (out / "a.jpg.json").unlink()
+    (out / "coco.json").write_text("mine")
+    with pytest.raises(InputError, match=r"coco.json is no result of this command"):
+        segment((str(photo),), labels=("dog", "sky"), model=model, out=out, formats=("coco",))
 
 
 def test_a_labelmap_from_elsewhere_is_not_replaced(tmp_path: Path, model: str) -> None:  # noqa: F811
@@ -172,4 +195,4 @@ def test_names_that_are_not_utf_8_are_written_as_their_bytes(tmp_path: Path, mod
     options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out", "formats": ALL}
     assert segment((str(tmp_path / "p"),), **options) == 0
     task = json.loads((tmp_path / "out/label-studio.json").read_text())[0]
-    assert task["data"]["image"] == "/data/local-files/?d=caf%E9.jpg"
+    assert task["data"]["image"] == "/data/local-files/?d=p/caf%E9.jpg"

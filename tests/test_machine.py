@@ -74,21 +74,32 @@ def test_other_work_and_another_pytorch_are_measured_again(timed, monkeypatch):
     assert len(timed) == 18
 
 
-def test_where_bfloat16_is_far_slower_one_pass_is_enough(timed, monkeypatch):
+def test_where_bfloat16_is_far_slower_two_passes_are_enough(timed, monkeypatch):
     monkeypatch.setattr(machine, "_seconds", lambda work, bf16: timed.append(bf16) or (9.0 if bf16 else 2.0))
     assert not ask_again()
-    assert timed == [False, True]
+    assert timed == [False, True] * 2
 
 
-@pytest.mark.parametrize("broken", ["no folder", "nonsense"])
-def test_a_cache_that_is_of_no_use_is_no_error(timed, tmp_path, broken, monkeypatch):
-    if broken == "no folder":
-        (tmp_path / "groupvit").write_text("a file")
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "groupvit"))
-    else:
-        file = machine._answer_file("linear layer")
-        file.parent.mkdir(parents=True)
-        file.write_text(broken)
+def test_what_an_engine_compiles_at_its_first_call_does_not_count(monkeypatch):
+    compiling = iter((2.0, 20.0))
+    usual = {False: 2.0, True: 1.0}
+    monkeypatch.setattr(machine, "_seconds", lambda work, bf16: next(compiling, usual[bf16]))
+    assert ask_again("OpenVINO")
+
+
+@pytest.mark.parametrize("content", ["", "nonsense"])
+def test_an_answer_that_cannot_be_read_is_mended(timed, content):
+    file = machine._answer_file("linear layer")
+    file.parent.mkdir(parents=True)
+    file.write_text(content)  # of a disk that was full
+    assert ask_again()
+    assert ask_again()
+    assert len(timed) == 6
+
+
+def test_a_cache_that_is_of_no_use_is_no_error(timed, tmp_path, monkeypatch):
+    (tmp_path / "groupvit").write_text("a file")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "groupvit"))
     assert ask_again()
     assert ask_again()
     assert len(timed) == 12

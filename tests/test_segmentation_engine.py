@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -121,6 +122,48 @@ def test_other_weights_have_another_graph_and_a_damaged_one_is_written_again(nam
             file.write_bytes(file.read_bytes()[:1000])
 
 
+def test_other_options_of_the_same_weights_have_another_graph() -> None:
+    images = torch.randn(1, 3, 64, 64)
+    for eps in (1.0, 100.0):
+        model = model_of(SMALL)
+        for stage in model.image_encoder.stages:
+            if stage.grouping is not None:
+                stage.grouping.assign.eps = eps
+        with torch.inference_mode():
+            made = Segmenter(model, SMALL, device="cpu", precision="fp32", engine="onnxruntime").encoder(images)
+            assert_close(made, model.image_encoder(images))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_cache_that_cannot_be_written_is_done_without(
+    name: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groupvit").mkdir()
+    (tmp_path / "groupvit" / "engines").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, images = model_of(PLAIN), torch.zeros(1, 3, 64, 64)
+    with torch.inference_mode():
+        made = Segmenter(model, PLAIN, device="cpu", precision="fp32", engine=name).encoder(images)
+        assert_close(made, model.image_encoder(images))
+
+
+def test_each_segmenter_keeps_its_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    real = engine._OpenVINO.compiled
+    monkeypatch.setattr(engine._OpenVINO, "compiled", lambda self, p: compiled.append(p) or real(self, p))
+    segmenters = [Segmenter(model_of(PLAIN), PLAIN, precision="fp32", engine="openvino") for _ in range(3)]
+    with torch.inference_mode():
+        for segmenter in segmenters * 2:
+            segmenter.encoder(torch.zeros(1, 3, 64, 64))
+    assert compiled == ["f32"] * 3
+
+
+def test_a_segmenter_takes_auto_and_refuses_a_device_that_its_engine_does_not_have() -> None:
+    assert Segmenter(model_of(PLAIN), PLAIN, precision="fp32", engine="auto").engine == chosen("auto")
+    with pytest.raises(InputError, match="the engine openvino computes on the CPU: leave out device='meta'"):
+        Segmenter(model_of(PLAIN), PLAIN, device="meta", precision="fp32", engine="openvino")
+
+
 def present(*packages: str) -> object:
     return lambda name: ModuleSpec(name, None) if name in packages else None
 
@@ -141,6 +184,8 @@ def test_auto_takes_openvino_where_it_can_run(
     monkeypatch.setattr(engine, "find_spec", present(*packages))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert chosen("auto") == expected
+    monkeypatch.setattr(engine, "openvino_core", Mock(side_effect=ImportError("libtbb.so.12")))
+    assert chosen("auto") == "torch"
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,9 @@ def test_voc_holds_254_labels(first):
 
 
 def test_a_name_with_a_colon_has_no_place_in_labelmap_txt():
-    with pytest.raises(InputError, match="the colon of 'ratio 16:9'"):
+    with pytest.raises(InputError, match="a colon or a first # as in '#1 shirt'"):
+        formats.check("voc", ["shirt #2", "#1 shirt"])
+    with pytest.raises(InputError, match="a colon or a first # as in 'ratio 16:9'"):
         formats.check("voc", ("dog", "ratio 16:9"))
 
 

@@ -195,9 +195,9 @@ def test_labels_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter.segment([photo(40, 40), photo(32, 64)], ["person=man,woman", "sky"], templates=("a {}", "{}"), **SLIDING)
     segmenter.segment(photo(40, 40), [Label("people", ("man", "woman")), "sky"], templates=("a {}", "{}"))
     assert rows == [6]
-    for i in range(20):
-        segmenter.segment(photo(32, 32), ["sky", f"word {i}"])
-    assert segmenter.words._kept.cache_info().currsize <= 8
+    for i in range(80):
+        segmenter.embed_words([f"word {i}"], ["{}"])
+    assert segmenter.words._kept.cache_info().currsize <= 64
 
 
 def test_each_window_is_encoded_once_and_together_with_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,12 @@ function choose(photo) {
   turn++; // whatever was on its way is overtaken
   file = photo;
   if (element("words").value.trim()) run();
-  else tell(`${photo.name || "The photo"}: now type what to look for.`);
+  else tell(nextStep());
+}
+
+function nextStep() {
+  if (!file) return "Ready: choose a photo.";
+  return element("words").value.trim() ? "" : `${file.name || "The photo"}: now type what to look for.`;
 }
 
 function run() {
@@ -304,7 +309,7 @@ document.addEventListener("paste", ({ clipboardData }) => {
 
 const ready = loadModel();
 ready.then(
-  () => tell(file ? "" : "Ready: choose a photo."),
+  () => tell(nextStep()),
   (error) => {
     if (!(error instanceof Mistake)) console.error(error);
     tell(error instanceof Mistake ? error.message : "The model could not be loaded. Reload the page.", true);

@@ -29,8 +29,8 @@ def load(
     `fast`), and else PyTorch. From then on the process keeps the memory that it frees (`machine.keep_freed_memory`).
     """
     keep_freed_memory()
-    runs = chosen(engine)
-    return Segmenter(*load_model(source, revision=revision), precision=precision, engine=runs)
+    chosen(engine)  # before the weights are read
+    return Segmenter(*load_model(source, revision=revision), precision=precision, engine=engine)
 
 
 def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:

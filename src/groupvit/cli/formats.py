@@ -5,6 +5,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -27,8 +28,10 @@ class Export:
         for name in formats:
             check(name, labels)
         self.formats, self.out, self.names = dict.fromkeys(formats), out, ()
-        self.root = os.path.commonpath([os.path.dirname(os.path.abspath(photo)) for photo in photos])
         self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
+        folders = [os.path.dirname(os.path.abspath(photo)) for photo in photos if self.parts]
+        with input_error("one list cannot name photos of several drives", ValueError):
+            self.root = os.path.commonpath(folders) if folders else ""
         self.heads: dict[str, dict[str, Any]] = {}  # of COCO's lists: all but the annotations
         self.annotations = Counter[str]()
 
@@ -39,20 +42,26 @@ class Export:
 
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""
-        place, self.names = Path(os.path.relpath(photo.absolute(), self.root)).as_posix(), result.names
+        self.names = result.names
         for name in self.formats:
             polygons = name.endswith("-polygons")
             if name == "voc":
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
             elif name == "labelme":
-                place_of = os.path.join(os.path.realpath(photo.parent), photo.name)
-                text = json.dumps(result.to_labelme(os.path.relpath(place_of, os.path.realpath(self.out))))
+                place = os.path.join(os.path.realpath(photo.parent), photo.name)
+                with suppress(ValueError):  # on another drive of Windows
+                    place = os.path.relpath(place, os.path.realpath(self.out))
+                text = json.dumps(result.to_labelme(place))
                 write_atomically(stem.with_name(f"{stem.name}.labelme.json"), text.encode())
             elif name.startswith("coco"):
-                self._keep_instances(name, result.to_coco(place, polygons=polygons))
-            else:
-                address = f"/data/local-files/?d={quote(os.fsencode(place))}"
-                self._keep(name, [result.to_label_studio(address, polygons=polygons)])
+                self._keep_instances(name, result.to_coco(self._below(self.root, photo), polygons=polygons))
+            else:  # Label Studio counts from the folder that holds the shared one
+                place = quote(os.fsencode(self._below(os.path.dirname(self.root), photo)))
+                self._keep(name, [result.to_label_studio(f"/data/local-files/?d={place}", polygons=polygons)])
+
+    @staticmethod
+    def _below(folder: str, photo: Path) -> str:
+        return Path(os.path.relpath(photo.absolute(), folder)).as_posix()
 
     def _keep_instances(self, name: str, document: dict[str, Any]) -> None:
         images = self.heads.setdefault(name, document | {"images": []})["images"]

@@ -91,15 +91,18 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 
 def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
-    """Refuse to replace files that no run has written, such as annotations, and results of other photos."""
-    foreign = {name for name in export.lists if (out / name).exists()}
-    for file in out.glob("*.labels.png") if foreign else ():
-        foreign -= set(earlier(Path(str(file).removesuffix(".labels.png"))).get("lists", foreign))
-        if not foreign:
-            break
+    """Refuse to replace files that no run has written, such as annotations, and what is known of other photos."""
+    lists = {name for name in export.lists if (out / name).exists()}
+    foreign, own = set(lists), {os.path.realpath(photo) for photo in photos}
+    for file in sorted(out.glob("*.labels.png")) if lists else ():
+        before = earlier(Path(str(file).removesuffix(".labels.png")))
+        listed = lists.intersection(before.get("lists", ()))
+        foreign -= listed
+        other = os.path.realpath(out / str(before.get("path", "")))
+        if listed and other not in own and os.path.isfile(other):
+            raise InputError(f"{out / min(listed)} would lose {other}, which is not among these photos: {_ELSEWHERE}")
     for name in sorted(foreign):
         raise InputError(f"{out / name} is no result of this command, and would be replaced: {_ELSEWHERE}")
-    own = {os.path.realpath(photo) for photo in photos}
     for photo, name in zip(photos, output_names(photos), strict=True):
         file = result_file(out / name, "json")
         if not os.path.exists(result_file(out / name, "labels.png")):

@@ -2,10 +2,14 @@
 
 import copy
 import hashlib
+import shutil
 import sys
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from contextlib import suppress
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -34,13 +38,19 @@ _AXES = {"images": ("batch", None, "height", "width")}
 def chosen(engine: str) -> Engine:
     """Return the engine to use: for "auto" OpenVINO where it is installed and there is no GPU, PyTorch otherwise."""
     if engine == "auto":
-        fast = not torch.cuda.is_available() and find_spec("openvino") and find_spec("onnx")
-        return "openvino" if fast else "torch"
+        return "openvino" if not torch.cuda.is_available() and find_spec("onnx") and _has_openvino() else "torch"
     if engine not in ("torch", "openvino", "onnxruntime"):
         raise InputError(f"engine {engine!r} must be auto, torch, onnxruntime or openvino")
     if engine != "torch" and not (find_spec(engine) and find_spec("onnx")):
         raise InputError(f"the engine {engine} is not installed: pip install 'groupvit[{_EXTRAS[engine]}]'")
     return engine
+
+
+def _has_openvino() -> bool:
+    """Return True if OpenVINO is installed and its libraries can be loaded."""
+    with suppress(Exception):
+        return bool(find_spec("openvino") and openvino_core())
+    return False
 
 
 def encoder_in(engine: Engine, encoder: ImageEncoder) -> Callable[[Images], ImageFeatures]:
@@ -111,20 +121,28 @@ class _Graph:
 
     @cached_property
     def file(self) -> Path:
-        """Where the graph lies, by its weights and what wrote it; written if need be."""
-        digest = hashlib.sha256(f"{torch.__version__} {self.module!r}".encode())
-        for source in sorted(Path(__file__).parents[1].glob("models/*.py")):
+        """Where the graph lies, by its weights, its options and what wrote it; written if need be."""
+        digest = hashlib.sha256(f"{torch.__version__} {self.module!r} {_options(self.module)}".encode())
+        for source in (Path(__file__), *sorted(Path(__file__).parents[1].glob("models/*.py"))):
             digest.update(source.read_bytes())
         for tensor in self.module.state_dict().values():
             digest.update(tensor.contiguous().numpy())
         file = cache_folder() / "engines" / f"{digest.hexdigest()[:32]}.onnx"
-        if not file.is_file():
-            with _TRACING, torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-                generator = torch.Generator().manual_seed(0)
-                example = torch.randn(EXAMPLE, generator=generator, dtype=torch.float32)
-                outputs = [f"output_{i}" for i, _ in enumerate(self.module(example))]
-                axes = dict.fromkeys(outputs, ("batch",)) | _AXES
-                write_atomically(file, onnx_graph(self.module, {"images": example}, outputs, axes))
+        return file if file.is_file() else self._written(file)
+
+    def _written(self, file: Path) -> Path:
+        """Write the graph, and return where: for this process alone if the cache is full or another user's."""
+        with _TRACING, torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            generator = torch.Generator().manual_seed(0)
+            example = torch.randn(EXAMPLE, generator=generator, dtype=torch.float32)
+            outputs = [f"output_{i}" for i, _ in enumerate(self.module(example))]
+            graph = onnx_graph(self.module, {"images": example}, outputs, dict.fromkeys(outputs, ("batch",)) | _AXES)
+        try:
+            write_atomically(file, graph)
+        except InputError:
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            write_atomically(file := Path(folder, file.name), graph)
         return file
 
     def loaded(self, load: Callable[[Path], Any]) -> Any:
@@ -132,9 +150,15 @@ class _Graph:
         try:
             return load(self.file)
         except Exception:  # the engines raise nearly anything
-            self.file.unlink(missing_ok=True)
-            del self.file
+            self.file = self._written(self.file)
             return load(self.file)
+
+
+def _options(module: nn.Module) -> str:
+    """Return the numbers, words and choices of a module's parts; its `repr` lacks many."""
+    parts = ((name, sorted(vars(part).items())) for name, part in module.named_modules())
+    plain = ((name, key, value) for name, items in parts for key, value in items if key != "training")
+    return repr([each for each in plain if isinstance(each[2], str | int | float | tuple | None)])
 
 
 _TRACING = threading.Lock()  # torch writes one graph at a time
@@ -146,22 +170,26 @@ class _OpenVINO(_Graph):
     def __init__(self, module: nn.Module):
         super().__init__(module)
         self.lock = threading.Lock()  # a compiled model answers one call at a time
+        self.models: dict[str, Any] = {}
 
     def __call__(self, images: Images) -> list[Tensor]:
         with self.lock:
-            made = self.compiled("bf16" if torch.is_autocast_enabled("cpu") else "f32")(_array(images))
+            precision = "bf16" if torch.is_autocast_enabled("cpu") else "f32"
+            if precision not in self.models:
+                self.models[precision] = self.compiled(precision)
+            made = self.models[precision](_array(images))
         return [torch.from_numpy(made[i]) for i in range(len(made))]
 
-    @lru_cache(maxsize=2)  # noqa: B019
     def compiled(self, precision: str) -> Any:
         """Return the compiled model."""
-        settings = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+
+        def load(file: Path) -> Any:
             # Of its own for each precision: compiled for float32 and loaded for bfloat16, a model computes NaN.
-            "CACHE_DIR": str(self.file.with_suffix(f".{precision}")),
-        }
-        return self.loaded(lambda file: openvino_core().compile_model(str(file), "CPU", settings))
+            cached = settings | {"CACHE_DIR": str(file.with_suffix(f".{precision}"))}
+            return openvino_core().compile_model(str(file), "CPU", cached)
+
+        return self.loaded(load)
 
 
 def openvino_core() -> Any:

@@ -68,7 +68,8 @@ def coco(file_name: str, size: tuple[int, int], names: Sequence[str], found: Seq
     first = first_category(names)
     categories = [{"id": i + first, "name": name} for i, name in enumerate(names) if i + first]
     image = {"id": 1, "file_name": file_name, "width": size[0], "height": size[1]}
-    return {"images": [image], "annotations": annotations, "categories": categories}
+    head = {"info": {"description": "groupvit"}, "licenses": []}  # some readers ask for them
+    return {**head, "images": [image], "annotations": annotations, "categories": categories}
 
 
 def detections(found: Sequence[Region], shape: tuple[int, int]) -> Any:
@@ -161,8 +162,8 @@ def check(form: str, names: Sequence[str]) -> None:
         _import("pycocotools.mask", "pycocotools")
     if form.endswith("polygons"):
         _import("scipy.ndimage", "scipy")
-    if form == "voc" and (colons := [name for name in names if ":" in name]):
-        raise InputError(f"VOC's labelmap.txt has no place for the colon of {colons[0]!r}: leave it out")
+    if form == "voc" and (wrong := [name for name in names if ":" in name or name.lstrip().startswith("#")]):
+        raise InputError(f"VOC's labelmap.txt has no place for a colon or a first # as in {wrong[0]!r}: leave it out")
     if form == "voc" and len(names) + first_category(names) > 255:
         raise InputError(f"VOC's masks hold 254 labels, and there are {len(names)}: choose the format coco")
 

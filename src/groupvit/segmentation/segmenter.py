@@ -21,7 +21,7 @@ from groupvit.files import MAX_PIXELS
 from groupvit.machine import bfloat16_is_faster
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.photos import Photo, rgb_of
-from groupvit.segmentation.engine import Engine, encoder_in
+from groupvit.segmentation.engine import Engine, chosen, encoder_in
 from groupvit.segmentation.labels import BACKGROUND, Label, Labels
 from groupvit.segmentation.result import Segmentation
 from groupvit.segmentation.view import View
@@ -59,10 +59,11 @@ class Segmenter:
         *,
         device: torch.device | str | None = None,
         precision: Precision | None = None,
-        engine: Engine = "torch",
+        engine: Engine | Literal["auto"] = "torch",
     ):
         if precision not in (None, "bf16", "fp32"):
             raise InputError(f"precision={precision!r} must be 'bf16' or 'fp32'")
+        engine = chosen(engine)
         if engine == "onnxruntime" and precision == "bf16":
             raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
         gpu = engine == "torch" and torch.cuda.is_available()
@@ -70,6 +71,8 @@ class Segmenter:
         advice = "with CUDA_VISIBLE_DEVICES='' the CPU computes"
         with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError, advice=advice):
             self.device = torch.device(device)
+            if engine != "torch" and self.device.type != "cpu":
+                raise InputError(f"the engine {engine} computes on the CPU: leave out device={str(device)!r}")
             self.model = model.to(self.device).eval()
         self.config = config
         self.words = WordBank(self.model, config, self.device)

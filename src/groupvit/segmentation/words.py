@@ -26,7 +26,7 @@ class WordBank:
     def __init__(self, model: GroupViT, config: ModelConfig, device: torch.device):
         self.model, self.nouns, self.device = model, config.rivals, device
         self._tokenizer = Tokenizer(config.text.context_length)
-        self._kept = lru_cache(maxsize=8)(self._embed)
+        self._kept = lru_cache(maxsize=64)(self._embed)  # a label with synonyms takes two of them
         self.told: set[tuple[str, ...]] = set()
         self._known: dict[str, Tensor] = {}
         if model.rivals is not None:
