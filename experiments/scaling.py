@@ -54,7 +54,7 @@ def count_flops() -> tuple[float, float]:
     texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * PROMPTS, 0)]
 
     def loss() -> None:
-        of_images = Images(pooled, nothing, nothing, torch.zeros(BATCH, 0, dtype=torch.bool), nothing, ())
+        of_images = Images(pooled, nothing, nothing, *[torch.zeros(BATCH, 0, dtype=torch.bool)] * 2, nothing, ())
         torch.stack(list(loss_terms(model, objective, of_images, texts, batch, words).values())).sum().backward()
 
     return flops(encoders) / 8, flops(loss)

@@ -133,7 +133,7 @@ def test_the_peer_has_our_features_texts_and_loss() -> None:
     with torch.no_grad():
         features = model.image_encoder(normalize(images))
         nothing = features.segments[:, :0]
-        encoded = Images(features.pooled, nothing, nothing, features.occupied(), nothing, ())
+        encoded = Images(features.pooled, nothing, nothing, features.occupied(), nothing[..., 0].bool(), nothing, ())
         of_texts = [encode_texts(model, tokens) for tokens, _ in texts_of(batch, objective, words)]
         terms = loss_terms(model, objective, encoded, of_texts, batch, words)
     assert set(terms) >= {"caption", "multi_label"}

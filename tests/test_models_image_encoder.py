@@ -5,7 +5,7 @@ import torch
 
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, noise
 from groupvit.models.config import ViTConfig
-from groupvit.models.image_encoder import ImageEncoder
+from groupvit.models.image_encoder import ImageEncoder, occupied
 from groupvit.models.stems import ConvStem, ResidualBlock
 
 TWO_STAGES = (Stage(2, 6, 6), Stage(1, 3, 3), Stage(1))
@@ -106,6 +106,24 @@ def test_without_the_group_residual_empty_groups_are_left_out_of_the_pooled_feat
     assert not occupied.all()
     for b in range(2):
         torch.testing.assert_close(features.pooled[b], features.segments[b][occupied[b]].mean(dim=0))
+
+
+def test_without_the_group_residual_empty_groups_do_not_go_on_into_the_next_stage():
+    """What an empty group of the first stage is made of changes nothing but its own values as a context."""
+    options = {"group_residual": False, "assign_logits": "cosine", "token_mixer": False, "pre_assign_attention": False}
+    module = encoder((Stage(1, 12, 12), Stage(0, 3, 3)), **options)
+    features = module(images(16, 16))  # of 4 patches
+    exist = occupied(features.assignments[:1])
+    assert not exist.all()
+    again = features.ungrouped[1].segments.masked_fill(~exist[:, :, None], 5.0)
+    last, tokens = module.grouping_stages()[1].grouping, features.ungrouped[1].group_tokens
+    merged, made = last(tokens, again, None, None, exist)
+    torch.testing.assert_close(module.norm(merged), features.segments)
+    real = exist[:, None].expand_as(made.hard)
+    assert torch.equal(made.hard[real], features.assignments[1].hard[real])
+    assert torch.equal(module.patches_occupied(features, module.patches_alone(features)), exist)
+    whole = encoder((Stage(1, 12, 12), Stage(0, 3, 3)), **options | {"group_residual": True})
+    assert not whole.leaves_out_empty
 
 
 def test_only_its_own_patches_reach_a_segment_when_nothing_mixes_after_grouping():

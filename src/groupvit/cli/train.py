@@ -24,7 +24,8 @@ class Options:
     held_out: str | None = None
     steps: int | None = None  # Optimiser steps, instead of the run's own number.
     batch_size: int | None = None  # Photos a step, instead of the run's own number.
-    # Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work.
+    # Photos to encode at a time where a batch does not fit into memory: the same gradient, a third more work;
+    # on a GPU small chunks cost more.
     chunk: int | None = None
     # Share of each photo's patches that a step leaves out, from 0 to below 1, for runs without a trunk.
     patch_dropout: float | None = None
@@ -38,8 +39,8 @@ class Options:
     # Steps between pictures of four photos' segments, in OUT/emergence.png; without it there are none.
     pictures: int | None = None
     tensorboard: bool = False  # Write the curves as TensorBoard's event files, too, and the pictures.
-    # Fuse the transformer blocks (torch.compile): a slower start, then faster in bfloat16; needs a C++ compiler, or
-    # Triton on a GPU.
+    # Fuse the transformer blocks (torch.compile): a slower start, then a little faster on a CPU in bfloat16, and less
+    # memory on a GPU; needs a C++ compiler, or Triton on a GPU.
     compile: bool = False
     # A pre-trained ViT on which the run then stands, as it is: a folder of transformers, or a file of DeiT, timm, DINO
     # or MoCo v3.

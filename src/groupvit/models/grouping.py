@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
@@ -18,6 +18,7 @@ Segments = Float[Tensor, "batch segments dim"]
 Groups = Float[Tensor, "batch groups dim"]
 Shares = Float[Tensor, "batch groups segments"]
 Joined = Int[Tensor, "batch segments"]
+Exist = Bool[Tensor, "batch segments"]
 Map = Float[Tensor, "batch channels rows columns"]
 
 
@@ -75,14 +76,15 @@ class AssignAttention(nn.Module):
         if logits == "cosine":
             self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def similarity(self, groups: Groups, segments: Segments) -> Shares:
+    def similarity(self, groups: Groups, segments: Segments, exist: Exist | None = None) -> Shares:
         """Return the logits of Eq. 3 in at least float32: bfloat16 cannot separate close groups."""
         q, k = self.q_proj(groups), self.k_proj(segments)
         with torch.autocast(q.device.type, enabled=False):
             q, k = at_least_float32(q), at_least_float32(k)
             if self.logits == "cosine":
                 # What all segments share would let one group win them all, what all groups share tells nothing.
-                q, k = q - q.mean(dim=1, keepdim=True), k - k.mean(dim=1, keepdim=True)
+                shared = k.mean(dim=1, keepdim=True) if exist is None else _mean_of(k, exist)
+                q, k = q - q.mean(dim=1, keepdim=True), k - shared
                 q, k = F.normalize(q, dim=-1) * self.scale.exp().clamp(max=100), F.normalize(k, dim=-1)
             logits = q @ k.transpose(1, 2)
         return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits
@@ -99,10 +101,15 @@ class AssignAttention(nn.Module):
         return made.hard + (noisy - noisy.detach()) if self.hard else soft, made
 
     def forward(
-        self, groups: Groups, segments: Segments, keys: Keys | None, joined: Joined | None = None
+        self,
+        groups: Groups,
+        segments: Segments,
+        keys: Keys | None,
+        joined: Joined | None = None,
+        exist: Exist | None = None,
     ) -> tuple[Groups, Assignment]:
-        weights, made = self.assign(self.similarity(groups, segments), keys, joined)
-        return self.merge(weights, segments), made
+        weights, made = self.assign(self.similarity(groups, segments, exist), keys, joined)
+        return self.merge(weights if exist is None else weights * exist[:, None], segments), made
 
     def merge(self, weights: Shares, segments: Segments) -> Groups:
         """Return each group's mean of its segments, projected (Eq. 5)."""
@@ -111,6 +118,11 @@ class AssignAttention(nn.Module):
         weights = weights / torch.where(size > 0, size, 1.0)
         values = self.v_proj(segments)
         return self.proj(weights.to(values.dtype) @ values)
+
+
+def _mean_of(segments: Segments, exist: Exist) -> Float[Tensor, "batch 1 dim"]:
+    shares = exist[:, None].to(segments.dtype)
+    return shares @ segments / shares.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 class GroupingBlock(nn.Module):
@@ -145,10 +157,16 @@ class GroupingBlock(nn.Module):
         self.channel_mlp = Mlp(dim, int(mlp_ratio * dim)) if channel_mlp else None
 
     def forward(
-        self, group_tokens: Tokens, segments: Segments, keys: Keys | None = None, joined: Joined | None = None
+        self,
+        group_tokens: Tokens,
+        segments: Segments,
+        keys: Keys | None = None,
+        joined: Joined | None = None,
+        exist: Exist | None = None,
     ) -> tuple[Groups, Assignment]:
+        """`exist` leaves out segments that are empty groups of the stage before."""
         groups, segments = self.prepare(group_tokens, segments)
-        merged, assignment = self.assign(groups, segments, keys, joined)
+        merged, assignment = self.assign(groups, segments, keys, joined, exist)
         return self.mix_channels(merged + groups if self.group_residual else merged), assignment
 
     def alone(self, segments: Segments) -> Segments:

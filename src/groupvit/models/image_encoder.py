@@ -167,6 +167,7 @@ class ImageEncoder(nn.Module):
             raise ValueError("patch_dropout is a share of patches from 0 to below 1, and 0 on a trunk")
         self.patch_dropout = patch_dropout
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
+        self.leaves_out_empty = self.pool_occupied and grouping.get("hard_assignment", True)
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
         if self.trunk is None:
@@ -238,7 +239,7 @@ class ImageEncoder(nn.Module):
         """
         segments, grid, trunk = self.embed(images, early)
         segments = segments if keys is None else self._some(segments, keys)
-        tokens, ungrouped, assignments = None, [], []
+        tokens, exist, ungrouped, assignments = None, None, [], []
         for i, stage in enumerate(self.grouping_stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
             segments, tokens = stage(segments, tokens, stage_keys)
@@ -246,12 +247,13 @@ class ImageEncoder(nn.Module):
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
-                segments, assignment = stage.grouping(tokens, segments, group_keys, given)
+                segments, assignment = stage.grouping(tokens, segments, group_keys, given, exist)
                 assignments.append(assignment)
             elif stage.seeded is not None and trunk is not None:
                 ungrouped.append(Ungrouped(segments, segments[:, :0]))
                 segments, assignment = stage.seeded(trunk.local, segments, given)
                 assignments.append(assignment)
+            exist = occupied(assignments) if self.leaves_out_empty and assignments else None
         segments = self.norm(segments)
         pooled = self._pool(segments, assignments)
         return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
@@ -285,6 +287,15 @@ class ImageEncoder(nn.Module):
         if last.grouping is None or last.grouping.group_residual:
             raise ValueError("a patch is a segment of its own only where segments are made of their patches alone")
         return self.norm(last.grouping.alone(features.ungrouped[-1].segments))
+
+    def patches_occupied(
+        self, features: ImageFeatures, patches: Float[Tensor, "batch ungrouped dim"]
+    ) -> Bool[Tensor, "batch ungrouped"]:
+        """Return which of `patches_alone` own a patch: empty groups of an earlier stage do not."""
+        earlier = features.assignments[:-1]
+        if self.leaves_out_empty and earlier and patches.shape[1]:
+            return occupied(earlier)
+        return torch.ones_like(patches[..., 0], dtype=torch.bool)
 
     def grouping_stages(self) -> list[GroupingStage]:
         """Return `stages` with their type, which nn.ModuleList forgets."""

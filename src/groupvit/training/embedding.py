@@ -44,11 +44,13 @@ def encode_images(
         with torch.no_grad():
             logits = encoder.trunk.classify(features.trunk.last)
             taught = at_least_float32(rearrange(logits, "b k h w -> b (h w) k")).softmax(dim=-1)
+    patches = encoder.patches_alone(features) if "patches" in needs else nothing
     return Images(
         pooled=features.pooled,
         segments=features.segments if "segments" in needs else nothing,
-        patches=encoder.patches_alone(features) if "patches" in needs else nothing,
+        patches=patches,
         occupied=features.occupied(),
+        patches_occupied=encoder.patches_occupied(features, patches),
         taught=taught,
         joined=tuple(assignment.joined for assignment in features.assignments),
     )

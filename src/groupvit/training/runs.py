@@ -55,8 +55,8 @@ SCENES = Run(
     expected="54.9 mIoU on scenes by `experiments.scenes`, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
 
-# The published recipe, options and losses untouched, on a model of the size of `scenes` and as many pictures: only the
-# numbers of layers, tokens and photos are scaled down.
+# The published network's options and losses on a model of the size of `scenes`, and as many pictures. For its batch the
+# rate is larger than the published one (1.6e-3 at 4,096 photos), and crops are not augmented further.
 SCENES_RELEASE = Run(
     model=ModelConfig(
         image=ImageEncoderConfig(
@@ -226,8 +226,8 @@ PHOTOS_ALONE = Run(
     schedule=Schedule(steps=4000, warmup=400, lr=1e-3, save_every=500),
     optimizer=Optimizer(ema=0.996),
     paper="Table 5: DINO, in miniature",
-    cost="not measured",
-    expected="not measured",
+    cost="measured: 45 minutes of one core for 1,901 steps",
+    expected="then 3.8 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
 )
 
 RUNS: dict[str, Run] = {
@@ -263,6 +263,8 @@ RUNS: dict[str, Run] = {
         PHOTOS_ALONE,
         objective=(Moco(hidden=1024),),
         paper="Table 5: MoCo v3, in miniature",
+        cost="measured: 45 minutes of one core for 1,465 steps",
+        expected="then 4.6 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
         batch_size=128,
     ),
     "photos-classify": vary(
@@ -272,6 +274,8 @@ RUNS: dict[str, Run] = {
         crop=(0.08, 1.0),
         ema=0.0,
         paper="Table 5: DeiT, in miniature, by tags and nouns",
+        cost="measured: 45 minutes of one core for 3,476 steps",
+        expected="then 4.8 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
         batch_size=128,
     ),
     "debug": vary(

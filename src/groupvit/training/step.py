@@ -95,7 +95,7 @@ class Learner(nn.Module):
             with self._autocast():
                 made = encode_images(self.model, of, self.objective, keys[rows], joined=before, early=early)
             joined.setdefault(rows.start, made.joined)
-            return made.pooled, made.segments, made.patches, made.occupied, made.taught
+            return made.pooled, made.segments, made.patches, made.occupied, made.patches_occupied, made.taught
 
         def rows_of(tokens: Int[Tensor, "texts length"], words: bool, rows: slice) -> Features:
             with self._autocast():

@@ -20,7 +20,8 @@ def draw_view(
 ) -> UInt8[Tensor, "batch 3 size size"]:
     """Return a random square view of each image: a pure function of its key, so a resumed run sees the same.
 
-    The recipe is that of BYOL, DINO and MoCo v3 but for the hue: a crop with a share of the `area`, mirrored half the
+    The recipe is that of BYOL, DINO and MoCo v3, but views have no change of hue, and are cut from photos that the
+    loader has resized: a crop with a share of the `area`, mirrored half the
     time; brightness, contrast and saturation (of 80 %), grey (of 20 %), blur and solarisation.
     """
     drawn = noise.uniform(keys, 12).T
