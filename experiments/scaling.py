@@ -47,6 +47,7 @@ def count_flops() -> tuple[float, float]:
         features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, objective, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
 
+    none = torch.zeros(BATCH, 0, dtype=torch.bool)
     masks = {"present": torch.zeros(BATCH, 0, dtype=torch.bool), "human": torch.ones(BATCH, dtype=torch.bool)}
     batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), **masks)
     nothing = torch.zeros(BATCH, 0, run.model.image.dim)
@@ -54,7 +55,7 @@ def count_flops() -> tuple[float, float]:
     texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * PROMPTS, 0)]
 
     def loss() -> None:
-        of_images = Images(pooled, nothing, nothing, *[torch.zeros(BATCH, 0, dtype=torch.bool)] * 2, nothing, ())
+        of_images = Images(pooled, nothing, nothing, none, none, nothing, ())
         torch.stack(list(loss_terms(model, objective, of_images, texts, batch, words).values())).sum().backward()
 
     return flops(encoders) / 8, flops(loss)
