@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from groupvit.errors import InputError
 from groupvit.models import Assignment, ImageFeatures, Ungrouped
-from groupvit.models.grouping import AssignAttention, Groups, Segments, Shares
+from groupvit.models.grouping import AssignAttention, Exist, Groups, Segments, Shares, mean_of
 from groupvit.segmentation.segmenter import Segmenter
 
 Clustering = Literal["pixel-wise", "k-means", "mean-shift", "spectral"]
@@ -58,10 +58,15 @@ def refined(segmenter: Segmenter, rounds: int = 8) -> Segmenter:
 
 
 def _similarity(
-    block: AssignAttention, learned: Callable[..., Shares], rounds: int, groups: Groups, segments: Segments
+    block: AssignAttention,
+    learned: Callable[..., Shares],
+    rounds: int,
+    groups: Groups,
+    segments: Segments,
+    exist: Exist | None = None,
 ) -> Shares:
-    logits, keys = learned(groups, segments), block.k_proj(segments).float()
-    keys = F.normalize(keys - keys.mean(dim=1, keepdim=True), dim=-1)
+    logits, keys = learned(groups, segments, exist), block.k_proj(segments).float()
+    keys = F.normalize(keys - mean_of(keys, exist), dim=-1)
     for _ in range(rounds):
         members = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(keys.dtype).transpose(1, 2)
         logits = F.normalize(members @ keys, dim=-1) @ keys.transpose(1, 2) * block.scale.exp().clamp(max=100)

@@ -171,6 +171,12 @@ def test_a_patch_dropout_that_is_no_share_is_refused(share):
         encoder(patch_dropout=share)
 
 
+@pytest.mark.parametrize("stages", [(Stage(1), Stage(-1, 2, 2)), (Stage(1, -2, 2),), (Stage(1, 2, -2),)])
+def test_negative_numbers_of_a_stage_are_refused(stages):
+    with pytest.raises(ValueError, match="a stage has a negative number"):
+        encoder(stages)
+
+
 def test_a_trunk_keeps_all_its_patches():
     with pytest.raises(ValueError, match="0 on a trunk"):
         on_trunk(patch_dropout=0.5)

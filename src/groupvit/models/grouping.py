@@ -83,8 +83,7 @@ class AssignAttention(nn.Module):
             q, k = at_least_float32(q), at_least_float32(k)
             if self.logits == "cosine":
                 # What all segments share would let one group win them all, what all groups share tells nothing.
-                shared = k.mean(dim=1, keepdim=True) if exist is None else _mean_of(k, exist)
-                q, k = q - q.mean(dim=1, keepdim=True), k - shared
+                q, k = q - q.mean(dim=1, keepdim=True), k - mean_of(k, exist)
                 q, k = F.normalize(q, dim=-1) * self.scale.exp().clamp(max=100), F.normalize(k, dim=-1)
             logits = q @ k.transpose(1, 2)
         return logits * q.shape[-1] ** -0.5 if self.logits == "scaled_dot" else logits
@@ -120,7 +119,10 @@ class AssignAttention(nn.Module):
         return self.proj(weights.to(values.dtype) @ values)
 
 
-def _mean_of(segments: Segments, exist: Exist) -> Float[Tensor, "batch 1 dim"]:
+def mean_of(segments: Segments, exist: Exist | None) -> Float[Tensor, "batch 1 dim"]:
+    """Return the mean of the segments that exist (None: all)."""
+    if exist is None:
+        return segments.mean(dim=1, keepdim=True)
     shares = exist[:, None].to(segments.dtype)
     return shares @ segments / shares.sum(dim=-1, keepdim=True).clamp(min=1)
 

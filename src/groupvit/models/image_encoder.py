@@ -163,6 +163,8 @@ class ImageEncoder(nn.Module):
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
         if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
+        if any(min(stage.depth, stage.group_tokens, stage.output_groups) < 0 for stage in stages):
+            raise ValueError("a stage has a negative number of blocks, group tokens or output groups")
         if not 0 <= patch_dropout < 1 or (patch_dropout and self.trunk is not None):
             raise ValueError("patch_dropout is a share of patches from 0 to below 1, and 0 on a trunk")
         self.patch_dropout = patch_dropout
