@@ -60,12 +60,12 @@ def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: 
     else:
         share = f"{100 * speed * gflop * 1e9 / peak:.0f}"
         numbers = {"photos/s": f"{speed:,.0f}", "% of peak": share, "peak, GB": f"{memory / 1e9:.1f}"}
-    print(f"{work}: {', '.join(numbers.values())}", flush=True)  # the rest may not fit into borrowed time
+    print(f"{work}: {', '.join(numbers.values())}", flush=True)  # the rest may not fit into the time
     return {"work": work, "batch": f"{batch:,}", **numbers}
 
 
 def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: float) -> list[Row]:
-    each, whole = count_flops()
+    each, whole = count_flops(batch_size)
     batch = random_batch(batch_size, run).to(device)
     rows = []
     for size, name in ((0, "one graph"), (chunk, f"chunks of {chunk:,}")):
@@ -78,7 +78,7 @@ def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: f
 
 def beside(run: Run, batch_size: int, device: torch.device, peak: float) -> list[Row]:
     """Our step and that of `transformers`, each with one graph."""
-    each, whole = count_flops()
+    each, whole = count_flops(batch_size)
     batch, gflop = random_batch(batch_size, run).to(device), (each + whole / batch_size) / 1e9
     ways = {
         "training, transformers": partial(their_step, run, batch, bfloat16=True),

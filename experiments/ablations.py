@@ -80,7 +80,6 @@ TABLES: dict[str, dict[str, Variant]] = {
         "16 groups, soft": lambda run: with_image(run, hard_assignment=False),
         "64 groups": tokens(64, 64),
         "16 groups, then 8": lambda run: with_image(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
-        "16 groups, then 8, no block between": lambda run: with_image(run, stages=(Stage(3, 16, 16), Stage(0, 8, 8))),
         "patches of 4 px alone": lambda run: plain_run(with_image(run, patch_size=4), nouns=True),
         "16 groups of patches of 4 px": lambda run: with_image(run, patch_size=4),
         "16 groups of patches of 4 px, refined": lambda run: with_image(run, patch_size=4),

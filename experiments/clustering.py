@@ -69,6 +69,7 @@ def _similarity(
     keys = F.normalize(keys - mean_of(keys, exist), dim=-1)
     for _ in range(rounds):
         members = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(keys.dtype).transpose(1, 2)
+        members = members if exist is None else members * exist[:, None]
         logits = F.normalize(members @ keys, dim=-1) @ keys.transpose(1, 2) * block.scale.exp().clamp(max=100)
         logits = logits.masked_fill(members.sum(dim=-1, keepdim=True) == 0, float("-inf"))
     return logits

@@ -294,7 +294,9 @@ READERS = {
     "tar shards": Reader(
         _shard, lambda _: _tar(a_jpg=b"\xff\xd8\xff", a_json=_json(SAMPLE), a_txt=b"a dog", b_png=b"x"), "tar"
     ),
-    "compressed shards": Reader(_compressed, lambda _: gzip.compress(_tar(a_jpg=photo(), a_txt=b"a dog")), "gzip"),
+    "compressed shards": Reader(
+        _compressed, lambda _: gzip.compress(_tar(a_jpg=photo(), a_txt=b"a dog"), mtime=0), "gzip"
+    ),
     "CSV tables": Reader(
         partial(_packed, ending="csv"), lambda _: b'file,caption\na.jpg,"a dog"\na.jpg,"two, ""cats"""\n'
     ),
@@ -367,7 +369,7 @@ def _fitting(kind: str, data: bytes, chance: random.Random) -> bytes:
         text = _json(header)
         return struct.pack("<Q", len(text)) + text + data[8 + size :]
     if kind == "gzip":
-        return gzip.compress(_fitting("tar", gzip.decompress(data), chance), 1)
+        return gzip.compress(_fitting("tar", gzip.decompress(data), chance), 1, mtime=0)
     if kind == "zip":
         made = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:

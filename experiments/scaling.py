@@ -31,7 +31,7 @@ PAPER_RATE = PHOTOS / (16 * 48 * 3600)
 the table counts once more."""
 
 
-def count_flops() -> tuple[float, float]:
+def count_flops(size: int = BATCH) -> tuple[float, float]:
     """Count FLOPs of a step, forward and backward: encoders for one photo, projectors and loss for a batch.
 
     Of the latter each process has an equal share: it projects its own rows and compares them with all.
@@ -47,12 +47,12 @@ def count_flops() -> tuple[float, float]:
         features = [images.pooled, *(encode_texts(model, tokens) for tokens, _ in texts_of(few, objective, words))]
         torch.cat([feature.flatten() for feature in features]).sum().backward()
 
-    none = torch.zeros(BATCH, 0, dtype=torch.bool)
-    masks = {"present": torch.zeros(BATCH, 0, dtype=torch.bool), "human": torch.ones(BATCH, dtype=torch.bool)}
-    batch = replace(few, captions=few.captions.repeat(BATCH // 8, 1), **masks)
-    nothing = torch.zeros(BATCH, 0, run.model.image.dim)
-    pooled = torch.randn(BATCH, run.model.image.dim, requires_grad=True)
-    texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (BATCH, BATCH * PROMPTS, 0)]
+    none = torch.zeros(size, 0, dtype=torch.bool)
+    masks = {"present": none, "human": torch.ones(size, dtype=torch.bool)}
+    batch = replace(few, captions=few.captions.repeat(size // 8, 1), **masks)
+    nothing = torch.zeros(size, 0, run.model.image.dim)
+    pooled = torch.randn(size, run.model.image.dim, requires_grad=True)
+    texts = [torch.randn(count, run.model.text.width, requires_grad=True) for count in (size, size * PROMPTS, 0)]
 
     def loss() -> None:
         of_images = Images(pooled, nothing, nothing, none, none, nothing, ())

@@ -171,7 +171,7 @@ def test_a_process_is_measured_by_itself() -> None:
 
 def test_what_is_measured_on_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, in small, so that the command is not tried for the first time on a rented machine."""
-    monkeypatch.setattr(gpu, "count_flops", lambda: (1e9, 1e9))
+    monkeypatch.setattr(gpu, "count_flops", lambda size: (1e9, 1e9))
     monkeypatch.setattr(gpu.torch.cuda, "max_memory_allocated", lambda: 2e9)
     monkeypatch.setattr(training_step, "compile_blocks", lambda model: True)
     run, device = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG), torch.device("cpu")

@@ -90,7 +90,7 @@ def test_trainings_share_a_name_if_and_only_if_they_are_the_same() -> None:
             run = change(get_run(ablations.LOSSES["nouns"]))
             assert runs.setdefault(ablations.trained_as("nouns", change), run) == run
     assert all(a == b or runs[a] != runs[b] for a in runs for b in runs)
-    assert len(runs) == 4 + 5 + 4 + 6
+    assert len(runs) == 4 + 5 + 4 + 5
 
 
 def test_a_table_is_printed_and_nothing_is_trained_twice(

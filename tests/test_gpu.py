@@ -61,7 +61,7 @@ def test_rivals_without_captions_train_and_resume_on_a_gpu(tmp_path, run):
 
 
 @pytest.mark.parametrize("options", [{"chunk": 4}, {"compiled": True}])
-def test_chunks_and_compiled_blocks_learn_the_same_on_a_gpu(tmp_path, monkeypatch, options):
+def test_chunks_and_compiled_blocks_learn_the_same_on_a_gpu(tmp_path, monkeypatch, options, capsys):
     scenes.write(tmp_path / "data", train=60, evaluation=1)
     monkeypatch.setattr(loop, "bfloat16_is_faster", lambda _: False)
     losses = []
@@ -71,6 +71,7 @@ def test_chunks_and_compiled_blocks_learn_the_same_on_a_gpu(tmp_path, monkeypatc
         train(run, tmp_path / "data", tmp_path / name, device=torch.device("cuda"), compiled=compiled)
         losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert "cannot compile" not in capsys.readouterr().err
 
 
 def test_a_transfer_learns_and_resumes_on_a_gpu(tmp_path):
@@ -127,7 +128,8 @@ def test_the_command_segments_on_a_gpu(tmp_path, run_here):
         "segment", "photo.png", "--model", "model", "--labels", "ball", "grass", "--out", "out", "--precision", "bf16"
     )
     assert code == 0, errors
-    assert (tmp_path / "out").is_dir()
+    assert Image.open(tmp_path / "out" / "photo.png.labels.png").size == (64, 64)
+    assert json.loads((tmp_path / "out" / "photo.png.json").read_text())["engine"] == "torch"
 
 
 def test_an_evaluation_counts_the_same_on_both_devices(tmp_path):

@@ -122,6 +122,9 @@ def test_without_the_group_residual_empty_groups_do_not_go_on_into_the_next_stag
     real = exist[:, None].expand_as(made.hard)
     assert torch.equal(made.hard[real], features.assignments[1].hard[real])
     assert torch.equal(module.patches_occupied(features, module.patches_alone(features)), exist)
+    single = encoder((Stage(1, 12, 12),), **options)
+    features = single(images(16, 16))
+    assert single.patches_occupied(features, single.patches_alone(features)).shape == (2, 0)  # all do
     whole = encoder((Stage(1, 12, 12), Stage(0, 3, 3)), **options | {"group_residual": True})
     assert not whole.leaves_out_empty
 

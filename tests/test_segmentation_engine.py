@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from unittest.mock import Mock
@@ -25,6 +26,7 @@ SMALL = ModelConfig(
     projector_dim=32,
 )
 PLAIN = with_stages(SMALL, Stage(2))
+ALONE = replace(SMALL, image=replace(SMALL.image, assign_logits="cosine", group_residual=False))
 VIT = ViTConfig(image_size=32, patch_size=8, dim=24, heads=2, depth=2)
 SEEDED = ModelConfig(
     image=ImageEncoderConfig(
@@ -62,7 +64,7 @@ def assert_close(made: ImageFeatures, wanted: ImageFeatures) -> None:
     assert (made.trunk is None) == (wanted.trunk is None)
 
 
-@pytest.mark.parametrize("config", [SMALL, PLAIN, SEEDED], ids=["two stages", "plain", "seeded"])
+@pytest.mark.parametrize("config", [SMALL, PLAIN, SEEDED, ALONE], ids=["two stages", "plain", "seeded", "alone"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_images_of_any_number_and_size_give_the_features_of_pytorch(name: Engine, config: ModelConfig) -> None:
     model = model_of(config)
@@ -160,6 +162,7 @@ def test_each_segmenter_keeps_its_compiled_model(monkeypatch: pytest.MonkeyPatch
 
 def test_a_segmenter_takes_auto_and_refuses_a_device_that_its_engine_does_not_have() -> None:
     assert Segmenter(model_of(PLAIN), PLAIN, precision="fp32", engine="auto").engine == chosen("auto")
+    assert Segmenter(model_of(PLAIN), PLAIN, device="meta", precision="fp32", engine="auto").engine == "torch"
     with pytest.raises(InputError, match="the engine openvino computes on the CPU: leave out device='meta'"):
         Segmenter(model_of(PLAIN), PLAIN, device="meta", precision="fp32", engine="openvino")
 
@@ -186,6 +189,9 @@ def test_auto_takes_openvino_where_it_can_run(
     assert chosen("auto") == expected
     monkeypatch.setattr(engine, "openvino_core", Mock(side_effect=ImportError("libtbb.so.12")))
     assert chosen("auto") == "torch"
+    if "openvino" in packages and "onnx" in packages:
+        with pytest.raises(InputError, match=r"the engine openvino cannot be loaded: libtbb.so.12"):
+            chosen("openvino")
 
 
 @pytest.mark.parametrize(

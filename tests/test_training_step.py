@@ -56,6 +56,10 @@ CASES = {
     "plain ViT, captions only": Case(PLAIN, (Captions(),)),
     "nouns": Case(OURS, (Captions(), Nouns("segment", 0.5), Nouns("patch", 0.25))),
     "nouns, prior": Case(OURS, (Captions(), Nouns("segment", 0.5, prior=1.0), Nouns("patch", 0.25, prior=1.0))),
+    "two stages, nouns": Case(
+        replace(OURS, image=replace(OURS.image, stages=(Stage(1, 6, 6), Stage(0, 3, 3)))),
+        (Captions(), Nouns("segment", 0.5), Nouns("patch", 0.25, prior=1.0)),
+    ),
     "distinct prompts": Case(RELEASE, (Captions(), MultiLabel(distinct=True))),
     "local": Case(RELEASE, (Captions(), LocalAlignment(0.5))),
     "local, nouns": Case(OURS, (Captions(), LocalAlignment(0.5), Nouns("segment", 0.5))),

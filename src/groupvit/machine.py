@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groupvit.errors import InputError
-from groupvit.files import cache_folder, write_atomically
+from groupvit.files import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -76,16 +76,20 @@ def bfloat16_is_faster(
         answer = _read(file)
         if answer is None:
             answer = _is_faster(work or _linear_layer())
-            kept = _read(file)  # of several processes the first one decides
+            with suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if _read(file) is None:  # of a disk that was full
+                    file.unlink(missing_ok=True)
+                with file.open("x") as new:  # of several processes the first one decides
+                    new.write(str(answer))
+            kept = _read(file)
             answer = answer if kept is None else kept
-            with suppress(InputError):
-                write_atomically(file, str(answer).encode())
         _ANSWERS[file] = answer
     return _ANSWERS[file]
 
 
 def _read(file: Path) -> bool | None:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         return {"True": True, "False": False}.get(file.read_text())
     return None
 
@@ -98,7 +102,7 @@ def _answer_file(kind: str) -> Path:
     with suppress(OSError):
         named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         processor = named[1] if named else processor
-    key = hashlib.sha256(f"{processor} {torch.__version__} {kind}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{processor} {torch.__version__} {kind}, twice".encode()).hexdigest()[:16]
     return cache_folder() / "bfloat16-is-faster" / key
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,11 +27,12 @@ class Export:
 
         for name in formats:
             check(name, labels)
-        self.formats, self.out, self.names = dict.fromkeys(formats), out, ()
+        self.formats, self.out, self.names, self.labels = dict.fromkeys(formats), out, (), tuple(labels)
         self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
         folders = [os.path.dirname(os.path.abspath(photo)) for photo in photos if self.parts]
         with input_error("one list cannot name photos of several drives", ValueError):
             self.root = os.path.commonpath(folders) if folders else ""
+        self.earlier: dict[str, str] = {}  # lists as they were
         self.heads: dict[str, dict[str, Any]] = {}  # of COCO's lists: all but the annotations
         self.annotations = Counter[str]()
 
@@ -39,6 +40,21 @@ class Export:
     def lists(self) -> list[str]:
         """Names of the files for all photos."""
         return [f"{name}.json" for name in self.parts] + ["labelmap.txt"] * ("voc" in self.formats)
+
+    def loses(self, lists: Collection[str], before: dict[str, Any], photo: str) -> str | None:
+        """Return the first list of an earlier run that says of another photo what the new list would not."""
+        for name in sorted(lists):
+            if name == "labelmap.txt":
+                with suppress(LookupError, TypeError):
+                    names = [label["name"] for label in before["labels"]]
+                    if [each for each in names if each != "background"] != [*self.labels]:
+                        return name
+                continue
+            if name not in self.earlier:
+                self.earlier[name] = (self.out / name).read_text(errors="replace")
+            if json.dumps(photo)[1:-1] in self.earlier[name] or quote(os.fsencode(photo)) in self.earlier[name]:
+                return name
+        return None
 
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""

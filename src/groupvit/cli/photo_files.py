@@ -96,11 +96,13 @@ def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
     foreign, own = set(lists), {os.path.realpath(photo) for photo in photos}
     for file in sorted(out.glob("*.labels.png")) if lists else ():
         before = earlier(Path(str(file).removesuffix(".labels.png")))
-        listed = lists.intersection(before.get("lists", ()))
+        told = before.get("lists")
+        listed = lists.intersection(told if isinstance(told, list) else ())
         foreign -= listed
         other = os.path.realpath(out / str(before.get("path", "")))
-        if listed and other not in own and os.path.isfile(other):
-            raise InputError(f"{out / min(listed)} would lose {other}, which is not among these photos: {_ELSEWHERE}")
+        others = listed if other not in own and os.path.isfile(other) else ()
+        if lost := export.loses(others, before, os.path.basename(other)):
+            raise InputError(f"{out / lost} is of {other}, too, which is not among these photos: {_ELSEWHERE}")
     for name in sorted(foreign):
         raise InputError(f"{out / name} is no result of this command, and would be replaced: {_ELSEWHERE}")
     for photo, name in zip(photos, output_names(photos), strict=True):

@@ -166,7 +166,7 @@ class GroupingBlock(nn.Module):
         joined: Joined | None = None,
         exist: Exist | None = None,
     ) -> tuple[Groups, Assignment]:
-        """`exist` leaves out segments that are empty groups of the stage before."""
+        """`exist` leaves out segments that are empty groups of the stage before, except as a context of attention."""
         groups, segments = self.prepare(group_tokens, segments)
         merged, assignment = self.assign(groups, segments, keys, joined, exist)
         return self.mix_channels(merged + groups if self.group_residual else merged), assignment

@@ -169,7 +169,7 @@ class ImageEncoder(nn.Module):
             raise ValueError("patch_dropout is a share of patches from 0 to below 1, and 0 on a trunk")
         self.patch_dropout = patch_dropout
         self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
-        self.leaves_out_empty = self.pool_occupied and grouping.get("hard_assignment", True)
+        self.leaves_out_empty = not grouping.get("group_residual", True) and grouping.get("hard_assignment", True)
         self.norm_stem = nn.LayerNorm(dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
         if self.trunk is None:
@@ -292,12 +292,12 @@ class ImageEncoder(nn.Module):
 
     def patches_occupied(
         self, features: ImageFeatures, patches: Float[Tensor, "batch ungrouped dim"]
-    ) -> Bool[Tensor, "batch ungrouped"]:
-        """Return which of `patches_alone` own a patch: empty groups of an earlier stage do not."""
+    ) -> Bool[Tensor, "batch _"]:
+        """Return which of `patches_alone` own a patch: empty groups of an earlier stage do not; nothing if all do."""
         earlier = features.assignments[:-1]
-        if self.leaves_out_empty and earlier and patches.shape[1]:
+        if self.leaves_out_empty and earlier and patches.shape[1] and self.grouping_stages()[-1].grouping is not None:
             return occupied(earlier)
-        return torch.ones_like(patches[..., 0], dtype=torch.bool)
+        return torch.ones_like(patches[:, :0, 0], dtype=torch.bool)
 
     def grouping_stages(self) -> list[GroupingStage]:
         """Return `stages` with their type, which nn.ModuleList forgets."""

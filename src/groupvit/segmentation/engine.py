@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
 from groupvit.models import ImageFeatures, Ungrouped
 from groupvit.models.grouping import assignment
@@ -43,6 +44,11 @@ def chosen(engine: str) -> Engine:
         raise InputError(f"engine {engine!r} must be auto, torch, onnxruntime or openvino")
     if engine != "torch" and not (find_spec(engine) and find_spec("onnx")):
         raise InputError(f"the engine {engine} is not installed: pip install 'groupvit[{_EXTRAS[engine]}]'")
+    with input_error(f"the engine {engine} cannot be loaded", ImportError, OSError, RuntimeError):
+        if engine == "openvino":
+            openvino_core()
+        elif engine == "onnxruntime":
+            importlib.import_module(engine)
     return engine
 
 
@@ -140,7 +146,8 @@ class _Graph:
         try:
             write_atomically(file, graph)
         except InputError:
-            folder = tempfile.mkdtemp()
+            with input_error("nowhere to write the network for the engine", OSError):
+                folder = tempfile.mkdtemp()
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             write_atomically(file := Path(folder, file.name), graph)
         return file

@@ -63,7 +63,8 @@ class Segmenter:
     ):
         if precision not in (None, "bf16", "fp32"):
             raise InputError(f"precision={precision!r} must be 'bf16' or 'fp32'")
-        engine = chosen(engine)
+        elsewhere = not str(device or "cpu").startswith("cpu")
+        engine = "torch" if engine == "auto" and elsewhere else chosen(engine)
         if engine == "onnxruntime" and precision == "bf16":
             raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
         gpu = engine == "torch" and torch.cuda.is_available()

@@ -41,7 +41,10 @@ def group_health(features: ImageFeatures) -> dict[str, Float[Tensor, ""]]:
     outputs = [given.segments for given in features.ungrouped[1:]] + [features.segments]
     health = {}
     for i, assignment in enumerate(features.assignments):
-        shares = assignment.hard.mean(dim=2, dtype=torch.float32)
+        joining = assignment.hard.float()
+        if i:  # what owns no patch joins no group
+            joining = joining * occupied(features.assignments[:i])[:, None]
+        shares = joining.sum(dim=2) / joining.sum(dim=(1, 2))[:, None]
         usage = shares.mean(dim=0)
         values = {
             "usage_entropy": torch.special.entr(usage).sum() / math.log(max(2, len(usage))),

@@ -67,7 +67,7 @@ class Vocabulary:
 @dataclass(frozen=True)
 class Images:
     """Image features that the terms need, the others are empty: `patches` as segments of their own, the segments that
-    own one (`occupied`), the `patches` that do, of which some are empty groups of an earlier stage, what a trunk's
+    own one (`occupied`), the `patches` that do where some are empty groups of an earlier stage, what a trunk's
     classifier says of its cells (`taught`), and each stage's assignment."""
 
     pooled: Float[Tensor, "batch dim"]
@@ -202,10 +202,10 @@ class Nouns:
         words, batch, images = of.vocabulary, of.batch, of.images
         segments, exist = images.segments, images.occupied
         if self.of == "patch":
-            segments, exist = images.patches, images.patches_occupied
+            segments, exist = images.patches, images.patches_occupied if images.patches_occupied.shape[1] else None
         scale, bias, weights = temperature(model.segment_logit_scale), model.segment_logit_bias, words.weights
         if self.prior is not None:
-            count = exist.sum(dim=1, dtype=bias.dtype)[:, None]
+            count = bias.new_tensor(segments.shape[1]) if exist is None else exist.sum(dim=1)[:, None]
             bias = bias - SEGMENT_LOGIT_BIAS + self.prior * words.log_odds.to(bias.dtype) - count.log()
             weights = torch.ones_like(weights)
         nouns, present, known = of.texts[: len(words.nouns)], batch.present[of.own], batch.known[of.own]
