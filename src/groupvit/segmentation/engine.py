@@ -2,14 +2,12 @@
 
 import copy
 import hashlib
-import importlib
 import shutil
 import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,24 +37,13 @@ _AXES = {"images": ("batch", None, "height", "width")}
 def chosen(engine: str) -> Engine:
     """Return the engine to use: for "auto" OpenVINO where it is installed and there is no GPU, PyTorch otherwise."""
     if engine == "auto":
-        return "openvino" if not torch.cuda.is_available() and find_spec("onnx") and _has_openvino() else "torch"
+        fast = not torch.cuda.is_available() and find_spec("openvino") and find_spec("onnx")
+        return "openvino" if fast else "torch"
     if engine not in ("torch", "openvino", "onnxruntime"):
         raise InputError(f"engine {engine!r} must be auto, torch, onnxruntime or openvino")
     if engine != "torch" and not (find_spec(engine) and find_spec("onnx")):
         raise InputError(f"the engine {engine} is not installed: pip install 'groupvit[{_EXTRAS[engine]}]'")
-    with input_error(f"the engine {engine} cannot be loaded", ImportError, OSError, RuntimeError):
-        if engine == "openvino":
-            openvino_core()
-        elif engine == "onnxruntime":
-            importlib.import_module(engine)
     return engine
-
-
-def _has_openvino() -> bool:
-    """Return True if OpenVINO is installed and its libraries can be loaded."""
-    with suppress(Exception):
-        return bool(find_spec("openvino") and openvino_core())
-    return False
 
 
 def encoder_in(engine: Engine, encoder: ImageEncoder) -> Callable[[Images], ImageFeatures]:
