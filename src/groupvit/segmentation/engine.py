@@ -8,7 +8,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -186,8 +186,12 @@ class _OpenVINO(_Graph):
         return self.loaded(load)
 
 
+@cache
 def openvino_core() -> Any:
-    """Return OpenVINO's core, without its telemetry: each import would tell Google Analytics, from a forked process."""
+    """Return OpenVINO's core, without its telemetry: each import would tell Google Analytics, from a forked process.
+
+    There is one for good: once the last one is gone, its libraries are unloaded, and threads that used them crash.
+    """
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino
 
