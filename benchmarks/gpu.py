@@ -64,27 +64,19 @@ def row(work: str, batch: int, make: Callable[[], Callable[[], object]], gflop: 
     return {"work": work, "batch": f"{batch:,}", **numbers}
 
 
-def trained(run: Run, batch_size: int, chunk: int, device: torch.device, peak: float) -> list[Row]:
-    each, whole = count_flops(batch_size)
-    batch = random_batch(batch_size, run).to(device)
-    rows = []
-    for size, name in ((0, "one graph"), (chunk, f"chunks of {chunk:,}")):
-        for compiled in (False, True):
-            work = f"training, {name}" + ", compiled" * compiled
-            make = partial(our_step, run, batch, chunk=size, compiled=compiled)
-            rows.append(row(work, batch_size, make, (each + whole / batch_size) / 1e9, peak))
-    return rows
-
-
-def beside(run: Run, batch_size: int, device: torch.device, peak: float) -> list[Row]:
-    """Our step and that of `transformers`, each with one graph."""
+def trained(
+    run: Run, batch_size: int, device: torch.device, peak: float, *, chunk: int = 0, theirs: bool = False
+) -> list[Row]:
+    """Our step with one graph, with a `chunk` in chunks, too, and before them that of `transformers`."""
     each, whole = count_flops(batch_size)
     batch, gflop = random_batch(batch_size, run).to(device), (each + whole / batch_size) / 1e9
-    ways = {
-        "training, transformers": partial(their_step, run, batch, bfloat16=True),
-        "training, one graph": partial(our_step, run, batch),
-        "training, one graph, compiled": partial(our_step, run, batch, compiled=True),
-    }
+    ways: dict[str, Callable[[], Callable[[], object]]] = {}
+    if theirs:
+        ways["training, transformers"] = partial(their_step, run, batch, bfloat16=True)
+    for size in (0, chunk) if chunk else (0,):
+        name = f"training, chunks of {size:,}" if size else "training, one graph"
+        for compiled in (False, True):
+            ways[name + ", compiled" * compiled] = partial(our_step, run, batch, chunk=size, compiled=compiled)
     return [row(work, batch_size, make, gflop, peak) for work, make in ways.items()]
 
 
@@ -123,7 +115,7 @@ def main(batch: int = 4096, chunk: int = 512, record: bool = False) -> None:
     began, device, run = commit(), torch.device("cuda"), get_run("groupvit-s-gcc-yfcc")
     peak = matrix_rate(torch.bfloat16, clock, device=device, side=8192)
     rows = [row for side, size in ((224, 512), (448, 128)) for row in encoded(run, side, size, device, peak)]
-    rows += beside(run, chunk, device, peak) + trained(run, batch, chunk, device, peak)
+    rows += trained(run, chunk, device, peak, theirs=True) + trained(run, batch, device, peak, chunk=chunk)
     print_rows(rows)
     if record:
         record_table("RESULTS.md", "speed_gpu", rows, began)

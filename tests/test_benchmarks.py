@@ -175,7 +175,7 @@ def test_what_is_measured_on_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gpu.torch.cuda, "max_memory_allocated", lambda: 2e9)
     monkeypatch.setattr(training_step, "compile_blocks", lambda model: True)
     run, device = replace(get_run("groupvit-s-gcc-yfcc"), model=CONFIG), torch.device("cpu")
-    rows = gpu.trained(run, 8, 4, device, 1e12) + gpu.beside(run, 4, device, 1e12)
+    rows = gpu.trained(run, 8, device, 1e12, chunk=4) + gpu.trained(run, 4, device, 1e12, theirs=True)
     rows += gpu.encoded(run, 32, 2, device, 1e12)
     assert [row["work"] for row in rows] == [
         "training, one graph",

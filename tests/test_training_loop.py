@@ -492,9 +492,13 @@ def test_an_evaluation_that_fails_loses_no_step(data, tmp_path):
 
 
 def test_a_first_ctrl_c_says_what_a_second_one_does_and_a_closed_terminal_stops(capfd: Any) -> None:
-    with loop.stop_requests() as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have had it ignored
+    try:
+        with loop.stop_requests() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert received == [signal.SIGINT, signal.SIGHUP]
     assert "stops after this step; Ctrl-C again: at once" in capfd.readouterr().err
 

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 Format = Literal["coco", "coco-polygons", "label-studio", "label-studio-polygons", "labelme", "voc"]
 
 
+def path_from(out: Path, photo: str) -> str:
+    """Return where a photo is, from the folder of its results."""
+    with suppress(ValueError):  # on another drive of Windows
+        return os.path.relpath(photo, os.path.realpath(out))
+    return os.path.abspath(photo)
+
+
 class Export:
     """Writes files beside each photo's results (labelme, voc), and at the end one for all photos (the others)."""
 
@@ -65,9 +72,7 @@ class Export:
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
             elif name == "labelme":
                 place = os.path.join(os.path.realpath(photo.parent), photo.name)
-                with suppress(ValueError):  # on another drive of Windows
-                    place = os.path.relpath(place, os.path.realpath(self.out))
-                text = json.dumps(result.to_labelme(place))
+                text = json.dumps(result.to_labelme(path_from(self.out, place)))
                 write_atomically(stem.with_name(f"{stem.name}.labelme.json"), text.encode())
             elif name.startswith("coco"):
                 self._keep_instances(name, result.to_coco(self._below(self.root, photo), polygons=polygons))

@@ -116,13 +116,6 @@ def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
                 raise InputError(f"{file} is the result of {other}, not of {photo}: {_ELSEWHERE}")
 
 
-def path_from(out: Path, photo: Path) -> str:
-    """Return where a photo is, from the folder of its results."""
-    with suppress(ValueError):  # on another drive of Windows
-        return os.path.relpath(os.path.realpath(photo), os.path.realpath(out))
-    return os.path.abspath(photo)
-
-
 _ELSEWHERE = "choose another --out"
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from groupvit.cli.formats import Export, Format
+from groupvit.cli.formats import Export, Format, path_from
 from groupvit.cli.photo_files import (
     earlier,
     find_photos,
     keep_others,
     mask_kinds,
     output_names,
-    path_from,
     remove_others,
     result_file,
 )
@@ -159,7 +158,7 @@ def _segment(
             writing.clear()
             for i, result in zip(images, results, strict=True):
                 export.add(out / names[i], files[i], result)
-                facts = {"photo": str(files[i]), "path": path_from(out, files[i]), **record}
+                facts = {"photo": str(files[i]), "path": path_from(out, os.path.realpath(files[i])), **record}
                 writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
             advance(len(chunk), len(chunk))
             if (max(chunk) + 1) // _TRIM_EVERY > min(chunk) // _TRIM_EVERY:

@@ -241,7 +241,7 @@ class ImageEncoder(nn.Module):
         """
         segments, grid, trunk = self.embed(images, early)
         segments = segments if keys is None else self._some(segments, keys)
-        tokens, exist, ungrouped, assignments = None, None, [], []
+        tokens, ungrouped, assignments = None, [], []
         for i, stage in enumerate(self.grouping_stages()):
             stage_keys = None if keys is None else noise.fold(keys, 100 + i)
             segments, tokens = stage(segments, tokens, stage_keys)
@@ -249,13 +249,13 @@ class ImageEncoder(nn.Module):
             if stage.grouping is not None and tokens is not None:
                 ungrouped.append(Ungrouped(segments, tokens))
                 group_keys = None if stage_keys is None else noise.fold(stage_keys, -2)
+                exist = occupied(assignments) if self.leaves_out_empty and assignments else None
                 segments, assignment = stage.grouping(tokens, segments, group_keys, given, exist)
                 assignments.append(assignment)
             elif stage.seeded is not None and trunk is not None:
                 ungrouped.append(Ungrouped(segments, segments[:, :0]))
                 segments, assignment = stage.seeded(trunk.local, segments, given)
                 assignments.append(assignment)
-            exist = occupied(assignments) if self.leaves_out_empty and assignments else None
         segments = self.norm(segments)
         pooled = self._pool(segments, assignments)
         return ImageFeatures(pooled, segments, tuple(ungrouped), tuple(assignments), grid, trunk)
