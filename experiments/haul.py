@@ -4,7 +4,8 @@
     python -m experiments.haul --samples 3000000 --record
 
 The disturbed training is killed, asked to stop, gets no more room on its disk, or loses a shard. It goes on each time
-with another number of data workers, and must end with the weights of an undisturbed one.
+with another number of data workers, and must end with the weights of an undisturbed one. After an interruption the same
+command goes on after the last fault.
 """
 
 import io
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from PIL import Image
 
 from groupvit.data import scenes
 from groupvit.data.shards import Sample, write_shards
+from groupvit.files import write_atomically
 
 FAULTS = ("SIGKILL", "SIGTERM", "full disk", "vanished shard")
 PER_SHARD = 10_000
@@ -89,18 +90,27 @@ def _wait(child: subprocess.Popen[bytes], out: Path, chance: random.Random, step
 
 def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]:
     """Disturb a training, as often as asked, while it takes about so many minutes."""
-    scenes.write(folder / "data", train=PHOTOS, evaluation=1)
-    steps = faults * _steps_in(folder, 60 * minutes / faults)
-    chance, happened = random.Random(seed), Counter[str]()
-    began, out = time.monotonic(), folder / "hauled"
-    while (number := happened.total()) < faults and step_of(out) < steps:
+    out, file = folder / "hauled", folder / "state.json"
+    if not file.is_file():
+        scenes.write(folder / "data", train=PHOTOS, evaluation=1)
+        steps = faults * _steps_in(folder, 60 * minutes / faults)
+        write_atomically(file, json.dumps({"steps": steps, "seconds": 0, "happened": []}).encode())
+    for gone in folder.glob("data/train/*.gone"):  # an interruption came while the shard was away
+        gone.rename(gone.with_suffix(".tar"))
+    state = json.loads(file.read_text())
+    steps, happened = state["steps"], state["happened"]
+    began = time.monotonic() - state["seconds"]
+    while (number := len(happened)) < faults and step_of(out) < steps:
+        chance = random.Random(f"{seed} {number}")
         child, fault = training(folder / "data", out, steps, number % 3), chance.choice(FAULTS)
         _wait(child, out, chance, (steps - 10 - step_of(out)) / (faults - number))
         if child.poll() is not None:
             finish(child)  # it has ended before the last fault
             continue
         _disturb(folder, child, steps, fault)
-        happened[fault] += 1
+        happened.append(fault)
+        state["seconds"] = time.monotonic() - began
+        write_atomically(file, json.dumps(state).encode())
         print(f"{number + 1}: {fault}, goes on from step {step_of(out)} of {steps}", file=sys.stderr)
     finish(training(folder / "data", out, steps, 1))
     took = time.monotonic() - began
@@ -108,7 +118,7 @@ def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]
     peace, hauled = weights(folder / "peace"), weights(out)
     return {
         "minutes": round(took / 60),
-        **{fault: happened[fault] for fault in FAULTS},
+        **{fault: happened.count(fault) for fault in FAULTS},
         "steps": steps,
         "tensors": len(peace),
         "tensors that differ in any bit": sum(value != hauled[name] for name, value in peace.items()),
@@ -172,20 +182,28 @@ def _row(samples: str, index: tuple[float, float], doctor: tuple[float, float]) 
     return {"samples": samples, **seconds, "index, GB": f"{index[1]:.2f}", "doctor, GB": f"{doctor[1]:.2f}"}
 
 
-def main(minutes: float = 10, faults: int = 10, seed: int = 0, samples: int = 0, record: bool = False) -> None:
+def main(
+    out: Path = Path("runs/haul"),
+    minutes: float = 10,
+    faults: int = 10,
+    seed: int = 0,
+    samples: int = 0,
+    record: bool = False,
+) -> None:
     """Disturb a training; or, with `samples`, measure the index and the doctor.
 
     Args:
+        out: Folder of the trainings.
         minutes: How long the disturbed training takes, about; the undisturbed one takes half of it.
         faults: How many.
         seed: Of the faults and their moments.
         samples: How many to index and examine instead.
         record: Write the result into docs/RELIABILITY.md and docs/results.json.
     """
-    began = commit()
+    began, name = commit(), f"{minutes:g}-minutes-{faults}-faults-seed{seed}"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        rows = measure_samples(Path(folder), samples) if samples else [haul(Path(folder), minutes, faults, seed)]
+        rows = measure_samples(Path(folder), samples) if samples else [haul(out / name, minutes, faults, seed)]
     print_rows(rows)
     if record:
         record_table("RELIABILITY.md", "samples" if samples else "haul", rows, began)
