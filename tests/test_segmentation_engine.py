@@ -123,6 +123,15 @@ def test_other_weights_have_another_graph_and_a_damaged_one_is_written_again(nam
             file.write_bytes(file.read_bytes()[:1000])
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_installed_engine_that_does_not_load_is_one_line(name: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = Segmenter(model_of(PLAIN), PLAIN, device="cpu", precision="fp32", engine=name)
+    monkeypatch.setitem(sys.modules, name, None)  # its import fails
+    monkeypatch.setattr(engine, "openvino_core", engine.openvino_core.__wrapped__)
+    with pytest.raises(InputError, match="cannot run the network.*import.*; take the engine torch"):
+        segmenter.encoder(torch.zeros(1, 3, 64, 64))
+
+
 def test_other_options_of_the_same_weights_have_another_graph() -> None:
     images = torch.randn(1, 3, 64, 64)
     for eps in (1.0, 100.0):

@@ -144,8 +144,9 @@ class _Graph:
         try:
             return load(self.file)
         except Exception:  # the engines raise nearly anything
-            self.file = self._written(self.file)
-            return load(self.file)
+            with input_error("this engine cannot run the network", Exception, advice="take the engine torch"):
+                self.file = self._written(self.file)
+                return load(self.file)
 
 
 def _options(module: nn.Module) -> str:
@@ -207,11 +208,15 @@ class _ONNXRuntime(_Graph):
     @cached_property
     def session(self) -> Any:
         """The loaded model."""
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        return self.loaded(lambda file: onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]))
+        def load(file: Path) -> Any:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+        return self.loaded(load)
 
 
 _ENGINES = {"openvino": _OpenVINO, "onnxruntime": _ONNXRuntime}
