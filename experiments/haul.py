@@ -4,8 +4,8 @@
     python -m experiments.haul --samples 3000000 --record
 
 The disturbed training is killed, asked to stop, gets no more room on its disk, or loses a shard. It goes on each time
-with another number of data workers, and must end with the weights of an undisturbed one. After an interruption the same
-command goes on after the last fault.
+with another number of data workers, and must end with the weights of an undisturbed one, which runs beside it. After an
+interruption the same command goes on after the last fault.
 """
 
 import io
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from groupvit.files import write_atomically
 
 FAULTS = ("SIGKILL", "SIGTERM", "full disk", "vanished shard")
 PER_SHARD = 10_000
+STATE = "state.json"
 _LEFT = 100_000  # bytes that a full disk has left: for lines of metrics, but for no checkpoint
 
 
@@ -88,17 +90,9 @@ def _wait(child: subprocess.Popen[bytes], out: Path, chance: random.Random, step
     time.sleep(chance.uniform(0, 10 if starting else 1))
 
 
-def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]:
-    """Disturb a training, as often as asked, while it takes about so many minutes."""
-    out, file = folder / "hauled", folder / "state.json"
-    if not file.is_file():
-        scenes.write(folder / "data", train=PHOTOS, evaluation=1)
-        steps = faults * _steps_in(folder, 60 * minutes / faults)
-        write_atomically(file, json.dumps({"steps": steps, "seconds": 0, "happened": []}).encode())
-    for gone in folder.glob("data/train/*.gone"):  # an interruption came while the shard was away
-        gone.rename(gone.with_suffix(".tar"))
-    state = json.loads(file.read_text())
-    steps, happened = state["steps"], state["happened"]
+def _haul(folder: Path, state: dict[str, Any], faults: int, seed: int) -> None:
+    """Disturb the training as often as asked, and let it end; keep in the state what happened and how long it took."""
+    out, steps, happened = folder / "hauled", state["steps"], state["happened"]
     began = time.monotonic() - state["seconds"]
     while (number := len(happened)) < faults and step_of(out) < steps:
         chance = random.Random(f"{seed} {number}")
@@ -110,18 +104,36 @@ def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]
         _disturb(folder, child, steps, fault)
         happened.append(fault)
         state["seconds"] = time.monotonic() - began
-        write_atomically(file, json.dumps(state).encode())
+        write_atomically(folder / STATE, json.dumps(state).encode())
         print(f"{number + 1}: {fault}, goes on from step {step_of(out)} of {steps}", file=sys.stderr)
     finish(training(folder / "data", out, steps, 1))
-    took = time.monotonic() - began
-    finish(training(folder / "data", folder / "peace", steps, 1))
-    peace, hauled = weights(folder / "peace"), weights(out)
+    state["seconds"] = time.monotonic() - began
+
+
+def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]:
+    """Disturb a training, as often as asked, while it takes about so many minutes; compare it with one in peace."""
+    if not (folder / STATE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        scenes.write(folder / "data", train=PHOTOS, evaluation=1)
+        shutil.copytree(folder / "data", folder / "quiet")  # no shard vanishes here
+        steps = faults * _steps_in(folder, 60 * minutes / faults)
+        write_atomically(folder / STATE, json.dumps({"steps": steps, "seconds": 0, "happened": []}).encode())
+    for gone in folder.glob("data/train/*.gone"):  # an interruption came while the shard was away
+        gone.rename(gone.with_suffix(".tar"))
+    state = json.loads((folder / STATE).read_text())
+    peace = training(folder / "quiet", folder / "peace", state["steps"], 1)
+    try:
+        _haul(folder, state, faults, seed)
+        finish(peace)
+    finally:
+        peace.kill()
+    wanted, hauled = weights(folder / "peace"), weights(folder / "hauled")
     return {
-        "minutes": round(took / 60),
-        **{fault: happened.count(fault) for fault in FAULTS},
-        "steps": steps,
-        "tensors": len(peace),
-        "tensors that differ in any bit": sum(value != hauled[name] for name, value in peace.items()),
+        "minutes": round(state["seconds"] / 60),
+        **{fault: state["happened"].count(fault) for fault in FAULTS},
+        "steps": state["steps"],
+        "tensors": len(wanted),
+        "tensors that differ in any bit": sum(value != hauled[name] for name, value in wanted.items()),
     }
 
 
@@ -194,7 +206,7 @@ def main(
 
     Args:
         out: Folder of the trainings.
-        minutes: How long the disturbed training takes, about; the undisturbed one takes half of it.
+        minutes: How long the disturbed training takes, about.
         faults: How many.
         seed: Of the faults and their moments.
         samples: How many to index and examine instead.
