@@ -169,6 +169,7 @@ def test_so_is_one_of_the_whole_model(option: str, tmp_path: Path) -> None:
         ("img_encoder.pos_embed", None, "tensor img_encoder.pos_embed is missing"),
         ("img_encoder.pos_embed", torch.tensor(1.0), "tensor img_encoder.pos_embed is missing or a scalar"),
         ("head.weight", torch.zeros(1), "tensor head.weight does not belong"),
+        ("img_enc\noder\x1b[2J", torch.zeros(1), r"^[^\n\x1b]*img_enc oder \[2J does not belong"),
         ("img_encoder.surplus", torch.zeros(1), "tensor img_encoder.surplus does not belong"),
         ("img_encoder.layers.0.downsample.surplus", torch.zeros(1), "downsample.surplus does not belong"),
         ("img_projector.linear_out.weight", torch.zeros(16, 24), r"linear_out.weight has shape \(16, 24\)"),

@@ -52,10 +52,9 @@ def test_any_value_of_a_caption_is_a_sample_or_a_fault(field: str, value: Any, t
 
 def test_a_broken_promise_would_be_noticed(tmp_path: Path) -> None:
     def broken(path: Path) -> None:
-        raise InputError("two\nlines") if path.read_bytes() == b"lines" else IndexError("out of range")
+        raise IndexError("out of range")
 
     reader = fuzz.Reader(broken, lambda folder: b"")
-    assert "several lines" in fuzz.attempt(reader, tmp_path / "input", b"lines")
     assert "IndexError" in fuzz.attempt(reader, tmp_path / "input", b"")
 
 
