@@ -18,8 +18,7 @@ from groupvit.training.self_supervised import PhotoTerm
 class Run:
     """What a training is made of besides its data folder and its seed.
 
-    `paper`, `cost` and `expected` say which row the run reproduces, what it costs, and what it should score; they are
-    the table of docs/TRAINING.md.
+    docs/TRAINING.md says which row of the paper each named run reproduces, what it costs and what it should score.
     """
 
     model: ModelConfig
@@ -27,9 +26,6 @@ class Run:
     objective: Objective
     schedule: Schedule
     optimizer: Optimizer = field(default_factory=Optimizer)
-    paper: str = ""
-    cost: str = ""
-    expected: str = ""
 
 
 def check(run: Run, seed: int, workers: int, keep: int, processes: int = 1) -> None:

@@ -50,9 +50,6 @@ SCENES = Run(
     data=Data("train/*.tar", batch_size=32, held_out="eval", crop=(0.6, 1.0)),
     objective=(Captions(0.1), Nouns("segment", 0.5), Nouns("patch", 0.5)),
     schedule=Schedule(steps=2400, warmup=200, lr=5e-4, evaluate_every=650, save_every=650),
-    paper="none: ours, in miniature",
-    cost="measured: 5.0 minutes on two cores",
-    expected="54.9 mIoU on scenes by `experiments.scenes`, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
 
 # The published network's options and losses on a model of the size of `scenes`, and as many pictures. For its batch the
@@ -69,9 +66,6 @@ SCENES_RELEASE = Run(
     data=Data("train/*.tar", batch_size=128, held_out="eval"),
     objective=(Captions(), MultiLabel(style="release")),
     schedule=Schedule(steps=600, warmup=40, lr=1.6e-3, lr_end=4e-5),
-    paper="none: the release's recipe in miniature",
-    cost="not measured alone; as many pictures as `scenes`",
-    expected="23.1 mIoU on scenes, one seed ([RESULTS.md](RESULTS.md))",
 )
 
 # Which losses survive a small batch? As many pictures for each, rates by the square root of the batch.
@@ -82,33 +76,13 @@ SCENES_64 = vary(
     steps=800,
     lr=7e-4,
     warmup=67,
-    cost="measured: 5.2 minutes on one core",
-    expected="46.4 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
 )
 SCENES_64_RELEASE = vary(
-    SCENES_64,
-    model=replace(SCENES.model, segment_loss=False),
-    objective=(Captions(), MultiLabel()),
-    paper="none: the release's losses in miniature",
-    cost="measured: 6.6 minutes on one core",
-    expected="36.4 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
-)
-SCENES_512_RELEASE = vary(
-    SCENES_64_RELEASE,
-    batch_size=512,
-    chunk=64,
-    steps=100,
-    lr=2e-3,
-    warmup=8,
-    cost="measured: 5.3 minutes on one core",
-    expected="31.6 mIoU on scenes, mean of three seeds ([RESULTS.md](RESULTS.md))",
+    SCENES_64, model=replace(SCENES.model, segment_loss=False), objective=(Captions(), MultiLabel())
 )
 # Segments meet the words of the caption too.
 SCENES_LOCAL = replace(
-    SCENES,
-    objective=(Captions(0.1), LocalAlignment(0.1), Nouns("segment", 0.5), Nouns("patch", 0.5)),
-    cost="not measured",
-    expected="not measured",
+    SCENES, objective=(Captions(0.1), LocalAlignment(0.1), Nouns("segment", 0.5), Nouns("patch", 0.5))
 )
 
 FLICKR8K = Run(
@@ -117,9 +91,6 @@ FLICKR8K = Run(
     objective=(Captions(), Nouns("segment", 0.1), Nouns("patch", 0.1)),
     schedule=Schedule(steps=800, warmup=100, evaluate_every=100, save_every=100),
     optimizer=Optimizer(weight_decay=0.1),
-    paper="none: ours",
-    cost="measured: 14 minutes for the first 400 of 800 steps on one thread",
-    expected="10.0 % R@10, text to image, at step 400 ([LOG.md](LOG.md)); to the end not measured",
 )
 
 # 36 patches a photo, or two cores would see too few photos in an evening; docs/LOG.md has what was compared.
@@ -136,10 +107,6 @@ PHOTOS_SMALL = Run(
     objective=(Captions(0.5), Nouns("segment", 0.1, prior=1.0), Nouns("patch", 0.1, prior=1.0)),
     schedule=Schedule(steps=1620, warmup=100, evaluate_every=330, save_every=330),
     optimizer=Optimizer(weight_decay=0.1, muon=4.0, ema=0.99),
-    paper="none: ours, on 11,074 photos",
-    cost="not measured since photos are read from the disk at every step",
-    expected="not measured since mixed attention was deleted; with it 29.6 mIoU on voc4 "
-    "([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
 )
 
 _SOURCES = (
@@ -159,9 +126,6 @@ PHOTOS = vary(
     ema=0.994,
     evaluate_every=400,
     save_every=400,
-    paper="none: ours, on 27,644 photos",
-    cost="measured: 4.2 minutes on one H200",
-    expected="12.2 mIoU on VOC 2012, 38.6 on Pets ([MODEL_CARD_PHOTOS.md](MODEL_CARD_PHOTOS.md))",
 )
 
 # Recognition from ImageNet's trunk, segments and names from captions and tags.
@@ -194,9 +158,6 @@ PHOTOS_TRUNK = Run(
     objective=(Captions(0.5), Nouns("segment", 0.1, prior=0.6), Nouns("patch", 0.1, prior=0.6), Teacher()),
     schedule=Schedule(steps=600, warmup=50, evaluate_every=200, save_every=100),
     optimizer=Optimizer(muon=4.0, ema=0.99),
-    paper="none: ours, on 27,644 photos",
-    cost="measured: 44 minutes on one core, the other one busy, and 7 for the trunk's maps",
-    expected="46.5 mIoU on VOC 2012, 80.5 on Pets ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 
@@ -212,8 +173,6 @@ PHOTOS_TRUNK_GPU = vary(
     ema=0.9875,
     evaluate_every=400,
     save_every=400,
-    cost="measured: 1.6 minutes on one H200",
-    expected="45.5 mIoU on VOC 2012, 78.9 on Pets ([MODEL_CARD.md](MODEL_CARD.md))",
 )
 
 
@@ -225,24 +184,15 @@ PHOTOS_ALONE = Run(
     objective=(Dino(prototypes=4096, local_crops=6, hidden=1024),),
     schedule=Schedule(steps=4000, warmup=400, lr=1e-3, save_every=500),
     optimizer=Optimizer(ema=0.996),
-    paper="Table 5: DINO, in miniature",
-    cost="measured: 45 minutes of one core for 1,901 steps",
-    expected="then 3.8 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
 )
 
 RUNS: dict[str, Run] = {
     "scenes": SCENES,
     "scenes-release": SCENES_RELEASE,
-    "scenes-long": vary(
-        SCENES,
-        steps=14_000,
-        lr=1e-3,
-        cost="about half an hour on two cores, from 278 pictures/s measured",
-        expected="65.3 mIoU on scenes at step 6,500 ([RESULTS.md](RESULTS.md)); to the end not measured",
-    ),
+    "scenes-long": vary(SCENES, steps=14_000, lr=1e-3),
     "scenes-64": SCENES_64,
     "scenes-64-release": SCENES_64_RELEASE,
-    "scenes-512-release": SCENES_512_RELEASE,
+    "scenes-512-release": vary(SCENES_64_RELEASE, batch_size=512, chunk=64, steps=100, lr=2e-3, warmup=8),
     "scenes-local": SCENES_LOCAL,
     "flickr8k": FLICKR8K,
     "photos": PHOTOS,
@@ -254,41 +204,13 @@ RUNS: dict[str, Run] = {
         model=replace(with_stages(PHOTOS_SMALL.model, Stage(3)), segment_loss=False),
         objective=(Captions(),),
         steps=2400,
-        paper="Table 4 rows 1 to 4: ViT, in miniature",
-        cost="not measured since photos are read from the disk at every step",
-        expected="30.8 % R@10, text to image",
     ),
     "photos-dino": PHOTOS_ALONE,
-    "photos-moco": vary(
-        PHOTOS_ALONE,
-        objective=(Moco(hidden=1024),),
-        paper="Table 5: MoCo v3, in miniature",
-        cost="measured: 45 minutes of one core for 1,465 steps",
-        expected="then 4.6 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
-        batch_size=128,
-    ),
+    "photos-moco": vary(PHOTOS_ALONE, objective=(Moco(hidden=1024),), batch_size=128),
     "photos-classify": vary(
-        PHOTOS_ALONE,
-        objective=(Classify(),),
-        augment="randaugment",
-        crop=(0.08, 1.0),
-        ema=0.0,
-        paper="Table 5: DeiT, in miniature, by tags and nouns",
-        cost="measured: 45 minutes of one core for 3,476 steps",
-        expected="then 4.8 mIoU on VOC 2012, fine-tuned on 3,357 masks ([RESULTS.md](RESULTS.md))",
-        batch_size=128,
+        PHOTOS_ALONE, objective=(Classify(),), augment="randaugment", crop=(0.08, 1.0), ema=0.0, batch_size=128
     ),
-    "debug": vary(
-        SCENES,
-        steps=10,
-        warmup=2,
-        batch_size=16,
-        evaluate_every=10,
-        min_count=2,
-        paper="none: ten steps, to see that all runs",
-        cost="seconds on a CPU",
-        expected="nothing: it learns nothing",
-    ),
+    "debug": vary(SCENES, steps=10, warmup=2, batch_size=16, evaluate_every=10, min_count=2),
     **PAPER_RUNS,
 }
 """By name, the small ones first. `scenes*` and `debug` train on the folder that `groupvit data scenes` writes."""
