@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupvit.models import noise
+from groupvit.models import ImageEncoderConfig, noise
 from groupvit.models.grouping import AssignAttention, GroupingBlock, SeededGrouping
 
 
@@ -109,14 +109,15 @@ def test_soft_assignment_mixes_every_segment_into_every_group():
 @pytest.mark.parametrize(("before", "after"), [(16, 4), (64, 16), (8, 8)])
 @pytest.mark.parametrize("release", [True, False])
 def test_token_and_output_counts_may_differ(before, after, release):
-    block = GroupingBlock(16, 2, before, after, token_mixer=release, pre_assign_attention=release, channel_mlp=release)
+    options = {"token_mixer": release, "pre_assign_attention": release, "channel_mlp": release}
+    block = GroupingBlock(ImageEncoderConfig(dim=16, heads=2, **options), before, after)
     merged, assignment = block(tokens(before), tokens(20))
     assert merged.shape == (3, after, 16)
     assert assignment.soft.shape == (3, after, 20)
 
 
 def test_permuting_group_tokens_permutes_the_groups():
-    block = GroupingBlock(16, 2, 5, 5, token_mixer=False).double()
+    block = GroupingBlock(ImageEncoderConfig(dim=16, heads=2, token_mixer=False), 5, 5).double()
     groups, segments = tokens(5).double(), tokens(20).double()
     order = torch.tensor([3, 1, 4, 0, 2])
     merged, assignment = block(groups, segments)
@@ -126,7 +127,7 @@ def test_permuting_group_tokens_permutes_the_groups():
 
 
 def test_permuting_segments_permutes_only_the_assignment():
-    block = GroupingBlock(16, 2, 5, 5).double()
+    block = GroupingBlock(ImageEncoderConfig(dim=16, heads=2), 5, 5).double()
     groups, segments = tokens(5).double(), tokens(20).double()
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     merged, assignment = block(groups, segments)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ from torch import Tensor, nn
 
 from groupvit.checkpoints import trunks as checkpoints
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
+from groupvit.models.config import ViTConfig
 from groupvit.models.preprocessing import normalize
 from groupvit.models.trunks import EfficientNetLite, SameConv2d, ViTTrunk
 
 SIZES = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
 CHANNELS = {"efficientnet-lite0": (40, 112, 1280), "efficientnet-lite2": (48, 120, 1280)}
 both = pytest.mark.parametrize("variant", SIZES)
-VIT = {"image_size": 32, "patch_size": 8, "dim": 48, "heads": 3, "depth": 4}
+VIT = ViTConfig(image_size=32, patch_size=8, dim=48, heads=3, depth=4)
 
 
 def randomise(network: nn.Module) -> None:
@@ -114,9 +116,9 @@ def test_pixels_as_in_pre_training() -> None:
     torch.testing.assert_close(images, expected)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(EfficientNetLite.preprocess(pixels, torch.bfloat16).float(), images)
-    trunk = ViTTrunk(**VIT, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    trunk = ViTTrunk(replace(VIT, mean=IMAGENET_MEAN, std=IMAGENET_STD))
     torch.testing.assert_close(trunk.preprocess(pixels), normalize(pixels))
-    torch.testing.assert_close(ViTTrunk(**VIT).preprocess(pixels), pixels / 127.5 - 1)
+    torch.testing.assert_close(ViTTrunk(VIT).preprocess(pixels), pixels / 127.5 - 1)
 
 
 @torch.no_grad()
@@ -138,7 +140,7 @@ def test_the_vit_is_that_of_transformers(height: int, width: int, tmp_path: Path
 
 @torch.no_grad()
 def test_a_vit_pads_right_and_bottom_to_whole_patches() -> None:
-    trunk, images = ViTTrunk(**VIT), torch.zeros(1, 3, 40, 48)
+    trunk, images = ViTTrunk(VIT), torch.zeros(1, 3, 40, 48)
     images[..., :35, :41] = torch.randn(35, 41)
     assert all(map(torch.equal, trunk(images[..., :35, :41]), trunk(images)))
     assert (trunk.channels, trunk.strides) == ((48, 48), (8, 8))

@@ -128,7 +128,7 @@ def test_an_installed_engine_that_does_not_load_is_one_line(name: Engine, monkey
     segmenter = Segmenter(model_of(PLAIN), PLAIN, device="cpu", precision="fp32", engine=name)
     monkeypatch.setitem(sys.modules, name, None)  # its import fails
     monkeypatch.setattr(engine, "openvino_core", engine.openvino_core.__wrapped__)
-    with pytest.raises(InputError, match="cannot run the network.*import.*; take the engine torch"):
+    with pytest.raises(InputError, match=r"cannot run the network.*import.*; take the engine torch"):
         segmenter.encoder(torch.zeros(1, 3, 64, 64))
 
 

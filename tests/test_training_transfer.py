@@ -23,6 +23,7 @@ from groupvit.evaluation.masks import MaskedPhoto
 from groupvit.evaluation.results import Result, compare
 from groupvit.evaluation.transfer import open_training, predict, score_into, share_of
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.models.config import ViTConfig
 from groupvit.models.dense import DenseClassifier, patches_of
 from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 from groupvit.training import transfer
@@ -40,7 +41,7 @@ def small_crops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def vit(size: int = 16) -> ViTTrunk:
-    return ViTTrunk(image_size=32, patch_size=size, dim=32, heads=2, depth=2)
+    return ViTTrunk(ViTConfig(image_size=32, patch_size=size, dim=32, heads=2, depth=2))
 
 
 def halves(width: int = 40, height: int = 32) -> MaskedPhoto:

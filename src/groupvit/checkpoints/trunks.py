@@ -88,7 +88,7 @@ def load_vit(source: Path) -> ViTTrunk:
     config = read_vit_config(source)
     impossible = f"{source if source.is_file() else source / CONFIG}: no ViT can be built from it"
     with input_error(impossible, RuntimeError, ValueError, ArithmeticError):
-        trunk = ViTTrunk(**vars(config))
+        trunk = ViTTrunk(config)
     if source.is_file():
         state = rivals.read_state(source)
         if config.class_tokens == 2:

@@ -1,4 +1,4 @@
-"""The numbers of a model. Only `build_model` reads them; modules take flat keywords."""
+"""The numbers of a model, each with its default."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import NoneType, UnionType

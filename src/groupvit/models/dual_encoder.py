@@ -1,7 +1,6 @@
 """GroupViT: an image encoder and a text encoder that meet in one space (Fig. 3)."""
 
 import math
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -41,29 +40,19 @@ class GroupViT(nn.Module):
 
     rivals: Float[Tensor, "rivals embed"] | None = None
 
-    def __init__(
-        self,
-        image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
-        image_projector: Projector,
-        text_projector: Projector,
-        *,
-        multi_label_scale: bool = True,
-        segment_loss: bool = False,
-        teacher_loss: bool = False,
-    ):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.image_projector = image_projector
-        self.text_projector = text_projector
+        self.image_encoder = ImageEncoder(config.image).apply(init_linear)
+        self.text_encoder = TextEncoder(**vars(config.text))
+        self.image_projector = Projector(config.image.dim, config.projector_dim, config.embed_dim)
+        self.text_projector = Projector(config.text.width, config.projector_dim, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        if multi_label_scale:
+        if config.multi_label_scale:
             self.multi_label_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        if segment_loss:
+        if config.segment_loss:
             self.segment_logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
             self.segment_logit_bias = nn.Parameter(torch.tensor(SEGMENT_LOGIT_BIAS))
-        if teacher_loss:
+        if config.teacher_loss:
             self.teacher_logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
     def embed_image_features(self, features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows embed"]:
@@ -89,19 +78,8 @@ def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 
 def build_model(config: ModelConfig) -> GroupViT:
-    """A randomly initialised model: the only reader of `ModelConfig`."""
-    image_encoder = ImageEncoder(**vars(config.image))
-    image_encoder.apply(init_linear)
-    projector = (config.projector_dim, config.embed_dim)
-    return GroupViT(
-        image_encoder,
-        TextEncoder(**asdict(config.text)),
-        Projector(config.image.dim, *projector),
-        Projector(config.text.width, *projector),
-        multi_label_scale=config.multi_label_scale,
-        segment_loss=config.segment_loss,
-        teacher_loss=config.teacher_loss,
-    )
+    """A randomly initialised model."""
+    return GroupViT(config)
 
 
 def init_linear(module: nn.Module) -> None:

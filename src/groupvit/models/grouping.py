@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
+from groupvit.models.config import ImageEncoderConfig
 from groupvit.models.layers import CrossAttention, Mlp, TokenMixer, Tokens, at_least_float32
 from groupvit.models.noise import Keys
 
@@ -130,33 +131,20 @@ def mean_of(segments: Segments, exist: Exist | None) -> Float[Tensor, "batch 1 d
 class GroupingBlock(nn.Module):
     """Group tokens claim segments; each group's segments merge into one new segment (§3.1, Fig. 2)."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        group_tokens: int,
-        output_groups: int,
-        *,
-        mlp_ratio: float = 4.0,
-        hard_assignment: bool = True,
-        assign_logits: Literal["scaled_dot", "dot", "cosine"] = "scaled_dot",
-        assign_eps: float = 1.0,
-        token_mixer: bool = True,
-        pre_assign_attention: bool = True,
-        channel_mlp: bool = True,
-        group_residual: bool = True,
-    ):
+    def __init__(self, config: ImageEncoderConfig, group_tokens: int, output_groups: int):
         super().__init__()
-        self.group_residual = group_residual
+        dim, heads, mlp_ratio = config.dim, config.heads, config.mlp_ratio
+        hard, logits, eps = config.hard_assignment, config.assign_logits, config.assign_eps
+        self.group_residual = config.group_residual
         self.norm_tokens = nn.LayerNorm(dim)
-        mix = token_mixer or group_tokens != output_groups
+        mix = config.token_mixer or group_tokens != output_groups
         self.token_mixer = TokenMixer(group_tokens, dim // 2, output_groups) if mix else nn.Identity()
         self.norm_post_tokens = nn.LayerNorm(dim) if mix else nn.Identity()
         self.norm_segments = nn.LayerNorm(dim)
-        self.pre_assign_attn = CrossAttentionBlock(dim, heads, mlp_ratio) if pre_assign_attention else None
-        self.assign = AssignAttention(dim, hard=hard_assignment, logits=assign_logits, eps=assign_eps)
-        self.norm_new = nn.LayerNorm(dim) if channel_mlp else nn.Identity()
-        self.channel_mlp = Mlp(dim, int(mlp_ratio * dim)) if channel_mlp else None
+        self.pre_assign_attn = CrossAttentionBlock(dim, heads, mlp_ratio) if config.pre_assign_attention else None
+        self.assign = AssignAttention(dim, hard=hard, logits=logits, eps=eps)
+        self.norm_new = nn.LayerNorm(dim) if config.channel_mlp else nn.Identity()
+        self.channel_mlp = Mlp(dim, int(mlp_ratio * dim)) if config.channel_mlp else None
 
     def forward(
         self,

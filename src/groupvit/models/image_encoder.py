@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groupvit.models import noise
-from groupvit.models.config import Stage, Stem, ViTConfig
+from groupvit.models.config import ImageEncoderConfig, Stage
 from groupvit.models.grouping import Assignment, GroupingBlock, SeededGrouping, Segments
 from groupvit.models.layers import Block, TokenMixer, Tokens, resampled
 from groupvit.models.noise import Keys
@@ -93,22 +92,15 @@ def occupied(assignments: Sequence[Assignment]) -> Bool[Tensor, "batch groups"]:
 class GroupingStage(nn.Module):
     """Blocks over segments and group tokens, then grouping (Fig. 2)."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        stage: Stage,
-        previous_tokens: int,
-        drop_paths: Sequence[float],
-        mlp_ratio: float,
-        grouping: dict[str, Any],
-    ):
+    def __init__(self, config: ImageEncoderConfig, stage: Stage, previous_tokens: int, drop_paths: Sequence[float]):
         super().__init__()
+        dim = config.dim
         self.group_tokens = None
         self.group_projector = None
         self.grouping = None
         self.seeded = SeededGrouping(stage.output_groups) if stage.seeded else None
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths)
+        blocks = (Block(dim, config.heads, mlp_ratio=config.mlp_ratio, drop_path=rate) for rate in drop_paths)
+        self.blocks = nn.ModuleList(blocks)
         if stage.group_tokens:
             tokens = torch.zeros(1, stage.group_tokens, dim)
             if previous_tokens:
@@ -117,9 +109,7 @@ class GroupingStage(nn.Module):
             else:
                 nn.init.trunc_normal_(tokens, std=0.02)
             self.group_tokens = nn.Parameter(tokens)
-            self.grouping = GroupingBlock(
-                dim, heads, stage.group_tokens, stage.output_groups, mlp_ratio=mlp_ratio, **grouping
-            )
+            self.grouping = GroupingBlock(config, stage.group_tokens, stage.output_groups)
 
     def forward(
         self, segments: Segments, previous: Float[Tensor, "batch previous dim"] | None, keys: Keys | None
@@ -140,50 +130,36 @@ class GroupingStage(nn.Module):
 class ImageEncoder(nn.Module):
     """Images of any height and width to segments and their pooled feature (Eqs. 1-2)."""
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        dim: int,
-        heads: int,
-        stages: Sequence[Stage],
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        patch_dropout: float = 0.0,
-        stem: Stem = "patch",
-        vit: ViTConfig | None = None,
-        project_group_tokens: bool = True,
-        **grouping: Any,
-    ):
+    def __init__(self, config: ImageEncoderConfig):
         super().__init__()
-        self.patch_size = patch_size
-        self.stem = build_stem(stem, patch_size, dim, vit)
+        stages, dropout = config.stages, config.patch_dropout
+        self.patch_size = config.patch_size
+        self.stem = build_stem(config.stem, config.patch_size, config.dim, config.vit)
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
         grouped = [i for i, stage in enumerate(stages) if stage.groups]
         if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
         if any(min(stage.depth, stage.group_tokens, stage.output_groups) < 0 for stage in stages):
             raise ValueError("a stage has a negative number of blocks, group tokens or output groups")
-        if not 0 <= patch_dropout < 1 or (patch_dropout and self.trunk is not None):
+        if not 0 <= dropout < 1 or (dropout and self.trunk is not None):
             raise ValueError("patch_dropout is a share of patches from 0 to below 1, and 0 on a trunk")
-        self.patch_dropout = patch_dropout
-        self.pool_occupied = bool(seeded) or not grouping.get("group_residual", True)
-        self.leaves_out_empty = not grouping.get("group_residual", True) and grouping.get("hard_assignment", True)
-        self.norm_stem = nn.LayerNorm(dim)
+        self.patch_dropout = dropout
+        self.pool_occupied = bool(seeded) or not config.group_residual
+        self.leaves_out_empty = config.hard_assignment and not config.group_residual
+        self.norm_stem = nn.LayerNorm(config.dim)
         self.pos_embed = None  # a trunk knows positions as well as its pre-training needed them
         if self.trunk is None:
-            side = image_size // patch_size
-            self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim))
+            patches = (config.image_size // config.patch_size) ** 2
+            self.pos_embed = nn.Parameter(torch.empty(1, patches, config.dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = torch.linspace(0, drop_path, sum(stage.depth for stage in stages), device="cpu").tolist()
+        rates = torch.linspace(0, config.drop_path, sum(stage.depth for stage in stages), device="cpu").tolist()
         self.stages = nn.ModuleList()
         previous_tokens = 0
         for stage in stages:
             drop_paths = [rates.pop(0) for _ in range(stage.depth)]
-            self.stages.append(GroupingStage(dim, heads, stage, previous_tokens, drop_paths, mlp_ratio, grouping))
-            previous_tokens = stage.group_tokens if project_group_tokens else 0
-        self.norm = nn.LayerNorm(dim)
+            self.stages.append(GroupingStage(config, stage, previous_tokens, drop_paths))
+            previous_tokens = stage.group_tokens if config.project_group_tokens else 0
+        self.norm = nn.LayerNorm(config.dim)
 
     @property
     def trunk(self) -> EfficientNetLite | ViTTrunk | None:

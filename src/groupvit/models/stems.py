@@ -107,7 +107,7 @@ def build_stem(name: str, patch_size: int, dim: int, vit: ViTConfig | None) -> n
     if name == "vit":
         if vit is None:
             raise ValueError("a trunk 'vit' needs its sizes, `vit`")
-        trunk = ViTTrunk(**vars(vit))
+        trunk = ViTTrunk(vit)
     else:
         trunk = EfficientNetLite(cast(EfficientNetVariant, name))
     if trunk.strides[0] != patch_size:

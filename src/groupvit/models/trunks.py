@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from groupvit.models.config import ViTConfig
 from groupvit.models.layers import Block, resampled
 from groupvit.models.preprocessing import normalize
 
@@ -184,33 +185,21 @@ class ViTTrunk(nn.Module):
     DINO's. There are two class tokens if DeiT's distillation token is one of them.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        dim: int,
-        heads: int,
-        depth: int,
-        mlp_ratio: float = 4.0,
-        norm_eps: float = 1e-12,
-        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-        std: tuple[float, ...] = (0.5, 0.5, 0.5),
-        class_tokens: int = 1,
-    ):
+    def __init__(self, config: ViTConfig):
         super().__init__()
+        dim, patch = config.dim, config.patch_size
         self.channels = (dim, dim)
-        self.strides = (patch_size, patch_size)
-        self.mean, self.std = mean, std
-        self.class_token = nn.Parameter(torch.zeros(1, class_tokens, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, class_tokens + (image_size // patch_size) ** 2, dim))
+        self.strides = (patch, patch)
+        self.mean, self.std = config.mean, config.std
+        self.class_token = nn.Parameter(torch.zeros(1, config.class_tokens, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.class_tokens + (config.image_size // patch) ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.stem = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio=mlp_ratio) for _ in range(depth))
+        self.stem = nn.Conv2d(3, dim, patch, stride=patch)
+        self.blocks = nn.ModuleList(Block(dim, config.heads, mlp_ratio=config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
-                module.eps = norm_eps
+                module.eps = config.norm_eps
 
     def preprocess(self, pixels: Pixels, dtype: torch.dtype = torch.float32) -> Images:
         """Return pixels as in pre-training."""
