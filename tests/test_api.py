@@ -107,7 +107,7 @@ def test_what_is_found_nowhere_names_all_the_places(downloads: list[Any], tmp_pa
 
 
 def test_a_name_that_is_no_hub_id_is_not_looked_for_there(downloads: list[Any], tmp_path: Path) -> None:
-    for source in ("nonsense", "n" * 300, str(tmp_path / "absent.pth"), tmp_path / "absent"):
+    for source in ("nonsense", "n" * 300, str(tmp_path / "absent.pth"), tmp_path / "absent", Path("n" * 300)):
         with pytest.raises(InputError, match=r"no model .* the hub \(not spelt owner/name\)"):
             api.load_model(source)
     assert downloads == []

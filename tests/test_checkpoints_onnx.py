@@ -1,6 +1,7 @@
 """ONNX files compute what PyTorch computes, for images of any number and size."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -127,9 +128,12 @@ def test_a_missing_package_is_one_line(package: str, tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scale", [1.0, math.nan])
+def test_a_graph_that_differs_is_not_written(scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = model_of(SMALL), model_of(SMALL)
     torch.nn.init.normal_(other.image_projector.fc2.weight)
+    with torch.no_grad():
+        other.image_projector.fc2.weight *= scale
     monkeypatch.setattr("groupvit.checkpoints.onnx._any_size", lambda _: other)
     with pytest.raises(InputError, match=r"ONNX Runtime differs: 100.00 % of pixels .* nothing was written"):
         save(tmp_path / "model.onnx", model, SMALL)

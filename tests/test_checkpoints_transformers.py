@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,15 @@ def test_a_deviating_tensor_is_named_as_in_the_file(
         ("vision_config", "depths", 3, "no configuration of a GroupViT"),
         ("vision_config", "hidden_size", "48", "no configuration of a GroupViT"),
         ("vision_config", "hidden_size", 0, "no configuration of a GroupViT"),
+        ("vision_config", "patch_size", 0, "no configuration of a GroupViT"),
+        ("vision_config", "intermediate_size", math.nan, "no configuration of a GroupViT"),
+        ("vision_config", "intermediate_size", math.inf, "no configuration of a GroupViT"),
+        (
+            "vision_config",
+            "image_size",
+            37,
+            r"config\.json is no configuration .* cannot express image.image_size = 37",
+        ),
         ("vision_config", "image_size", [32, 32], "field model.image.image_size"),
         ("text_config", "vocab_size", -5, "no model can be built|vocab"),
     ],
@@ -212,7 +222,7 @@ def test_an_unusable_configuration_is_named(folder: Path, part: str, name: str, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"groupvit"', ""])
+@pytest.mark.parametrize("text", ["{", "[]", '"groupvit"', "", "[" * 200_000], ids=range(5))
 def test_a_config_that_is_no_json_object_is_an_error(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json"):

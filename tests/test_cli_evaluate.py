@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -287,13 +288,17 @@ def test_whole_photos_are_classified(evaluate, tmp_path):
     assert found["metrics"]["top5, 7 templates"] == 100
     assert "top5, 7 templates: 100.00 %" in out
     assert evaluate("classification", "--root", tmp_path / "classes")[0] == 0
+    (tmp_path / "others").mkdir()
+    shutil.copytree(tmp_path / "classes", tmp_path / "others", dirs_exist_ok=True)
+    Image.new("RGB", (20, 30)).save(tmp_path / "others" / "cat" / "b.png")
+    assert "of this model and these photos" in evaluate("classification", "--root", tmp_path / "others")[2]
     for precious in (tmp_path / "model/config.json", tmp_path / "classification.json"):
         found["model"]["sha256"] = "of another model"
         (tmp_path / "classification.json").write_text(json.dumps(found))
         before = precious.read_bytes()
         code, _, err = evaluate("classification", "--root", tmp_path / "classes", "--out", precious)
         assert (code, err.count("\n")) == (2, 1)
-        assert "is no classification of this model" in err
+        assert "is no classification of this model and these photos" in err
         assert precious.read_bytes() == before
 
 

@@ -400,6 +400,23 @@ def test_what_no_run_has_written_is_not_replaced(tmp_path: Path, model: str, nam
         assert segment((str(photo),), out=tmp_path / "out", **options) == 0
 
 
+@pytest.mark.parametrize("text", ['{"lists": null}', '{"lists": [{}]}', '{"lists": 1, "path": 2}', "[" * 200_000, "[]"])
+def test_json_of_no_run_hinders_none(tmp_path: Path, model: str, text: str) -> None:
+    photo, out = save_photo(tmp_path / "a.jpg"), tmp_path / "out"
+    options = {"labels": ("dog", "sky"), "model": model, "out": out, "formats": ("voc",)}
+    assert segment((str(photo),), **options) == 0
+    (out / "labelmap.txt").unlink()
+    (out / "a.jpg.json").write_text(text)
+    assert segment((str(photo),), **options) == 0
+    assert json.loads((out / "a.jpg.json").read_text())["lists"] != []
+
+
+def test_a_long_name_of_no_photo_hinders_no_folder(tmp_path: Path) -> None:
+    save_photo(tmp_path / "a.jpg")
+    (tmp_path / ("a" * 246 + ".json")).touch()
+    assert find_photos([str(tmp_path)]) == [tmp_path / "a.jpg"]
+
+
 def test_a_list_of_an_earlier_run_is_replaced_and_another_is_not(tmp_path: Path, model: str) -> None:
     photo, out = save_photo(tmp_path / "a.jpg"), tmp_path / "out"
     options = {"labels": ("dog", "sky"), "model": model, "out": out}

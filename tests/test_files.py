@@ -81,6 +81,15 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
 
 
+def test_nothing_is_written_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="s3://bucket/x: only data is read from an address"):
+        write_atomically(Path("s3://bucket/x"), b"")
+    with pytest.raises(InputError, match="gs://x"), new_folder(Path("gs://x")):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
     [

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "text": set(),
     "checkpoints": {"models", "text"},
     "segmentation": {"machine", "models", "text"},
-    "data": {"text"},
+    "data": {"machine", "text"},
     "training": {"machine", "models", "text", "checkpoints", "data"},
     "evaluation": {"models", "text", "segmentation", "data"},
     "api": {"checkpoints", "machine", "segmentation"},

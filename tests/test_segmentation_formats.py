@@ -167,6 +167,13 @@ def test_voc_holds_254_labels(first):
         result(np.zeros((2, 2), int), (*names[:count], "more")).to_voc()
 
 
+@pytest.mark.parametrize("count", [256, 2**16])
+def test_the_last_label_that_a_map_holds_is_in_every_list(count):
+    label_map = np.array([[0, count - 1]])
+    found = formats.regions(label_map.astype(np.uint8 if count == 256 else np.uint16), ("l",) * count, (0.5,) * count)
+    assert [region.category for region in found] == [1, count]
+
+
 def test_a_name_with_a_colon_has_no_place_in_labelmap_txt():
     with pytest.raises(InputError, match="a colon or a first # as in '#1 shirt'"):
         formats.check("voc", ["shirt #2", "#1 shirt"])

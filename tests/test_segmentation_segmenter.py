@@ -531,6 +531,7 @@ def test_what_is_no_photo_is_refused(image: Any) -> None:
     ("options", "said"),
     [
         ({"templates": ()}, "templates"),
+        ({"templates": None}, "templates"),
         ({"templates": ("a photo",)}, "templates"),
         ({"batch_size": 0}, "whole number from 1"),
         ({"batch_size": 2.0}, "whole number from 1"),

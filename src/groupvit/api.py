@@ -41,7 +41,7 @@ def load_model(source: str | Path, *, revision: str | None = None) -> checkpoint
 def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """Return where the checkpoint lies, downloaded if need be; an `InputError` lists the places looked at."""
     bundled = Path(__file__).parent / "bundled"
-    own = isinstance(source, Path) and source.exists()  # Path("./photos") has no ./, and means it
+    own = isinstance(source, Path) and os.path.exists(source)  # Path("./photos") has no ./, and means it
     if not own and str(source) in BUNDLED and (bundled / str(source)).is_dir():
         source = bundled / str(source)
     if os.path.exists(source):  # of a name too long for a file, Path.exists is an error

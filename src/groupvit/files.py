@@ -73,6 +73,7 @@ def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
     One that another process fills, or has left, is an `InputError`; whoever is `locked` knows that it has left it.
     """
+    _refuse_remote(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
     with suppress(FileNotFoundError):  # the folder that one is in may be gone
         if folder.resolve() == Path.cwd():
@@ -111,6 +112,12 @@ def refuse_address(photo: str) -> None:
         raise InputError(f"{photo[:200]}: photos are read from files only: {way}")
 
 
+def _refuse_remote(path: Path) -> None:
+    """Refuse what was an address before it became a path; else there would be a folder of the name `s3:`."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
+        raise InputError(f"{match[1]}://{str(path)[match.end() :]}: only data is read from an address: name a disk's")
+
+
 def refuse_pointer(file: Path) -> None:
     """Say what to do about a file that git has not downloaded."""
     with suppress(OSError):  # whoever reads it says why
@@ -123,6 +130,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
+    _refuse_remote(path)
     with input_error(f"cannot write {path.name} in {path.parent}", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import re
 import time
@@ -29,6 +30,11 @@ def enough_memory(advice: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|not enough memory", str(error)):
             raise InputError(f"out of memory: {advice}") from error
         raise
+
+
+def cores() -> int:
+    """Return how many cores this process may use, of those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

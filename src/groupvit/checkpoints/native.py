@@ -46,7 +46,7 @@ def write_json(path: Path, document: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
     refuse_pointer(path)
-    with input_error(f"{path} cannot be read as JSON", OSError, ValueError):
+    with input_error(f"{path} cannot be read as JSON", OSError, ValueError, RecursionError):
         document = json.loads(path.read_bytes())
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object")
@@ -232,7 +232,7 @@ def _whole(state: StateDict, vocabulary: int, source: Path) -> StateDict:
 
 
 def _parse(text: str, source: Path) -> ModelConfig:
-    with input_error(f"{source}: its configuration is not JSON", ValueError):
+    with input_error(f"{source}: its configuration is not JSON", ValueError, RecursionError):
         document = json.loads(text)
     if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
         raise InputError(f"{source}: its configuration has no format_version")

@@ -162,15 +162,18 @@ def read_config(document: dict[str, Any], multi_label_scale: bool, source: Path)
     text, vision = whole["text_config"], whole["vision_config"]
     values = {**RELEASE.to_dict(), **_ours(whole, ""), "multi_label_scale": multi_label_scale}
     values["text"] |= _ours(text, "text")
-    with input_error(f"{source} is no configuration of a GroupViT", TypeError, ValueError, ArithmeticError):
+    broken = f"{source} is no configuration of a GroupViT"
+    with input_error(broken, TypeError, ValueError, ArithmeticError):
         stages = zip(vision["depths"], vision["num_group_tokens"], vision["num_output_groups"], strict=True)
         values["image"] |= _ours(vision, "image") | {
             "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
             "stages": [{"depth": d, "group_tokens": n, "output_groups": g if n else 0} for d, n, g in stages],
         }
     config = parse_config(values, source)
-    for part, meant in config_document(config).items():
-        for name, value in meant.items() if isinstance(meant, dict) else ():
+    with input_error(broken, ValueError, ArithmeticError):
+        meant = config_document(config)
+    for part in ("text_config", "vision_config"):
+        for name, value in meant[part].items():
             if name not in _SPELLING and whole[part][name] != value:
                 raise InputError(f"{source}: {part}.{name} = {whole[part][name]!r} is not supported, only {value!r}")
     return config

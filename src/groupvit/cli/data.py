@@ -1,6 +1,5 @@
 """`groupvit data`: training data."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +7,10 @@ from typing import Annotated, Any
 import tyro
 
 from groupvit.errors import InputError
+from groupvit.machine import cores
 
 _Shards = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARD...", help_behavior_hint="")]
-_CORES = os.cpu_count() or 1
+_CORES = cores()
 
 
 def scenes(

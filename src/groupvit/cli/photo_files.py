@@ -72,9 +72,9 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
 
 def _is_result(path: Path) -> bool:
     found = _RESULT.fullmatch(path.name)
-    if not found or not result_file(stem := path.with_name(found[1]), "labels.png").is_file():
+    if not found or not os.path.isfile(result_file(stem := path.with_name(found[1]), "labels.png")):
         return False
-    return stem.is_file() or result_file(stem, "json").is_file()  # of a run that was killed there may be no JSON
+    return os.path.isfile(stem) or os.path.isfile(result_file(stem, "json"))  # of a killed run there may be no JSON
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
@@ -96,8 +96,7 @@ def keep_others(out: Path, photos: Sequence[Path], export: Export) -> None:
     foreign, own = set(lists), {os.path.realpath(photo) for photo in photos}
     for file in sorted(out.glob("*.labels.png")) if lists else ():
         before = earlier(Path(str(file).removesuffix(".labels.png")))
-        told = before.get("lists")
-        listed = lists.intersection(told if isinstance(told, list) else ())
+        listed = lists.intersection(before["lists"])
         foreign -= listed
         other = os.path.realpath(out / str(before.get("path", "")))
         others = listed if other not in own and os.path.isfile(other) else ()
@@ -120,11 +119,12 @@ _ELSEWHERE = "choose another --out"
 
 
 def earlier(stem: Path) -> dict[str, Any]:
-    """Return what an earlier run said of a photo, or nothing."""
-    with suppress(OSError, ValueError):
-        found = json.loads(result_file(stem, "json").read_text())
-        return found if isinstance(found, dict) else {}
-    return {}
+    """Return what an earlier run said of a photo, if anything, and in which `lists` it stands."""
+    with suppress(OSError, ValueError, RecursionError, TypeError):
+        found = {**json.loads(result_file(stem, "json").read_text())}
+        lists = found.get("lists")
+        return found | {"lists": [str(name) for name in lists] if isinstance(lists, list) else []}
+    return {"lists": []}
 
 
 def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) -> None:
@@ -139,18 +139,13 @@ def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) ->
 
 def mask_kinds(names: Sequence[str]) -> list[str]:
     """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
-    kinds: dict[str, str] = {}
+    encoding, kinds = sys.getfilesystemencoding(), dict[str, str]()
     for i, name in enumerate(names):
-        kind = "mask-" + re.sub(r"[^\w-]+", "-", _encodable(str(name)))[:40]
+        kind = "mask-" + re.sub(r"[^\w-]+", "-", str(name).encode(encoding, "replace").decode(encoding))[:40]
         while kind.lower() in kinds or kind == "mask--":
             kind += f"-{i}"
         kinds[kind.lower()] = kind
     return list(kinds.values())
-
-
-def _encodable(name: str) -> str:
-    encoding = sys.getfilesystemencoding()
-    return name.encode(encoding, errors="replace").decode(encoding)
 
 
 def result_file(stem: Path, suffix: str) -> Path:

@@ -183,7 +183,7 @@ def _load(
         except InputError as error:
             if len(files) == 1:
                 raise
-            print("groupvit: error:", *str(error).split(), file=sys.stderr)
+            print("groupvit: error:", error, file=sys.stderr)
             chunk[i] = None
         pixels = sum(image.width * image.height for image in chunk.values() if image)
         if len(chunk) == count or pixels > _PIXELS_AT_ONCE or i == len(files) - 1:
@@ -205,7 +205,7 @@ def _write(
     pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
     kinds = mask_kinds(result.names) if masks else []
     before = earlier(stem)
-    record["lists"] = sorted({*record["lists"], *before.get("lists", ())})
+    record["lists"] = sorted({*record["lists"], *before["lists"]})
     remove_others(stem, before, {*pictures, *kinds})
     result_file(stem, "json").unlink(missing_ok=True)  # it would not fit what a full disk ends half-way
     for kind, picture in pictures.items():

@@ -2,14 +2,14 @@
 
 import re
 import shutil
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import groupvit
 from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.demo import TITLE, load_gradio
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import new_folder
 
 _README = """---
@@ -33,9 +33,11 @@ def write_space(folder: Path, model: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: choose an empty folder")
     place, package, gradio = api.locate(model), Path(groupvit.__file__).parent, load_gradio()
+    with input_error("what the page needs is not known", PackageNotFoundError, advice="install the package first"):
+        own = requires("groupvit") or ()
     others = [name for name in api.BUNDLED if name != model]
     name = model if model in api.BUNDLED else "model"
-    needed = [re.sub(r"\s*;.*", "", line) for line in requires("groupvit") or () if _for_demo(line)]
+    needed = [re.sub(r"\s*;.*", "", line) for line in own if not re.search(r"extra == ['\"](?!demo['\"])", line)]
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
     values = {"title": TITLE, "gradio": gradio.__version__, "version": groupvit.__version__}
     values["licence"] = "apache-2.0" if model in api.BUNDLED else "other"
@@ -47,8 +49,3 @@ def write_space(folder: Path, model: str) -> None:
         (space / "app.py").write_text(app)
         (space / "requirements.txt").write_text("\n".join(lines) + "\n")
         (space / "README.md").write_text(_README.format(**values), encoding="utf-8")
-
-
-def _for_demo(requirement: str) -> bool:
-    extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-    return not extra or extra[1] == "demo"

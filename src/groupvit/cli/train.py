@@ -61,6 +61,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     from groupvit.checkpoints import latest
     from groupvit.evaluation.emergence import Emergence, photos_to_watch
     from groupvit.evaluation.training import evaluation_of
+    from groupvit.machine import cores
     from groupvit.training.distributed import connected, restarted
     from groupvit.training.loop import train as train_run
 
@@ -83,7 +84,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             init=api.locate(options.init) if options.init and not again else None,
             resume=options.resume or again,
             workers=options.workers,
-            indexers=_cores(),
+            indexers=cores(),
             keep=options.keep,
             device=device,
             evaluate=evaluation_of(run.model, Path(options.data), run.data.held_out) if measured else None,
@@ -98,11 +99,6 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         print(f"{latest(out) or out}: {state.step} of {run.schedule.steps} steps")
         if 0 < state.step < run.schedule.steps:
             print("continue with:", _continue(options, out, several=world.size > 1))
-
-
-def _cores() -> int:
-    """Return how many cores this process may use, of those that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(options: Options) -> "Run":
@@ -144,9 +140,10 @@ def _check(options: Options, run: "Run") -> None:
     if run.data.held_out and is_url(options.data):
         raise InputError('held-out photos are read from a disk only: add --held-out ""')
     shards = find_shards(run.data.train, below=options.data)
-    if run.data.held_out.endswith(".tar") and os.environ.get("RANK", "0") in ("", "0"):  # the first process scores
-        absolute = os.path.isabs(run.data.held_out)
-        if both := {*shards} & {*find_shards(run.data.held_out, below=None if absolute else options.data)}:
+    first = os.environ.get("RANK", "0") in ("", "0")  # it scores
+    if first and run.data.held_out.endswith(".tar"):
+        both = {*shards} & {*find_shards(run.data.held_out, below=options.data)}
+        if both:
             raise InputError(f"{min(map(str, both))} is among --train and among --held-out: score other photos")
 
 

@@ -60,15 +60,14 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     ignored: Any = {"ignore_index": options.ignore_index, "reduce_zero_label": options.reduce_zero_label}
     dataset = open_benchmark(benchmark, options.root, **ignored)
     photos = share_of(open_training(dataset, options.train, **ignored), share, options.seed)
-    dataset = dataset.first(options.limit)
+    dataset, out = dataset.first(options.limit), options.out or Path("runs") / f"transfer-{benchmark}"
     if options.compare:
-        load_comparable(options.compare, dataset, options.root)
+        load_comparable(options.compare, dataset, out / f"{benchmark}.transfer.json")
     torch.manual_seed(options.seed)
     network = DenseClassifier(load_encoder(options.model), len(dataset.classes))
     source = describe_weights(network.encoder, options.model)
     identity = {"pre-trained": source["sha256"], "benchmark": benchmark, "share": share, "photos": photos.names}
     identity |= {"train": options.train, "classes": dataset.classes, **ignored}
-    out = options.out or Path("runs") / f"transfer-{benchmark}"
     done = finetune(network, photos, out, Transfer(identity, **recipe), resume=options.resume)
     print(f"{out}: {done} of {options.steps} steps on {len(photos)} masks")
     if done < options.steps:

@@ -8,7 +8,6 @@ The generator is frozen: a change that moves one pixel or one word is a new `VER
 """
 
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -24,6 +23,7 @@ from groupvit.data.shards import Sample, write_shards
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
 from groupvit.files import new_folder
+from groupvit.machine import cores
 from groupvit.progress import tracked
 
 VERSION = 1
@@ -258,7 +258,7 @@ def write(folder: Path, *, train: int = 30_000, evaluation: int = 500, size: int
         with new_folder(folder) as unfinished:
             _write_evaluation(unfinished / "eval", evaluation, seed=2 * seed + 1, size=size)
             chunks = [range(first, min(first + 100, train)) for first in range(0, train, 100)]
-            drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, os.cpu_count() or 1)
+            drawn = mapped(partial(_samples, seed=2 * seed, size=size), chunks, cores())
             samples = tracked("drawing scenes", chain.from_iterable(drawn), train)
             write_shards(samples, unfinished / "train", prefix="scenes", per_shard=1000)
             (unfinished / "scenes.json").write_text(settings)

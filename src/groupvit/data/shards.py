@@ -63,7 +63,8 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     """
     if not isinstance(source, (str, Path)):
         return tar.newest([shard for one in source for shard in find_shards(one)])
-    head, text = ("", str(source)) if below is None else (f"{str(below).rstrip('/')}/", str(source))
+    alone = below is None or os.path.isabs(source)  # as with Path's /
+    head, text = ("" if alone else f"{str(below).rstrip('/')}/"), str(source)
     if not (head + text).strip() or (below is not None and not str(below)):
         raise InputError("no such shard as '', of which an unset variable may be the cause: name a folder or a file")
     found: list[File] = []
@@ -190,9 +191,10 @@ def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault])
 
 def read_vocabulary(shard: File) -> tuple[str, ...]:
     """Return the words that the source of a shard's tags could have said: `coco-vocabulary.txt` for `coco-0001.tar`."""
-    folder, _, name = str(shard).rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
+    address, mark, query = str(shard).partition("?") if isinstance(shard, str) else ("", "", "")
+    folder, _, name = address.rpartition("/") if address else ("", "", Path(shard).name)
     name = re.sub(r"(?i)((^|-)\d+)?(\.tar)?$", "-vocabulary.txt", name, count=1).removeprefix("-")
-    file = f"{folder}/{name}" if isinstance(shard, str) else shard.with_name(name)
+    file = f"{folder}/{name}{mark}{query}" if isinstance(shard, str) else shard.with_name(name)
     try:
         with told(file), open_file(file) as opened:
             text = opened.read().decode("utf-8-sig")

@@ -183,26 +183,29 @@ def evaluate_whole_photos(
 ) -> dict[str, Any]:
     """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
     described = describe(segmenter, source) | {"precision": "fp32"}
+    if benchmark == "retrieval":
+        whole = Retrieval(root, segmenter.config)
+        photos, digest = len(whole.photos), whole.digest
+    else:
+        whole = ClassFolder.open(root)
+        photos, digest = len(whole), whole.digest()
     if out.exists():
         advice = "choose another --out or delete it"
-        with input_error(f"{out} is no {benchmark} of this model", OSError, *MALFORMED, advice=advice):
+        with input_error(f"{out} is no {benchmark} of this model and these photos", OSError, *MALFORMED, advice=advice):
             held = json.loads(out.read_bytes())
-            if (held["benchmark"], held["model"]["sha256"]) != (benchmark, described["sha256"]):
+            held_of = (held["benchmark"], held["model"]["sha256"], held["data"]["sha256"])
+            if held_of != (benchmark, described["sha256"], digest):
                 raise ValueError("it holds another evaluation")
     with input_error(f"cannot write {out}", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
     metrics: dict[str, float] = {}
-    if benchmark == "retrieval":
-        retrieval = Retrieval(root, segmenter.config)
-        photos, digest = len(retrieval.photos), retrieval.digest
-        metrics = retrieval(segmenter.model)
+    if isinstance(whole, Retrieval):
+        metrics = whole(segmenter.model)
     else:
-        folder = ClassFolder.open(root)
         for templates in (IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80):
-            accuracies = classify(segmenter, folder, templates)
+            accuracies = classify(segmenter, whole, templates)
             metrics |= {f"{name}, {len(templates)} templates": value for name, value in accuracies.items()}
-        photos, digest = len(folder), folder.digest()
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
     document["data"] = {"photos": photos, "sha256": digest}
     document["model"] = described

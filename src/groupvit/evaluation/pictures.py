@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from groupvit.errors import input_error
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_known
 from groupvit.evaluation.naming import class_indices
@@ -57,6 +58,8 @@ def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
 
 def make_folder(out: Path) -> None:
     """Make a folder for pictures, before anything is evaluated."""
+    if not find_spec("matplotlib"):
+        raise InputError("charts need matplotlib: pip install matplotlib")
     with input_error(f"{out} cannot be a folder of pictures, choose another", OSError):
         out.mkdir(parents=True, exist_ok=True)
 
@@ -128,8 +131,8 @@ def confusion(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str]
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """Make an empty figure, in inches, without matplotlib's global state."""
-    with input_error("charts need matplotlib: pip install matplotlib", ImportError):
-        from matplotlib.figure import Figure
+    from matplotlib.figure import Figure
+
     figure = Figure((width, height), dpi=120, layout="constrained")
     return figure, figure.subplots()
 

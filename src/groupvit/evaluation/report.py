@@ -73,7 +73,7 @@ def format_difference(values: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
+    return "-" if value is None or value != value else format(value, form)
 
 
 def _interval(ends: Sequence[float] | None, form: str = ".2f") -> str:

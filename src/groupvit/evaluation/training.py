@@ -1,7 +1,6 @@
 """Scores of a model while it is trained."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ Evaluate = Callable[[GroupViT], dict[str, float]]
 def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
     if held_out.endswith(".tar"):
-        return Retrieval(held_out, config, None if os.path.isabs(held_out) else data)
+        return Retrieval(held_out, config, data)
     photos = MaskFolder.open(data / held_out)
     with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)

@@ -35,7 +35,7 @@ class Region(NamedTuple):
 def regions(label_map: LabelMap, names: Sequence[str], scores: Sequence[float]) -> list[Region]:
     """Return the labels that occur, without the background."""
     first = first_category(names)
-    present = [int(i) for i in np.unique(label_map) if i + first > 0]
+    present = [i for i in map(int, np.unique(label_map)) if i + first > 0]
     return [Region(i + first, names[i], label_map == i, scores[i]) for i in present]
 
 

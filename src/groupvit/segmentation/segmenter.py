@@ -125,7 +125,8 @@ class Segmenter:
         listed: Any = [images] if one else images
         photos = [rgb_of(image) for image in listed]
         if "templates" in changes:
-            changes["templates"] = tuple(changes["templates"])
+            with input_error("templates are a list of texts", TypeError):
+                changes["templates"] = tuple(changes["templates"])
         view = replace(view or View(), **changes).of(self.config.image)
         parsed = self.labels_of(labels, view)
         if view.threshold is not None and len(parsed) == 1:

@@ -1,7 +1,6 @@
 """Fully-supervised transfer (§4.3): a classifier of pixels, all of it fine-tuned on photos with masks."""
 
 import io
-import os
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from groupvit.data.order import BatchSampler, Order
 from groupvit.data.transforms import draw_color, jitter_color, to_tensor
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
-from groupvit.machine import bfloat16_is_faster, enough_memory
+from groupvit.machine import bfloat16_is_faster, cores, enough_memory
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.health import Alarm
 from groupvit.training.loop import SKIPS, stop_requests
@@ -137,7 +136,7 @@ def _batches(photos: Masked, transfer: Transfer, done: int) -> Generator[_Batch,
     """Yield the batches from a step on, a few of them read ahead."""
     order = Order(np.array([len(photos)]), transfer.seed)
     places = iter(BatchSampler(order, transfer.batch_size, start=done * transfer.batch_size, rank=0, world=1))
-    readers = min(_READERS, os.cpu_count() or 1)
+    readers = min(_READERS, cores())
     with ThreadPoolExecutor(readers) as pool:
         coming = deque(pool.submit(_batch, photos, transfer.seed, next(places)) for _ in range(readers))
         try:
