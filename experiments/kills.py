@@ -26,10 +26,9 @@ from groupvit.cli import main as groupvit
 from groupvit.data import scenes
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.training import runs
-from groupvit.training.data import Data
 from groupvit.training.objective import Captions, MultiLabel, Nouns
 from groupvit.training.optim import Optimizer, Schedule
-from groupvit.training.run import Run
+from groupvit.training.run import Data, Run
 
 RUN = Run(
     model=ModelConfig(

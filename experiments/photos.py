@@ -43,13 +43,13 @@ from groupvit.evaluation.datasets import Dataset, open_benchmark
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
-from groupvit.evaluation.retrieval import Retrieval
+from groupvit.evaluation.whole_photos import Retrieval
 from groupvit.files import write_atomically
 from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.data import make_vocabulary
+from groupvit.training.loader import make_vocabulary
 from groupvit.training.run import Run
 from groupvit.training.runs import get_run
 

@@ -15,7 +15,7 @@ from groupvit import api
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
-from groupvit.evaluation.retrieval import Retrieval
+from groupvit.evaluation.whole_photos import Retrieval
 from groupvit.segmentation import Segmenter
 from groupvit.text.templates import SIMPLE_TEMPLATE
 

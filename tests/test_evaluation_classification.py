@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.classification import ClassFolder, classify, similarities
+from groupvit.evaluation.whole_photos import ClassFolder, classify, similarities
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from groupvit.text.imagenet import imagenet_names

@@ -8,8 +8,8 @@ from PIL import Image
 
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.retrieval import Retrieval, recall_at_k
-from groupvit.evaluation.training import evaluation_of
+from groupvit.evaluation.emergence import evaluation_of
+from groupvit.evaluation.whole_photos import Retrieval, recall_at_k
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 
 CONFIG = ModelConfig(

@@ -9,9 +9,9 @@ import torch
 from groupvit import checkpoints
 from groupvit.data import scenes
 from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.emergence import evaluation_of
 from groupvit.evaluation.metrics import iou
 from groupvit.evaluation.scoring import score
-from groupvit.evaluation.training import evaluation_of
 from groupvit.models import build_model
 from groupvit.segmentation import Segmenter, View
 from groupvit.training.loop import train

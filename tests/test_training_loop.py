@@ -25,16 +25,16 @@ from groupvit.data.batches import Batches
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.training import evaluation_of
+from groupvit.evaluation.emergence import evaluation_of
 from groupvit.models import Stage, build_model, with_stages
 from groupvit.models.layers import resampled
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import loop
-from groupvit.training.data import Data, make_vocabulary
+from groupvit.training.loader import make_vocabulary
 from groupvit.training.loop import train
 from groupvit.training.objective import Captions, MultiLabel, Nouns
 from groupvit.training.optim import Schedule
-from groupvit.training.run import Run, vary
+from groupvit.training.run import Data, Run, vary
 from groupvit.training.state import locked, save
 
 TINY = kills.RUN.model

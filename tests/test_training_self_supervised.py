@@ -18,12 +18,11 @@ from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.models.noise import sample_keys
 from groupvit.training import loop, self_supervised
-from groupvit.training.data import Data
 from groupvit.training.health import Alarm
 from groupvit.training.loop import train
 from groupvit.training.objective import Captions
 from groupvit.training.optim import Optimizer, Schedule
-from groupvit.training.run import Run, vary
+from groupvit.training.run import Data, Run, vary
 from groupvit.training.self_supervised import (
     Classify,
     Dino,

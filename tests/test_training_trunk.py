@@ -17,11 +17,10 @@ from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig
 from groupvit.models.trunks import EfficientNetLite
 from groupvit.training import prepare
-from groupvit.training.data import Data
 from groupvit.training.loop import train
 from groupvit.training.objective import Captions, Nouns, Teacher, terms_of
 from groupvit.training.optim import Optimizer, Schedule
-from groupvit.training.run import Run, vary, with_vit
+from groupvit.training.run import Data, Run, vary, with_vit
 
 RUN = Run(
     model=ModelConfig(

@@ -59,8 +59,7 @@ def train(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """
     from groupvit import api
     from groupvit.checkpoints import latest
-    from groupvit.evaluation.emergence import Emergence, photos_to_watch
-    from groupvit.evaluation.training import evaluation_of
+    from groupvit.evaluation.emergence import Emergence, evaluation_of, photos_to_watch
     from groupvit.machine import cores
     from groupvit.training.distributed import connected, restarted
     from groupvit.training.loop import train as train_run

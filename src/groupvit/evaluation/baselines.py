@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from groupvit.evaluation.classification import similarities
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import IndexMap
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores, Result, difference
 from groupvit.evaluation.scoring import score_prediction
+from groupvit.evaluation.whole_photos import similarities
 from groupvit.segmentation.labels import BACKGROUND, Label
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.templates import SIMPLE_TEMPLATE

@@ -16,16 +16,15 @@ from torch import nn
 from groupvit.data.workers import launched
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
-from groupvit.evaluation.classification import ClassFolder, classify
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.metrics import contingency
 from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import MALFORMED, PhotoScores, Result, versions
-from groupvit.evaluation.retrieval import Retrieval
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
+from groupvit.evaluation.whole_photos import ClassFolder, Retrieval, classify
 from groupvit.files import write_atomically
 from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter

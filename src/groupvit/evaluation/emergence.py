@@ -1,7 +1,8 @@
-"""Segments as they emerge: the same four photos every some steps of a training."""
+"""A training as it goes: its scores, and the segments of the same four photos every some steps."""
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +14,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from groupvit.data.shards import find_shards, read_image, scan_shard
 from groupvit.data.storage import File, stamp
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.metrics import mean_iou
+from groupvit.evaluation.scoring import score
+from groupvit.evaluation.whole_photos import Retrieval
 from groupvit.files import write_picture
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.photos import load_rgb
@@ -23,8 +27,29 @@ from groupvit.segmentation.labels import Label, parse_labels
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.nouns import nouns_of_photo
 
+Evaluate = Callable[[GroupViT], dict[str, float]]
+
 _COLUMNS = 200  # more make a strip that no viewer opens
 _PHOTOS, _SIDE, _GAP, _TITLE = 4, 96, 4, 18  # pixels
+
+
+def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
+    """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
+    if held_out.endswith(".tar"):
+        return Retrieval(held_out, config, data)
+    photos = MaskFolder.open(data / held_out)
+    with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
+        parse_labels(photos.labels)
+    if not (read := list(photos)):
+        raise InputError(f"{data / held_out} has no photos to score")
+
+    def evaluate(model: GroupViT) -> dict[str, float]:
+        segmenter = Segmenter(model, config, device=model.logit_scale.device, precision="fp32")
+        scores = score(segmenter, read, photos.labels)
+        values = {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
+        return {name: value for name, value in values.items() if not math.isnan(value)}  # a plain ViT has no groups
+
+    return evaluate
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from jaxtyping import Int
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
-from groupvit.evaluation.counts import PhotoScores, plain
 from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.metrics import IGNORE, Matrix, dense, resampled_means
+from groupvit.evaluation.scoring import PhotoScores, plain
 from groupvit.files import refuse_pointer, write_atomically
 from groupvit.segmentation.labels import BACKGROUND
 

@@ -1,7 +1,9 @@
-"""The batches that a process learns from."""
+"""The photos, the vocabulary and the batches that a process learns from."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +11,48 @@ import torch
 from torch.utils.data import DataLoader
 
 from groupvit.data.batches import Batch, Batches, RandomCrops
+from groupvit.data.index import CaptionedPhotos
 from groupvit.data.order import BatchSampler, Order
+from groupvit.data.storage import File
+from groupvit.data.tar import FAULTS
 from groupvit.data.transforms import jitter_color
 from groupvit.data.workers import received
+from groupvit.errors import InputError
+from groupvit.text.imagenet import imagenet_texts
+from groupvit.text.nouns import vocabulary
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.distributed import World
-from groupvit.training.objective import MultiLabel, terms_of
+from groupvit.training.objective import MultiLabel, Nouns, Objective, Teacher, Vocabulary, terms_of
+from groupvit.training.run import Data
+from groupvit.training.self_supervised import Classify
 from groupvit.training.state import TrainingState
 from groupvit.training.trunk_cache import TrunkCache, cached
 
 _PREFETCH_BYTES = 2**27
+
+
+def open_photos(shards: Sequence[File], processes: int) -> CaptionedPhotos:
+    """Open the training photos, indexed first where they are not; say on stderr what was left out."""
+    photos = CaptionedPhotos.open(shards, processes=processes)
+    if faults := Counter(fault.kind for index in photos.indexes for fault in index.faults):
+        kinds = ", ".join(f"{count} x {FAULTS[kind]}" for kind, count in faults.most_common())
+        print(f"left out of the training: {kinds}; groupvit data doctor names them", file=sys.stderr)
+    return photos
+
+
+def make_vocabulary(data: Data, objective: Objective, photos: CaptionedPhotos, tokenizer: Tokenizer) -> Vocabulary:
+    """Return the nouns of the training captions and tags that are frequent enough to learn."""
+    classes = imagenet_texts() if terms_of(objective, Teacher) else ()
+    if not (terms_of(objective, Nouns) or terms_of(objective, Classify)):
+        return Vocabulary.from_counts({}, len(photos), tokenizer, classes)
+    in_photos, known = photos.noun_counts()
+    counts = vocabulary(in_photos, data.min_count)
+    if not counts:
+        least = f"no noun stands in the captions of {data.min_count} photos of {data.train}"
+        raise InputError(f"{least}; need more data (nouns are English)")
+    # Photos whose source could not say the noun do not make it rare.
+    expected = {noun: count * len(photos) / known[noun] for noun, count in counts.items()}
+    return Vocabulary.from_counts(expected, len(photos), tokenizer, classes)
 
 
 def batches_from(

@@ -19,10 +19,9 @@ from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster, enough_memory
 from groupvit.models import GroupViT, noise, temperature
 from groupvit.text.tokenizer import Tokenizer
-from groupvit.training.data import make_vocabulary, open_photos
 from groupvit.training.distributed import ALONE, World, mark_started
 from groupvit.training.health import Alarm, distinct_share, watched
-from groupvit.training.loader import batches_from
+from groupvit.training.loader import batches_from, make_vocabulary, open_photos
 from groupvit.training.monitor import EVERY, Progress, draw_curves
 from groupvit.training.objective import Captions, terms_of
 from groupvit.training.optim import set_rate

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from groupvit.models import PAPER, RELEASE, ModelConfig, Stage, with_stages
-from groupvit.training.data import Data
 from groupvit.training.objective import Captions, MultiLabel
 from groupvit.training.optim import Schedule
-from groupvit.training.run import Run
+from groupvit.training.run import Data, Run
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""

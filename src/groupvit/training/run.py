@@ -8,10 +8,31 @@ from groupvit.data.batches import Augmentation
 from groupvit.errors import InputError
 from groupvit.models import ModelConfig
 from groupvit.models.config import ViTConfig
-from groupvit.training.data import Data
 from groupvit.training.objective import Nouns, Objective, Teacher, terms_of
 from groupvit.training.optim import Optimizer, Schedule
 from groupvit.training.self_supervised import PhotoTerm
+
+
+@dataclass(frozen=True)
+class Data:
+    """The photos of a run and what is drawn from them.
+
+    `train` and `held_out` are patterns of shards inside the data folder (`held_out` may be a folder with masks).
+    `chunk` photos are encoded at a time (0: the whole batch; see `step`). `crop` is the share of a photo's area.
+    `augment` adds to crop and mirror: `color` changes brightness, contrast and saturation, `randaugment` is the
+    release's RandAugment and erasing. `min_count` is how many photos must have a noun for the noun losses to learn it.
+    `cached_crops` is how many crops of a photo are put through the trunk before the training (see `trunk_cache`; 0:
+    photos are read, cropped and encoded at every step).
+    """
+
+    train: str
+    batch_size: int
+    held_out: str = ""
+    chunk: int = 0
+    crop: tuple[float, float] = (0.08, 1.0)
+    augment: Augmentation = "crop"
+    min_count: int = 10
+    cached_crops: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from typing import Literal
 
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, with_stages
-from groupvit.training.data import Data
 from groupvit.training.objective import Captions, LocalAlignment, MultiLabel, Nouns, Teacher
 from groupvit.training.optim import Optimizer, Schedule
 from groupvit.training.paper_runs import PAPER_RUNS
-from groupvit.training.run import Run, vary
+from groupvit.training.run import Data, Run, vary
 from groupvit.training.self_supervised import Classify, Dino, Moco
 
 

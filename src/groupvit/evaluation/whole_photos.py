@@ -1,4 +1,7 @@
-"""Zero-shot classification: what is the whole photo called? (Radford et al., 2021, §3.1)"""
+"""Scores of whole photos (Radford et al., 2021, §3.1).
+
+Classification: what is the photo called? Retrieval: does a caption find its photo among all photos?
+"""
 
 import hashlib
 import re
@@ -10,22 +13,71 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from groupvit.data.shards import find_shards, read_shard
+from groupvit.data.storage import File
 from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
 from groupvit.evaluation.folders import photos_in, refuse_missing
-from groupvit.evaluation.retrieval import recall_at_k
+from groupvit.models import GroupViT, ModelConfig
 from groupvit.photos import load_rgb
 from groupvit.segmentation.labels import clean
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.templates import IMAGENET_TEMPLATES_7
+from groupvit.text.tokenizer import Tokenizer
 
 _CHUNK = 64
+
+
+def recall_at_k(similarity: Float[Tensor, "queries items"], answers: Int[Tensor, "queries answers"], k: int) -> float:
+    """Return the percentage of queries with one of their answers (indices of items, -1 pads) among the k nearest."""
+    nearest = similarity.topk(min(k, similarity.shape[1]), dim=1).indices
+    hits = (nearest[:, :, None] == answers[:, None, :]).any(dim=2).any(dim=1)
+    return 100 * hits.double().mean().item()
+
+
+class Retrieval:
+    """Photos of shards with all their captions, decoded once; `digest` is a hash of files and captions.
+
+    `shards` and `below` are those of `find_shards`.
+    """
+
+    def __init__(self, shards: File, config: ModelConfig, below: File | None = None):
+        tokenizer = Tokenizer(config.text.context_length)
+        size = config.image.image_size
+        photos, captions, owners, digest = [], [], [], hashlib.sha256()
+        for shard in find_shards(shards, below):
+            for sample in read_shard(shard):
+                photo = resize_short_side(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size)
+                owners += [len(photos)] * len(sample.captions)
+                captions += sample.captions
+                digest.update(sample.image + "\n".join(sample.captions).encode())
+                photos.append(to_tensor(center_crop(photo, size)))
+        if not photos:
+            raise InputError(f"{shards} holds no photos")
+        self.digest = digest.hexdigest()
+        self.photos = torch.stack(photos)
+        self.captions = tokenizer(captions)
+        self.owners = torch.tensor(owners)
+
+    @torch.inference_mode()
+    def __call__(self, model: GroupViT) -> dict[str, float]:
+        """Return R@1, R@5 and R@10 from text to image and from image to text, in percent."""
+        device = model.logit_scale.device
+        chunks = (model.image_encoder.preprocess(chunk.to(device)) for chunk in self.photos.split(_CHUNK))
+        images = torch.cat([model.encode_image(chunk) for chunk in chunks]).float()
+        texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
+        similarity = (texts @ images.T).cpu()
+        captions = [(self.owners == photo).nonzero()[:, 0] for photo in range(len(images))]
+        answers = pad_sequence(captions, batch_first=True, padding_value=-1)
+        to_image = {f"text_to_image_r{k}": recall_at_k(similarity, self.owners[:, None], k) for k in (1, 5, 10)}
+        return to_image | {f"image_to_text_r{k}": recall_at_k(similarity.T, answers, k) for k in (1, 5, 10)}
 
 
 @dataclass(frozen=True)
@@ -74,27 +126,21 @@ class ClassFolder:
 
 def _names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
     listing = root / "classes.txt"
+    if not listing.is_file() and all(re.fullmatch(r"n\d{8}", folder.name) for folder in folders):
+        if len(folders) != 1000:
+            raise InputError(f"{root} has {len(folders)} of ImageNet's 1000 folders: write their names to {listing}")
+        return imagenet_names()  # CLIP's own, of which some are equal
+    names = tuple(folder.name.replace("_", " ") for folder in folders)
     if listing.is_file():
         names = tuple(map(clean, read_classes(listing)))
         if "=" in "".join(names):
             raise InputError(f"{listing} gives a class several words (=): write one name a line")
         if len(names) != len(folders):
             raise InputError(f"{listing} has {len(names)} names for {len(folders)} folders; write one line for each")
-        _warn_of_twins(root, names)
-        return names
-    if all(re.fullmatch(r"n\d{8}", folder.name) for folder in folders):
-        if len(folders) != 1000:
-            raise InputError(f"{root} has {len(folders)} of ImageNet's 1000 folders: write their names to {listing}")
-        return imagenet_names()
-    names = tuple(folder.name.replace("_", " ") for folder in folders)
-    _warn_of_twins(root, names)
-    return names
-
-
-def _warn_of_twins(root: Path, names: Sequence[str]) -> None:
     for name, count in Counter(name.lower() for name in names).items():
-        if count > 1:  # CLIP's own names of ImageNet have some
+        if count > 1:
             warnings.warn(f"{root}: {count} classes are called {name!r}, and the first gets all photos", stacklevel=2)
+    return names
 
 
 @torch.inference_mode()
