@@ -155,13 +155,13 @@ def test_the_teacher_follows_and_has_no_gradient(name: str, data: Path, tmp_path
     term = replace(TERMS[name], momentum=0.5)
     state = train(replace(vary(RUN, steps=2), objective=(term,)), data, tmp_path, workers=0)
     teacher, student = teacher_and_student(state, name)
-    follow: Any = state.extras[name].follow
+    follow: Any = state.extras[name].teacher.follow
     assert not teacher.requires_grad
     assert not torch.equal(teacher, student)
     step = (teacher - student).abs().max()
-    follow(state.model.image_encoder, 0.0)  # half of the way
+    follow(0.0)  # half of the way
     assert float((teacher - student).abs().max()) == pytest.approx(float(step / 2), rel=1e-3)
-    follow(state.model.image_encoder, 1.0)  # at the end it stands
+    follow(1.0)  # at the end it stands
     assert float((teacher - student).abs().max()) == pytest.approx(float(step / 2), rel=1e-3)
     torch.manual_seed(0)
     before = build_model(MODEL).image_encoder.stem.state_dict()["weight"]

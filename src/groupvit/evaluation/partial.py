@@ -41,7 +41,10 @@ class PartialResult:
             lines = whole.splitlines()
             if lines and path not in self._read:
                 self._check(path, lines.pop(0))
-            self.scores |= {photo.name: photo for photo in (self._photo(path, line) for line in lines)}
+            for line in lines:
+                with input_error(f"{path} is damaged", *MALFORMED, advice="delete it, its photos are evaluated again"):
+                    photo = PhotoScores.from_dict(json.loads(line))
+                self.scores[photo.name] = photo
             if whole:
                 self._read[path] = self._read.get(path, 0) + len(whole) + 1
 
@@ -52,11 +55,6 @@ class PartialResult:
             raise InputError(
                 f"{path} is of an evaluation with another {' and '.join(differing)}: delete it or choose another --out"
             )
-
-    @staticmethod
-    def _photo(path: Path, line: bytes) -> PhotoScores:
-        with input_error(f"{path} is damaged", *MALFORMED, advice="delete it, its photos are evaluated again"):
-            return PhotoScores.from_dict(json.loads(line))
 
     def add(self, photo: PhotoScores) -> None:
         """Keep a photo's counts, on disk before anything else happens."""

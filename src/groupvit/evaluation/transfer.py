@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +77,14 @@ def predict(network: DenseClassifier, photo: MaskedPhoto, short_side: int) -> In
 
 
 def score_into(
-    out: Path,
-    network: DenseClassifier,
-    dataset: Dataset,
-    protocol: Mapping[str, Any],
-    model: Mapping[str, Any],
+    out: Path, network: DenseClassifier, dataset: Dataset, protocol: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Result:
     """Return the result, from a file that is written or gone on with as `evaluate` does."""
+
+    def count(names: Sequence[str]) -> Iterator[PhotoScores]:
+        for photo in map(dataset.read, names):
+            yield score_prediction(photo, predict(network, photo, protocol["short_side"]), len(dataset.classes))
+
     result = Result(dataset.benchmark, dataset.classes, protocol, model)
-    count = partial(_scored, network, dataset, protocol["short_side"])
     count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
     return Result.load(out)
-
-
-def _scored(network: DenseClassifier, dataset: Dataset, short_side: int, names: Sequence[str]) -> Iterator[PhotoScores]:
-    for name in names:
-        photo = dataset.read(name)
-        yield score_prediction(photo, predict(network, photo, short_side), len(dataset.classes))

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -24,12 +24,8 @@ def watched(encoder: ImageEncoder, *, active: bool) -> Iterator[dict[str, Float[
         if torch.is_grad_enabled():  # a cached batch encodes each chunk twice
             health.update(group_health(features))
 
-    hook = encoder.register_forward_hook(look) if active else None
-    try:
+    with encoder.register_forward_hook(look) if active else nullcontext():
         yield health
-    finally:
-        if hook:
-            hook.remove()
 
 
 @torch.no_grad()

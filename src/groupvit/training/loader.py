@@ -82,7 +82,7 @@ def batches_from(
     large = 3 * model.image.image_size**2 * data.batch_size // world.size > _PREFETCH_BYTES
     loader = DataLoader(
         batches,
-        sampler=BatchSampler(order, data.batch_size, start=state.position, **place),
+        sampler=BatchSampler(order, data.batch_size, start=state.step * data.batch_size, **place),
         batch_size=None,
         collate_fn=Batch.share if workers else None,  # pyright: ignore[reportArgumentType]
         num_workers=workers,

@@ -107,15 +107,16 @@ def spread(units: Rows) -> Float[Tensor, ""]:
 class Momentum(nn.Module):
     """A copy of modules that follows their weights slowly, without a gradient."""
 
-    def __init__(self, *modules: nn.Module):
+    def __init__(self, momentum: float, *modules: nn.Module):
         super().__init__()
+        self.momentum, self.followed = momentum, modules  # in a tuple they are no parts of this one
         self.copies = copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, modules: tuple[nn.Module, ...], momentum: float, share: float) -> None:
-        """Move towards the modules; `momentum` rises to 1 with a cosine over the `share` of the training."""
-        moved = (1 - momentum) * (math.cos(math.pi * share) + 1) / 2
-        for ours, theirs in zip(self.copies, modules, strict=True):
+    def follow(self, share: float) -> None:
+        """Move towards the modules; the momentum rises to 1 with a cosine over the `share` of the training."""
+        moved = (1 - self.momentum) * (math.cos(math.pi * share) + 1) / 2
+        for ours, theirs in zip(self.copies, self.followed, strict=True):
             for mean, now in zip(ours.parameters(), theirs.parameters(), strict=True):
                 mean.lerp_(now, moved)
 
@@ -147,7 +148,7 @@ class DinoModule(nn.Module):
         )
         self.prototypes = nn.Linear(256, term.prototypes, bias=False)
         self.head.apply(init_linear)
-        self.teacher = Momentum(encoder, self.head, self.prototypes)
+        self.teacher = Momentum(term.momentum, encoder, self.head, self.prototypes)
         self.register_buffer("centre", torch.zeros(term.prototypes))
         self.health: dict[str, Tensor] = {}
 
@@ -181,10 +182,6 @@ class DinoModule(nn.Module):
         variety = (together / most).clamp(max=1)
         self.health = {"dino/entropy": each / math.log(targets.shape[1]), "dino/variety": variety}
 
-    def follow(self, encoder: ImageEncoder, share: float) -> None:
-        """Let the teacher follow."""
-        self.teacher.follow((encoder, self.head, self.prototypes), self.term.momentum, share)
-
 
 class MocoModule(nn.Module):
     """MoCo v3's projector, predictor and momentum encoder."""
@@ -195,7 +192,7 @@ class MocoModule(nn.Module):
         self.term, dim = term, len(encoder.norm.weight)
         self.projector = _batch_normed(dim, term.hidden, term.hidden, 256)
         self.predictor = _batch_normed(256, term.hidden, 256)
-        self.teacher = Momentum(encoder, self.projector)
+        self.teacher = Momentum(term.momentum, encoder, self.projector)
         self.health: dict[str, Tensor] = {}
 
     def forward(self, encoder: ImageEncoder, batch: Batch, keys: Keys, pool: Pool) -> Loss:
@@ -210,10 +207,6 @@ class MocoModule(nn.Module):
             self.health = {"moco/spread": spread(taught[0])}
         first, second = (moco_loss(queries[i], taught[1 - i], self.term.temperature) for i in range(2))
         return first + second
-
-    def follow(self, encoder: ImageEncoder, share: float) -> None:
-        """Let the momentum encoder follow."""
-        self.teacher.follow((encoder, self.projector), self.term.momentum, share)
 
 
 def _batch_normed(*dims: int) -> nn.Sequential:
@@ -238,9 +231,6 @@ class ClassifyModule(nn.Module):
         logits = self.linear(pool(encoder, batch.images, keys))
         self.health = {"classify/spread": logits.detach().std(dim=0, correction=0).mean()}
         return classify_loss(logits, batch.present, batch.known)
-
-    def follow(self, encoder: ImageEncoder, share: float) -> None:
-        """Nothing follows."""
 
 
 _MODULES: dict[type, Any] = {Dino: DinoModule, Moco: MocoModule, Classify: ClassifyModule}

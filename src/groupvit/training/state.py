@@ -24,6 +24,7 @@ from groupvit.errors import InputError, input_error
 from groupvit.files import new_folder, sync_folder, write_atomically
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.training.run import Run
+from groupvit.training.self_supervised import Momentum
 
 _FORMAT_VERSION = 2
 DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
@@ -41,7 +42,7 @@ def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training after `step` optimiser steps, which took the first `position` samples of the order.
+    """A training after `step` optimiser steps, which took the first `step` batches of the order.
 
     `best_score` is the highest that was seen so far, at `best_step`. `extras` are what terms train beside the model.
     """
@@ -54,7 +55,6 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     step: int = 0
-    position: int = 0
     best_step: int | None = None
     best_score: float = -math.inf
     extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
@@ -68,9 +68,10 @@ class TrainingState:
         """Return the same training one optimiser step on."""
         if self.average is not None:
             self.average.update_parameters(self.model)
-        for extra in self.extras.values():
-            extra.follow(self.model.image_encoder, (self.step + 1) / self.run.schedule.steps)  # pyright: ignore[reportCallIssue]
-        return replace(self, step=self.step + 1, position=self.position + self.run.data.batch_size)
+        for module in self.extras.modules():
+            if isinstance(module, Momentum):
+                module.follow((self.step + 1) / self.run.schedule.steps)
+        return replace(self, step=self.step + 1)
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
         """Return the training with this step as the best one if the first of its scores is the highest so far."""
@@ -159,7 +160,6 @@ def _document(state: TrainingState) -> dict[str, Any]:
         "format_version": _FORMAT_VERSION,
         "identity": state.identity(),
         "step": state.step,
-        "position": state.position,
         "best_step": state.best_step,
         "best_score": state.best_score,
         "held_out": state.run.data.held_out,
@@ -201,7 +201,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         torch.set_rng_state(saved["generators"]["cpu"])
         if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-        state = replace(state, **{name: saved[name] for name in ("step", "position", "best_step", "best_score")})
+        state = replace(state, **{name: saved[name] for name in ("step", "best_step", "best_score")})
     others = saved.get("held_out", state.run.data.held_out) != state.run.data.held_out
     if state.best_step is None or others or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
