@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,8 +125,8 @@ def refuse_pointer(file: Path) -> None:
             raise InputError(f"{file} is a pointer of git-lfs, not the file: run `git lfs pull` in its repository")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file `path` once `data` is whole on the disk, and make its folder.
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Replace the file `path` once `data`, whole or in pieces, is on the disk, and make its folder.
 
     A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
@@ -134,7 +134,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     with input_error(f"cannot write {path.name} in {path.parent}", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(path.parent)

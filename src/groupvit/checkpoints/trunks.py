@@ -154,20 +154,11 @@ def read_vit_config(folder: Path) -> ViTConfig:
             raise InputError(f"{path}: {name} = {values.get(name)!r} is not supported, only {only!r}")
     processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).exists() else {}
     with input_error(f"{path} is no configuration of a ViT", TypeError, ArithmeticError, InputError):
-        config = ViTConfig.from_dict(
-            {
-                "image_size": values["image_size"],
-                "patch_size": values["patch_size"],
-                "dim": values["hidden_size"],
-                "heads": values["num_attention_heads"],
-                "depth": values["num_hidden_layers"],
-                "mlp_ratio": values["intermediate_size"] / values["hidden_size"],
-                "norm_eps": values["layer_norm_eps"],
-                "mean": processor.get("image_mean", [0.5] * 3),
-                "std": processor.get("image_std", [0.5] * 3),
-                "class_tokens": 1 + distilled,
-            }
-        )
+        image, patch, dim, heads, depth, hidden, eps = (values[name] for name in _VIT_B)  # in its order
+        mean, std = (processor.get(f"image_{name}", [0.5] * 3) for name in ("mean", "std"))
+        sizes = {"image_size": image, "patch_size": patch, "dim": dim, "heads": heads, "depth": depth}
+        more = {"mlp_ratio": hidden / dim, "norm_eps": eps, "mean": mean, "std": std, "class_tokens": 1 + distilled}
+        config = ViTConfig.from_dict(sizes | more)
     if not len(config.mean) == len(config.std) == 3 or 0 in config.std:
         raise InputError(f"{folder / PROCESSOR}: image_mean and image_std are not three numbers each, std above 0")
     return config

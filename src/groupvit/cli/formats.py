@@ -1,5 +1,6 @@
 """Results of `groupvit segment` as files of other tools."""
 
+import itertools
 import json
 import os
 import zlib
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from groupvit.errors import input_error
-from groupvit.files import replacing, write_atomically, write_picture
+from groupvit.files import write_atomically, write_picture
 
 if TYPE_CHECKING:
     from groupvit.segmentation import Segmentation
@@ -110,11 +111,5 @@ class Export:
             write_atomically(self.out / "labelmap.txt", voc_labels(self.names).encode())
 
     def _write(self, name: str, head: bytes, parts: Sequence[bytes], tail: bytes) -> None:
-        path = self.out / f"{name}.json"
-        with input_error(f"cannot write {path}", OSError), replacing(path) as new, new.open("wb") as file:
-            file.write(head)
-            for i, part in enumerate(parts):
-                file.write(b", " * bool(i) + zlib.decompress(part))
-            file.write(tail)
-            file.flush()
-            os.fsync(file.fileno())
+        pieces = (b", " * bool(i) + zlib.decompress(part) for i, part in enumerate(parts))
+        write_atomically(self.out / f"{name}.json", itertools.chain([head], pieces, [tail]))

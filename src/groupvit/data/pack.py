@@ -202,36 +202,28 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         image = _column(table, columns, image_column, IMAGE_COLUMNS, "image-column")
         caption = _column(table, columns, caption_column, CAPTION_COLUMNS, "caption-column")
         captions: dict[str, list[str]] = {}  # of a photo they need not be neighbours
-        for row in _checked(table, rows):
-            name, text = plain(row[image] or "").strip(), plain(row[caption] or "")
-            if any(row.get(None, ())):
-                yield Fault(name or row[_LINE], "no-caption", "more cells than the header has: quote commas")
-            elif name:
-                captions.setdefault(name, []).append(text)
-            elif is_text(text):  # spreadsheets end with empty rows
-                yield Fault(row[_LINE], "no-image")
+        line = 1
+        try:
+            for row in rows:
+                line, extra = rows.line_num, row.get(None, ())  # pyright: ignore[reportArgumentType, reportCallIssue]
+                name, text = plain(row[image] or "").strip(), plain(row[caption] or "")
+                if any(extra):
+                    yield Fault(name or f"line {line}", "no-caption", "more cells than the header has: quote commas")
+                elif name:
+                    captions.setdefault(name, []).append(text)
+                elif is_text(text):  # spreadsheets end with empty rows
+                    yield Fault(f"line {line}", "no-image")
+        except csv.Error as error:
+            advice = "put double quotes around texts that hold commas, line breaks or quotes, and double these quotes"
+            raise InputError(f"{table}, after line {line}: {error}; {advice}") from error
     for number, (name, texts) in enumerate(captions.items()):
         yield _sample(f"{number:09d}", name, photos / name, texts)
-
-
-_LINE = "\0line"  # the column of a row's place in its file
 
 
 def _unquoted(cell: str) -> str:
     """Return a cell of tabs, which are read without quotes, for a caption may begin with one, as without its own."""
     inner = cell[1:-1]
     return inner.replace('""', '"') if cell == f'"{inner}"' and '"' not in inner.replace('""', "") else cell
-
-
-def _checked(table: Path, rows: "csv.DictReader[str]") -> Iterator[dict[Any, Any]]:
-    line = 1
-    try:
-        for row in rows:
-            line = rows.line_num
-            yield row | {_LINE: f"line {line}"}
-    except csv.Error as error:
-        advice = "put double quotes around texts that hold commas, line breaks or quotes, and double these quotes"
-        raise InputError(f"{table}, after line {line}: {error}; {advice}") from error
 
 
 def _parquet(files: Sequence[Path], image_column: str, caption_column: str) -> Iterator[Sample | Fault]:

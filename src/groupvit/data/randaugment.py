@@ -27,10 +27,6 @@ def _affine(
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
-    return image.point([min(255, value + amount) if value < 128 else value for value in range(256)] * 3)
-
-
 def _factor(signed: float) -> float:
     """Return the factor of an ImageEnhance: 1 changes nothing, 0 takes all of the property away."""
     return max(0.1, 1 + 0.9 * signed)
@@ -44,7 +40,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "Rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.BILINEAR, fillcolor=FILL),
     "Posterize": lambda image, s: ImageOps.posterize(image, max(1, 4 - int(4 * abs(s)))),  # 0 bits would be black
     "Solarize": lambda image, s: ImageOps.solarize(image, 256 - int(256 * abs(s))),
-    "SolarizeAdd": lambda image, s: _solarize_add(image, int(110 * abs(s))),
+    "SolarizeAdd": lambda image, s: image.point([v + int(110 * abs(s)) if v < 128 else v for v in range(256)] * 3),
     "Color": lambda image, s: ImageEnhance.Color(image).enhance(_factor(s)),
     "Contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(_factor(s)),
     "Brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(_factor(s)),

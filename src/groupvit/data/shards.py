@@ -154,7 +154,7 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     size, _ = stamp(shard)
     start = b""
     try:
-        with open_file(shard) as file:
+        with input_error(f"{shard} cannot be read", OSError), open_file(shard) as file:
             start = file.read(5)
             for member in tar.members_of(file, size, faults):
                 key, ending = split_name(member.name)
@@ -162,8 +162,6 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
                     faults.append(Fault(member.name, "twice"))
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{shard} cannot be read: {error.strerror or error}") from error
     # A header can name places that no file has, and headers without end.
     except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if size >= BLOCK and not samples and tar.packed_by(start):

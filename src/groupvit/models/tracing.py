@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groupvit.errors import InputError
-
 OPSET = 18
 
 EXAMPLE = (2, 3, 240, 320)
@@ -23,20 +21,15 @@ def onnx_graph(
     file: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # shapes that Python compares; the tests run other ones
-        try:
-            torch.onnx.export(
-                module,
-                tuple(examples.values()),
-                file,
-                dynamo=False,  # the other exporter simplifies formulas of sizes, and takes minutes for a trunk's
-                opset_version=OPSET,
-                training=torch.onnx.TrainingMode.PRESERVE,  # batch norms stay: float16 weights remain what they were
-                input_names=list(examples),
-                output_names=list(outputs),
-                dynamic_axes={name: {i: a for i, a in enumerate(named) if a} for name, named in axes.items()},
-            )
-        except torch.onnx.OnnxExporterError as error:
-            if "not installed" not in str(error):
-                raise
-            raise InputError("the package onnx is missing: pip install 'groupvit[onnx]'") from error
+        torch.onnx.export(
+            module,
+            tuple(examples.values()),
+            file,
+            dynamo=False,  # the other exporter simplifies formulas of sizes, and takes minutes for a trunk's
+            opset_version=OPSET,
+            training=torch.onnx.TrainingMode.PRESERVE,  # batch norms stay: float16 weights remain what they were
+            input_names=list(examples),
+            output_names=list(outputs),
+            dynamic_axes={name: {i: a for i, a in enumerate(named) if a} for name, named in axes.items()},
+        )
     return file.getvalue()
