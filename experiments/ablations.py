@@ -110,7 +110,7 @@ def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *
     if not file.is_file() or Result.load(file).names != dataset.names:
         finish(run, data, folder, seed)
         segmenter = api.load(folder, engine="torch", precision="fp32")
-        if not any(stage.groups for stage in run.model.image.stages):
+        if not any(stage.has_grouping for stage in run.model.image.stages):
             segmenter = clustered(segmenter, "pixel-wise")
         protocol = protocol_for(run.model.image.image_size)
         evaluate(refined(segmenter) if refine else segmenter, dataset, protocol).save(file)

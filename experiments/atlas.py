@@ -174,7 +174,7 @@ def _crops(stage: Sequence[Look], index: int) -> Iterator[Crop]:
 
 def page(model: str, stages: Sequence[Sequence[Look]], segmenter: Segmenter, words: Sequence[str], crops: int) -> str:
     """Return the whole page."""
-    kinds = [stage for stage in segmenter.config.image.stages if stage.groups]
+    kinds = [stage for stage in segmenter.config.image.stages if stage.has_grouping]
     body = [f"<h1>Atlas of {html.escape(model)}</h1>", f"<p>{len(stages[0])} photos, {len(words)} nouns.</p>", _HOW]
     for number, (stage, kind) in enumerate(zip(stages, kinds, strict=True), start=1):
         count = kind.output_groups
@@ -252,7 +252,7 @@ def main(
         crops: Strongest patches to show of each token.
     """
     segmenter = api.load(model)
-    if not any(stage.groups for stage in segmenter.config.image.stages):
+    if not any(stage.has_grouping for stage in segmenter.config.image.stages):
         raise InputError(f"{model} is a plain ViT: it has no groups to show")
     if crops < 1:
         raise InputError("crops must be at least one")

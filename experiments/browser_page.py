@@ -62,7 +62,7 @@ def description(model: GroupViT, config: ModelConfig) -> dict[str, Any]:
         "contextLength": config.text.context_length,
         "scale": groups.scale,
         "sizes": groups.sizes(),
-        "maps": f"groups_{len([stage for stage in config.image.stages if stage.groups])}",
+        "maps": f"groups_{len([stage for stage in config.image.stages if stage.has_grouping])}",
         "template": SIMPLE_TEMPLATE,
         "nouns": config.rivals,
         "stuff": sorted(STUFF),

@@ -30,7 +30,7 @@ def clustered(segmenter: Segmenter, method: Clustering, groups: int = 8) -> Segm
 
     Raises `InputError` for a model with group tokens.
     """
-    if any(stage.groups for stage in segmenter.config.image.stages):
+    if any(stage.has_grouping for stage in segmenter.config.image.stages):
         raise InputError("clustering is for a plain ViT, and this model has group tokens: give one stage without any")
     model = deepcopy(segmenter.model)
     if method != "pixel-wise":

@@ -48,7 +48,7 @@ def k_means(segmenter: Segmenter) -> Segmenter:
     encoder = model.image_encoder
     first = encoder.stages[0]
     assert isinstance(first, GroupingStage)
-    groups = [stage.output_groups for stage in config.image.stages if stage.groups][-1]
+    groups = [stage.output_groups for stage in config.image.stages if stage.has_grouping][-1]
     first.group_tokens = first.group_projector = first.grouping = None
     first.seeded = SeededGrouping(groups, plain=True)
     encoder.stages = nn.ModuleList([first])

@@ -50,7 +50,7 @@ def test_table_4_varies_the_groups_and_keeps_the_losses_weights() -> None:
         weights = sum(term.weight for term in terms_of(run.objective, Nouns))
         assert weights == sum(term.weight for term in terms_of(base.objective, Nouns))
         assert sum(stage.depth for stage in run.model.image.stages) == 3
-        assert any(stage.groups for stage in run.model.image.stages) != ("alone" in line)
+        assert any(stage.has_grouping for stage in run.model.image.stages) != ("alone" in line)
         assert run.model.image.patch_size == (4 if "4 px" in line else 8)
         assert (run.data, run.schedule) == (base.data, base.schedule)
 

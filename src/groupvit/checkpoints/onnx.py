@@ -110,7 +110,7 @@ class Groups(nn.Module):
 
     def names(self) -> list[str]:
         """Return the names of the outputs."""
-        stages = sum(stage.groups for stage in self.config.image.stages)
+        stages = sum(stage.has_grouping for stage in self.config.image.stages)
         finals = [f"{name}{size}" for size in self.sizes() for name in (f"groups_{stages}", "embeddings", "scores")]
         return [*(f"groups_{stage}" for stage in range(1, stages)), *finals]
 
@@ -213,7 +213,7 @@ def save_texts(path: Path, model: GroupViT, config: ModelConfig, *, licence: str
 def save(path: Path, model: GroupViT, config: ModelConfig, *, labels: Bank | None = None, licence: str = "") -> str:
     """Write the ONNX file, with or without labels, once it has been checked, and return what was compared."""
     onnx, _ = _packages()
-    if not any(stage.groups for stage in config.image.stages):
+    if not any(stage.has_grouping for stage in config.image.stages):
         raise InputError("this model has no groups, and an ONNX file gives those of each stage: choose another model")
     groups = Groups(_any_size(model), config)
     pixels = torch.randint(256, EXAMPLE, dtype=torch.uint8)

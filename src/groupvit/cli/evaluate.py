@@ -125,8 +125,10 @@ def _whole_photos(
     if asked:
         raise InputError(f"{benchmark} has no --protocol, --limit or other options: drop all but --root and --out")
     from groupvit import api
-    from groupvit.evaluation.benchmark import evaluate_whole_photos
+    from groupvit.evaluation.benchmark import evaluate_whole_photos, processes
 
+    if processes()[0]:
+        return  # the first process does it all
     segmenter = api.load(model, precision="fp32", engine="torch")
     document = evaluate_whole_photos(segmenter, benchmark, root, out, source=model)
     print(f"{benchmark}, {document['data']['photos']} photos")

@@ -80,7 +80,7 @@ class Emergence:
         with warnings.catch_warnings(action="ignore"):  # of words that this model never saw
             results = segmenter.segment(self.photos, self.labels, background=None)
         model.train(training)
-        grouping = [stage for stage in self.config.image.stages if stage.groups]
+        grouping = [stage for stage in self.config.image.stages if stage.has_grouping]
         learned = bool(grouping) and not grouping[-1].seeded
         segments = [(result.image, result.groups[-1] if learned else result.label_map) for result in results]
         column = _column([drawing.groups(*pair) for pair in segments], f"step {step}")

@@ -30,7 +30,7 @@ def name_regions(
     `labels` are those that were looked for, and the result's windows hold their features. A window's scores count by
     the region's pixels in it. Background neither is asked for nor answers.
     """
-    stages = max(1, sum(stage.groups for stage in segmenter.config.image.stages))
+    stages = max(1, sum(stage.has_grouping for stage in segmenter.config.image.stages))
     scores = np.zeros((stages, len(dataset.classes), len(labels)))
     for window in result.windows:
         part = photo.mask[covered(window.place, result.step)]

@@ -24,7 +24,7 @@ class Stage:
     seeded: bool = False
 
     @property
-    def groups(self) -> bool:
+    def has_grouping(self) -> bool:
         """True if the stage ends with a grouping."""
         return self.seeded or self.group_tokens > 0
 

@@ -136,7 +136,7 @@ class ImageEncoder(nn.Module):
         self.patch_size = config.patch_size
         self.stem = build_stem(config.stem, config.patch_size, config.dim, config.vit)
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
-        grouped = [i for i, stage in enumerate(stages) if stage.groups]
+        grouped = [i for i, stage in enumerate(stages) if stage.has_grouping]
         if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):
             raise ValueError("seeded groups need a trunk, come first, and have no group tokens")
         if any(min(stage.depth, stage.group_tokens, stage.output_groups) < 0 for stage in stages):
