@@ -29,6 +29,7 @@ def finish(run: Run, data: Path, out: Path, seed: int = 0, **options: Any) -> No
     """Train, resume a training, or leave a complete one as it is; one that is stopped ends the script."""
     if latest(out) == folder_of(out, run.schedule.steps):
         return
-    options = {"keep": 1, **options}  # the tables have more than 200 trainings of 90 MB a checkpoint
-    if train(run, data, out, seed=seed, resume=latest(out) is not None, **options).step < run.schedule.steps:
+    # The tables have more than 200 trainings of 90 MB a checkpoint.
+    state = train(run, data, out, seed=seed, keep=1, resume=latest(out) is not None, **options)
+    if state.step < run.schedule.steps:
         raise KeyboardInterrupt

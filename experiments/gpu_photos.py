@@ -43,6 +43,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
+from groupvit.machine import cores
 from groupvit.models import GroupViT, build_model
 from groupvit.models.trunks import EfficientNetVariant
 from groupvit.photos import load_rgb
@@ -258,7 +259,7 @@ def train(
     batch_size: int | None = None,
     evaluation: Path | None = None,
     limit: int = 100,
-    workers: int = max(1, (os.cpu_count() or 1) - 1),
+    workers: int = max(1, cores() - 1),
 ) -> None:
     """Train some runs on packed photos within some minutes.
 

@@ -117,7 +117,8 @@ def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]
         scenes.write(folder / "data", train=PHOTOS, evaluation=1)
         shutil.copytree(folder / "data", folder / "quiet")  # no shard vanishes here
         steps = faults * _steps_in(folder, 60 * minutes / faults)
-        write_atomically(folder / STATE, json.dumps({"steps": steps, "seconds": 0, "happened": []}).encode())
+        state = {"commit": commit(), "steps": steps, "seconds": 0, "happened": []}
+        write_atomically(folder / STATE, json.dumps(state).encode())
     for gone in folder.glob("data/train/*.gone"):  # an interruption came while the shard was away
         gone.rename(gone.with_suffix(".tar"))
     state = json.loads((folder / STATE).read_text())
@@ -134,6 +135,7 @@ def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]
         "steps": state["steps"],
         "tensors": len(wanted),
         "tensors that differ in any bit": sum(value != hauled[name] for name, value in wanted.items()),
+        "commit": state["commit"],
     }
 
 
@@ -214,7 +216,8 @@ def main(
     """
     began, name = commit(), f"{minutes:g}-minutes-{faults}-faults-seed{seed}"
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        # One answer to what is faster here, for good: another one would change the weights.
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache" if samples else str((out / name / "cache").absolute())
         rows = measure_samples(Path(folder), samples) if samples else [haul(out / name, minutes, faults, seed)]
     print_rows(rows)
     if record:

@@ -6,6 +6,7 @@ The killed one is sent SIGKILL at random moments, every second time while a chec
 with another number of workers each time.
 """
 
+import ctypes
 import os
 import random
 import shutil
@@ -51,7 +52,17 @@ def training(data: Path, out: Path, steps: int, workers: int) -> subprocess.Pope
     options = f"--held-out= --steps {steps} --workers {workers}".split() + ["--resume"] * bool(step_of(out))
     command = [sys.executable, "-m", "experiments.kills", "train", "kills", "--data", str(data), "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [*command, *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a script that is killed leaves no training behind
 
 
 def finish(child: subprocess.Popen[bytes]) -> None:

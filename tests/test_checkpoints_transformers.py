@@ -217,9 +217,8 @@ def test_an_unusable_configuration_is_named(folder: Path, part: str, name: str, 
     document = json.loads((folder / "config.json").read_text())
     document[part][name] = value
     (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=complaint) as error:
+    with pytest.raises(InputError, match=complaint):
         layout.load(folder)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"groupvit"', "", "[" * 200_000], ids=range(5))

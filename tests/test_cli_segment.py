@@ -400,7 +400,18 @@ def test_what_no_run_has_written_is_not_replaced(tmp_path: Path, model: str, nam
         assert segment((str(photo),), out=tmp_path / "out", **options) == 0
 
 
-@pytest.mark.parametrize("text", ['{"lists": null}', '{"lists": [{}]}', '{"lists": 1, "path": 2}', "[" * 200_000, "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"lists": null}',
+        '{"lists": [{}]}',
+        '{"lists": 1, "path": 2}',
+        "[" * 200_000,
+        "[]",
+        '{"path": "a\\u0000b"}',
+        '{"path": "\\ud800"}',
+    ],
+)
 def test_json_of_no_run_hinders_none(tmp_path: Path, model: str, text: str) -> None:
     photo, out = save_photo(tmp_path / "a.jpg"), tmp_path / "out"
     options = {"labels": ("dog", "sky"), "model": model, "out": out, "formats": ("voc",)}
@@ -408,7 +419,7 @@ def test_json_of_no_run_hinders_none(tmp_path: Path, model: str, text: str) -> N
     (out / "labelmap.txt").unlink()
     (out / "a.jpg.json").write_text(text)
     assert segment((str(photo),), **options) == 0
-    assert json.loads((out / "a.jpg.json").read_text())["lists"] != []
+    assert json.loads((out / "a.jpg.json").read_text())["lists"] == ["labelmap.txt"]
 
 
 def test_a_long_name_of_no_photo_hinders_no_folder(tmp_path: Path) -> None:

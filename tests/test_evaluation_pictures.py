@@ -127,6 +127,13 @@ def test_a_background_of_words_is_drawn_in_its_own_place(photo, tmp_path):
     assert len(paths) == 4
 
 
+def test_charts_without_matplotlib_are_refused_before_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("groupvit.evaluation.pictures.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        make_folder(tmp_path / "pictures")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_no_folder_for_pictures(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file cannot be a folder of pictures"):

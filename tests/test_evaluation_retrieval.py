@@ -67,6 +67,8 @@ def test_the_folder_of_held_out_shards_may_have_any_name(retrieval, tmp_path):
     folder.mkdir()
     shutil.copy(next(tmp_path.glob("*.tar")), folder)
     assert evaluation_of(CONFIG, folder, "test-*.tar").digest == retrieval.digest
+    [shard] = tmp_path.glob("*.tar")
+    assert evaluation_of(CONFIG, tmp_path / "elsewhere", str(shard)).digest == retrieval.digest
 
 
 def test_shards_without_photos_are_named(tmp_path):

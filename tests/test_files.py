@@ -1,19 +1,23 @@
 import errno
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from groupvit.checkpoints.convert import convert
 from groupvit.data.pack import pack
 from groupvit.data.storage import stamp
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_text
 from groupvit.evaluation.masks import read_values
+from groupvit.evaluation.pictures import make_folder
 from groupvit.evaluation.results import Result
 from groupvit.files import cache_folder, new_folder, write_atomically
 from groupvit.photos import load_rgb
 from groupvit.segmentation.labels import read_labels
+from groupvit.training.state import locked
 
 
 @pytest.mark.parametrize(("cache", "home"), [("", "home"), ("relative", "home"), ("file", "home"), ("", "relative")])
@@ -81,12 +85,23 @@ def test_a_mounted_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
 
 
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
+    error = InputError("a\r\n\x1b[2Jb\x85c\u2028d\tfile")
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == "a [2Jb c d file"
+
+
 def test_nothing_is_written_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="s3://bucket/x: only data is read from an address"):
         write_atomically(Path("s3://bucket/x"), b"")
     with pytest.raises(InputError, match="gs://x"), new_folder(Path("gs://x")):
         pass
+    with pytest.raises(InputError, match="GS://x"), locked(Path("GS://x")):
+        pass
+    with pytest.raises(InputError, match="s3://b/p"):
+        make_folder(Path("s3://b/p"))
+    with pytest.raises(InputError, match="s3://b/m"):
+        convert(Path("photos"), Path("s3://b/m"), "native")
     assert not list(tmp_path.iterdir())
 
 

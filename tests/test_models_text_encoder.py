@@ -1,11 +1,12 @@
 import torch
 
+from groupvit.models.config import TextEncoderConfig
 from groupvit.models.text_encoder import TextEncoder
 
 
 def encoder() -> TextEncoder:
     torch.manual_seed(0)
-    return TextEncoder(width=32, heads=2, layers=3, context_length=20, vocab_size=100).double()
+    return TextEncoder(TextEncoderConfig(width=32, heads=2, layers=3, context_length=20, vocab_size=100)).double()
 
 
 def tokens(*lengths: int) -> torch.Tensor:

@@ -532,6 +532,8 @@ def test_what_is_no_photo_is_refused(image: Any) -> None:
     [
         ({"templates": ()}, "templates"),
         ({"templates": None}, "templates"),
+        ({"templates": [1]}, "templates"),
+        ({"view": View(templates=("{}",)), "templates": "no"}, "templates"),
         ({"templates": ("a photo",)}, "templates"),
         ({"batch_size": 0}, "whole number from 1"),
         ({"batch_size": 2.0}, "whole number from 1"),

@@ -73,7 +73,7 @@ def new_folder(folder: Path, *, locked: bool = False) -> Iterator[Path]:
 
     One that another process fills, or has left, is an `InputError`; whoever is `locked` knows that it has left it.
     """
-    _refuse_remote(folder)
+    refuse_remote(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
     with suppress(FileNotFoundError):  # the folder that one is in may be gone
         if folder.resolve() == Path.cwd():
@@ -112,10 +112,11 @@ def refuse_address(photo: str) -> None:
         raise InputError(f"{photo[:200]}: photos are read from files only: {way}")
 
 
-def _refuse_remote(path: Path) -> None:
+def refuse_remote(path: Path) -> None:
     """Refuse what was an address before it became a path; else there would be a folder of the name `s3:`."""
-    if match := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
-        raise InputError(f"{match[1]}://{str(path)[match.end() :]}: only data is read from an address: name a disk's")
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/", place := path.as_posix(), re.IGNORECASE):
+        address = f"{match[1]}://{place[match.end() :]}"
+        raise InputError(f"{address}: only data is read from an address, results go to a disk")
 
 
 def refuse_pointer(file: Path) -> None:
@@ -130,7 +131,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
     A full disk, a missing permission and the like are an `InputError` that names the folder.
     """
-    _refuse_remote(path)
+    refuse_remote(path)
     with input_error(f"cannot write {path.name} in {path.parent}", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from groupvit.checkpoints import LAYOUTS, load
 from groupvit.errors import InputError, input_error
+from groupvit.files import refuse_remote
 from groupvit.models import GroupViT, temperature
 from groupvit.text.tokenizer import Tokenizer
 
@@ -36,6 +37,7 @@ def convert(
     `verify` reads the result again and compares every tensor; logits are compared if `published` is one of `GOLDEN`.
     Nothing is left at `out` unless all is well.
     """
+    refuse_remote(out)
     model, config = load(source)
     verified = []
     with input_error(f"cannot write {out}", OSError):

@@ -112,7 +112,8 @@ def _refuse_slips(argv: Sequence[str]) -> None:
         if re.match("--[a-z-]+=~", text):
             raise InputError(f"{text}: shells replace a ~ only at the beginning of a word: write a space for the =")
     for option, value in [*pairwise(argv), *(text.partition("=")[::2] for text in argv if "=" in text)]:
-        if option in ("--out", "--cache") and re.match(r"[a-z0-9]+://", value):
+        address = re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE)
+        if address and option in ("--out", "--cache", "--pictures", "--space"):
             raise InputError(f"{option} {value}: only data is read from an address, results go to a disk")
         if option == "--out" and not value:
             raise InputError("--out is empty, of which an unset variable may be the cause: name a folder or a file")

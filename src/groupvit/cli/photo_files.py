@@ -122,8 +122,9 @@ def earlier(stem: Path) -> dict[str, Any]:
     """Return what an earlier run said of a photo, if anything, and in which `lists` it stands."""
     with suppress(OSError, ValueError, RecursionError, TypeError):
         found = {**json.loads(result_file(stem, "json").read_text())}
+        os.path.realpath(stem.parent / str(found.get("path", "")))  # no file has a zero in its name
         lists = found.get("lists")
-        return found | {"lists": [str(name) for name in lists] if isinstance(lists, list) else []}
+        return found | {"lists": [name for name in lists if isinstance(name, str)] if isinstance(lists, list) else []}
     return {"lists": []}
 
 

@@ -19,8 +19,8 @@ class Options:
     data: str  # Folder with the run's tar shards, or a URL of one (s3://…, https://…).
     out: Path | None = None  # Folder of the training, by default runs/RUN.
     seed: int = 0  # Of the weights, the order, the augmentation and the noise.
-    train: str | None = None  # Pattern of the training shards inside DATA, instead of the run's own.
-    # Pattern of shards for retrieval or a folder with masks, inside DATA; "" for none.
+    train: str | None = None  # Pattern of the training shards, inside DATA or absolute, instead of the run's own.
+    # Pattern of shards for retrieval or a folder with masks, inside DATA or absolute; "" for none.
     held_out: str | None = None
     steps: int | None = None  # Optimiser steps, instead of the run's own number.
     batch_size: int | None = None  # Photos a step, instead of the run's own number.

@@ -61,8 +61,9 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     dataset = open_benchmark(benchmark, options.root, **ignored)
     photos = share_of(open_training(dataset, options.train, **ignored), share, options.seed)
     dataset, out = dataset.first(options.limit), options.out or Path("runs") / f"transfer-{benchmark}"
+    file = out / f"{benchmark}.transfer.json"
     if options.compare:
-        load_comparable(options.compare, dataset, out / f"{benchmark}.transfer.json")
+        load_comparable(options.compare, dataset, file)
     torch.manual_seed(options.seed)
     network = DenseClassifier(load_encoder(options.model), len(dataset.classes))
     source = describe_weights(network.encoder, options.model)
@@ -75,7 +76,6 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         return
     recipe |= {"crop": CROP, "short_side": SHORT_SIDE, "masks": len(photos), "share": share, "train": options.train}
     described = describe_weights(network, options.model) | {"pre-trained": source["sha256"], "precision": "fp32"}
-    file = out / f"{benchmark}.transfer.json"
     score_into(file, network, dataset, {"name": "transfer", **recipe}, described)
     print_result(file, options.root, options.compare)
 

@@ -178,7 +178,7 @@ def _column(
             if columns.count(column) > 1:
                 raise InputError(f"{source}: several of its columns are {column}; rename all but one")
             return column
-    named = " ".join(", ".join(columns).split())[:200]
+    named = ", ".join(columns)[:200]
     if any(Path(column).suffix.lower() in PHOTO_SUFFIXES or "://" in column for column in columns):
         raise InputError(f"{source}: its first row ({named}) is no header: put one above it, such as file,caption")
     urls = option == "image-column" and "url" in [column.strip().lower() for column in columns]

@@ -59,7 +59,8 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
 
     For a .tar.gz it is the tar that was unpacked beside it, unless that is older.
     URLs (`s3://bucket/{00000..00330}.tar`) stay strings, and their file system resolves patterns in them. With `below`,
-    `source` is a pattern inside that folder, whose own name is taken as it is. None at all is an `InputError`.
+    `source` is a pattern inside that folder, whose own name is taken as it is, or an absolute one. None at all is an
+    `InputError`.
     """
     if not isinstance(source, (str, Path)):
         return tar.newest([shard for one in source for shard in find_shards(one)])
@@ -189,8 +190,9 @@ def _is_extra(key: str, files: dict[str, Member], found: dict[str, Row | Fault])
 
 def read_vocabulary(shard: File) -> tuple[str, ...]:
     """Return the words that the source of a shard's tags could have said: `coco-vocabulary.txt` for `coco-0001.tar`."""
-    address, mark, query = str(shard).partition("?") if isinstance(shard, str) else ("", "", "")
-    folder, _, name = address.rpartition("/") if address else ("", "", Path(shard).name)
+    web = str(shard).startswith(("http://", "https://"))
+    address, mark, query = str(shard).partition("?") if web else (str(shard), "", "")
+    folder, _, name = address.rpartition("/") if isinstance(shard, str) else ("", "", shard.name)
     name = re.sub(r"(?i)((^|-)\d+)?(\.tar)?$", "-vocabulary.txt", name, count=1).removeprefix("-")
     file = f"{folder}/{name}{mark}{query}" if isinstance(shard, str) else shard.with_name(name)
     try:

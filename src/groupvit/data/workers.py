@@ -57,7 +57,7 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
         except StopIteration:
             return
         except InputError as error:  # from a worker it comes wrapped in the worker's traceback
-            raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
+            raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error
         except (RuntimeError, EOFError, OSError) as error:
             if "shared memory" in str(error) or "Bus error" in str(error):
                 raise InputError(f"no room in /dev/shm, where processes pass batches on: {_NO_ROOM}") from error

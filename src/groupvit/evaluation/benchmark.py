@@ -25,7 +25,7 @@ from groupvit.evaluation.results import MALFORMED, PhotoScores, Result, versions
 from groupvit.evaluation.scoring import score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.evaluation.whole_photos import ClassFolder, Retrieval, classify
-from groupvit.files import write_atomically
+from groupvit.files import refuse_remote, write_atomically
 from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
@@ -181,23 +181,21 @@ def evaluate_whole_photos(
     segmenter: Segmenter, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, source: str
 ) -> dict[str, Any]:
     """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
-    described = describe(segmenter, source) | {"precision": "fp32"}
-    if benchmark == "retrieval":
-        whole = Retrieval(root, segmenter.config)
-        photos, digest = len(whole.photos), whole.digest
-    else:
-        whole = ClassFolder.open(root)
-        photos, digest = len(whole), whole.digest()
+    refuse_remote(out)
+    described, held_of = describe(segmenter, source) | {"precision": "fp32"}, ""
+    other, advice = f"{out} is no {benchmark} of this model and these photos", "choose another --out or delete it"
     if out.exists():
-        advice = "choose another --out or delete it"
-        with input_error(f"{out} is no {benchmark} of this model and these photos", OSError, *MALFORMED, advice=advice):
+        with input_error(other, OSError, *MALFORMED, advice=advice):
             held = json.loads(out.read_bytes())
-            held_of = (held["benchmark"], held["model"]["sha256"], held["data"]["sha256"])
-            if held_of != (benchmark, described["sha256"], digest):
+            held_of = held["data"]["sha256"]
+            if (held["benchmark"], held["model"]["sha256"]) != (benchmark, described["sha256"]):
                 raise ValueError("it holds another evaluation")
     with input_error(f"cannot write {out}", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
+    whole = Retrieval(root, segmenter.config) if benchmark == "retrieval" else ClassFolder.open(root)
+    if held_of not in ("", whole.digest):
+        raise InputError(f"{other}: it holds another evaluation; {advice}")
     metrics: dict[str, float] = {}
     if isinstance(whole, Retrieval):
         metrics = whole(segmenter.model)
@@ -206,7 +204,7 @@ def evaluate_whole_photos(
             accuracies = classify(segmenter, whole, templates)
             metrics |= {f"{name}, {len(templates)} templates": value for name, value in accuracies.items()}
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
-    document["data"] = {"photos": photos, "sha256": digest}
+    document["data"] = {"photos": len(whole), "sha256": whole.digest}
     document["model"] = described
     write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
     return document

@@ -10,6 +10,7 @@ from typing import Any
 
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.results import MALFORMED, PhotoScores
+from groupvit.files import refuse_remote
 
 
 class PartialResult:
@@ -20,6 +21,7 @@ class PartialResult:
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0):
+        refuse_remote(out)
         self.out, self.identity = out, json.loads(json.dumps(identity))
         self.scores: dict[str, PhotoScores] = {}
         self._read: dict[Path, int] = {}

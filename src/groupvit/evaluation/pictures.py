@@ -17,7 +17,7 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_kn
 from groupvit.evaluation.naming import class_indices
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
-from groupvit.files import write_picture
+from groupvit.files import refuse_remote, write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
@@ -58,6 +58,7 @@ def extremes(result: Result, count: int) -> tuple[list[int], list[int]]:
 
 def make_folder(out: Path) -> None:
     """Make a folder for pictures, before anything is evaluated."""
+    refuse_remote(out)
     if not find_spec("matplotlib"):
         raise InputError("charts need matplotlib: pip install matplotlib")
     with input_error(f"{out} cannot be a folder of pictures, choose another", OSError):

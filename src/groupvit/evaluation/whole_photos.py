@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 
@@ -66,6 +67,9 @@ class Retrieval:
         self.captions = tokenizer(captions)
         self.owners = torch.tensor(owners)
 
+    def __len__(self) -> int:
+        return len(self.photos)
+
     @torch.inference_mode()
     def __call__(self, model: GroupViT) -> dict[str, float]:
         """Return R@1, R@5 and R@10 from text to image and from image to text, in percent."""
@@ -113,8 +117,9 @@ class ClassFolder:
     def __len__(self) -> int:
         return len(self.files)
 
+    @cached_property
     def digest(self) -> str:
-        """Return a hash of all files, names and targets."""
+        """A hash of all files, names and targets."""
         digest = hashlib.sha256(repr((self.names, self.targets)).encode(errors="surrogatepass"))
         for file in self.files:
             digest.update(file.read_bytes())

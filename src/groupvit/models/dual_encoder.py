@@ -43,7 +43,7 @@ class GroupViT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.image_encoder = ImageEncoder(config.image).apply(init_linear)
-        self.text_encoder = TextEncoder(**vars(config.text))
+        self.text_encoder = TextEncoder(config.text)
         self.image_projector = Projector(config.image.dim, config.projector_dim, config.embed_dim)
         self.text_projector = Projector(config.text.width, config.projector_dim, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

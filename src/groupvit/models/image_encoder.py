@@ -134,7 +134,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         stages, dropout = config.stages, config.patch_dropout
         self.patch_size = config.patch_size
-        self.stem = build_stem(config.stem, config.patch_size, config.dim, config.vit)
+        self.stem = build_stem(config)
         seeded = [i for i, stage in enumerate(stages) if stage.seeded]
         grouped = [i for i, stage in enumerate(stages) if stage.has_grouping]
         if seeded and (seeded != grouped[:1] or stages[seeded[0]].group_tokens or self.trunk is None):

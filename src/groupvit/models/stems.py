@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from groupvit.models.config import ViTConfig
+from groupvit.models.config import ImageEncoderConfig
 from groupvit.models.layers import at_least_float32
 from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, Map, ViTTrunk
 
@@ -98,8 +98,9 @@ def resized(x: Float[Tensor, "batch channels _ _"], size: torch.Size) -> Map:
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-def build_stem(name: str, patch_size: int, dim: int, vit: ViTConfig | None) -> nn.Conv2d | ConvStem | TrunkStem:
+def build_stem(config: ImageEncoderConfig) -> nn.Conv2d | ConvStem | TrunkStem:
     """Return the stem of a configuration, at random weights."""
+    name, patch_size, dim, vit = config.stem, config.patch_size, config.dim, config.vit
     if name == "patch":
         return nn.Conv2d(3, dim, patch_size, stride=patch_size)
     if name in ("conv", "residual"):

@@ -5,17 +5,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from groupvit.models.config import TextEncoderConfig
 from groupvit.models.layers import Block
 
 
 class TextEncoder(nn.Module):
     """Token ids to the feature at end-of-text (Radford et al., 2021), which is the largest id of a row."""
 
-    def __init__(self, *, width: int, heads: int, layers: int, context_length: int, vocab_size: int):
+    def __init__(self, config: TextEncoderConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.pos_embed = nn.Parameter(torch.empty(context_length, width))
-        blocks = [Block(width, heads, causal=True, quick=True) for _ in range(layers)]
+        width, layers = config.width, config.layers
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.pos_embed = nn.Parameter(torch.empty(config.context_length, width))
+        blocks = [Block(width, config.heads, causal=True, quick=True) for _ in range(layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)

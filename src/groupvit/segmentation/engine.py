@@ -143,6 +143,8 @@ class _Graph:
         """Return what `load` makes of the file, written afresh if it was damaged."""
         try:
             return load(self.file)
+        except MemoryError:
+            raise
         except Exception:  # the engines raise nearly anything
             with input_error("this engine cannot run the network", Exception, advice="take the engine torch"):
                 self.file = self._written(self.file)

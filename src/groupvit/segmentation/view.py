@@ -43,7 +43,8 @@ class View:
     templates: tuple[str, ...] = (SIMPLE_TEMPLATE,)
 
     def __post_init__(self):
-        if not self.templates or not all("{}" in template for template in self.templates):
+        texts = self.templates if isinstance(self.templates, tuple) else ()
+        if not texts or not all(isinstance(text, str) and "{}" in text for text in texts):
             raise InputError("templates must be a list of texts with {} in the place of the word")
         if self.background not in ("auto", None) and not (
             isinstance(self.background, Real) and 0 <= self.background <= 1

@@ -11,6 +11,7 @@ PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""
 
 BATCH = 4096
+BOTH = "{cc12m,yfcc14m}/*.tar"
 
 
 def _one_stage(group_tokens: int = 64, output_groups: int = 8) -> ModelConfig:
@@ -18,9 +19,6 @@ def _one_stage(group_tokens: int = 64, output_groups: int = 8) -> ModelConfig:
 
 
 SOFT = replace(_one_stage(), image=replace(_one_stage().image, hard_assignment=False))
-
-
-BOTH = "{cc12m,yfcc14m}/*.tar"
 
 
 def _steps(epochs: int, train: str) -> int:

@@ -21,7 +21,7 @@ from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.storage import File
 from groupvit.errors import InputError, input_error
-from groupvit.files import new_folder, sync_folder, write_atomically
+from groupvit.files import new_folder, refuse_remote, sync_folder, write_atomically
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.training.run import Run
 from groupvit.training.self_supervised import Momentum
@@ -102,6 +102,7 @@ def _names(shards: list[File]) -> list[str]:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second training out of the folder; the lock goes when the process does, however it ends."""
+    refuse_remote(out)
     with input_error(f"cannot train into {out}", OSError, NotImplementedError):
         out.mkdir(parents=True, exist_ok=True)
         try:
