@@ -15,7 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import errors_in_one_line, finish
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import VIEW, row
 
@@ -27,7 +27,6 @@ from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
 from groupvit.evaluation.scoring import score
 from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter
-from groupvit.training.loop import train
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
 
@@ -106,10 +105,8 @@ def main(
     rows = []
     for name, (run, shards) in provocations(data, out).items():
         folder = out / name.replace(" ", "-")
-        again = checkpoints.latest(folder) is not None
         try:
-            if train(run, shards, folder, init=init, resume=again, evaluate=scored).step < run.schedule.steps:
-                raise KeyboardInterrupt
+            finish(run, shards, folder, init=init, evaluate=scored)
         except InputError as error:  # a training that gives up has collapsed, too
             print(error)
         rows.append({"changed": name, **told(folder / "metrics.jsonl", start)})

@@ -6,16 +6,15 @@ Counts how often every photo comes in every epoch, and measures what the order c
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from benchmarks.timing import peak_memory
 from experiments.record import commit, record_table
 from jaxtyping import Int64
 
@@ -58,9 +57,7 @@ def one_process(samples: int, world: int) -> dict[str, float]:
     start = time.process_time()
     drawn = sum(len(next(batches)) for _ in range(steps))
     microseconds = 1e6 * (time.process_time() - start) / drawn
-    # Not getrusage's maximum, which a child inherits from its parent.
-    memory = int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
-    return {"steps": steps, "microseconds": microseconds, "memory": memory}
+    return {"steps": steps, "microseconds": microseconds, "memory": peak_memory() / 2**20}
 
 
 def _alone(samples: int, world: int) -> dict[str, float]:

@@ -214,8 +214,6 @@ def test_other_predictions_make_results_too(tmp_path):
     assert perfect.interval() == (100, 100)
     assert numbers["grouping"] == []
     assert numbers["naming"] == []
-    grouped = evaluate_predictions(dataset, lambda photo: (photo.mask % 21, [photo.mask % 7]), "seven")
-    assert len(grouped.metrics()["grouping"]) == 1
 
 
 def test_one_photo_has_no_interval(tmp_path):
