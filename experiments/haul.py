@@ -122,12 +122,12 @@ def haul(folder: Path, minutes: float, faults: int, seed: int) -> dict[str, Any]
     for gone in folder.glob("data/train/*.gone"):  # an interruption came while the shard was away
         gone.rename(gone.with_suffix(".tar"))
     state = json.loads((folder / STATE).read_text())
-    peace = training(folder / "quiet", folder / "peace", state["steps"], 1)
-    try:
-        _haul(folder, state, faults, seed)
-        finish(peace)
-    finally:
-        peace.kill()
+    with training(folder / "quiet", folder / "peace", state["steps"], 1) as peace:
+        try:
+            _haul(folder, state, faults, seed)
+            finish(peace)
+        finally:
+            peace.kill()
     wanted, hauled = weights(folder / "peace"), weights(folder / "hauled")
     return {
         "minutes": round(state["seconds"] / 60),

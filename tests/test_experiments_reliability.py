@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from experiments import faults, kills, order, record
+from experiments import faults, haul, kills, order, record
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
@@ -12,6 +12,20 @@ def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(tm
     assert found["kills"] == count
     assert found["of them while a checkpoint was written"] >= count // 2
     assert found["tensors"] > 50
+    assert found["tensors that differ in any bit"] == 0
+
+
+@pytest.mark.slow
+def test_a_long_haul_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(haul, "_haul", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            haul.haul(tmp_path / "haul", 0.5, 2, seed=0)
+    found = haul.haul(tmp_path / "haul", 100, 2, seed=0)  # as long as it was to be at first
+    assert sum(found[fault] for fault in haul.FAULTS) >= 1  # it is short, and may end before the second
     assert found["tensors that differ in any bit"] == 0
 
 
