@@ -200,6 +200,15 @@ def test_a_home_that_is_no_folder_is_replaced(monkeypatch: pytest.MonkeyPatch, h
     assert os.path.isabs(os.environ["HOME"])
 
 
+def test_a_folder_that_is_gone_is_one_line(tmp_path):
+    folder = tmp_path / "gone"
+    script = f"cd {folder} && rmdir {folder} && exec {sys.executable} -m groupvit data doctor /nothing"
+    folder.mkdir()
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    told = "groupvit: error: the folder you are in is gone: change to another one\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_an_ascii_output_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))

@@ -199,7 +199,9 @@ def test_results_are_compared(evaluate, tmp_path, pets):
         (["voc21"], "has no JPEGImages"),
         (["pets", "--limit", "0"], "limit of 0"),
         (["pets", "--batch-size", "0"], "batch size"),
-        (["pets", "--out", "model"], "model is a folder: --out names the result file"),
+        (["pets", "--out", "/dev/full"], "/dev/full is a folder, a pipe or a device: --out names a result file"),
+        (["pets", "--compare", "/dev/zero"], "/dev/zero is a folder, a pipe or a device: --compare names a result"),
+        (["pets", "--out", "model"], "model is a folder, a pipe or a device: --out names a result file"),
         (["retrieval", "--limit", "0"], "retrieval has no --protocol"),
         (["retrieval", "--engine", "openvino"], "retrieval has no --protocol"),
         (["classification", "--precision", "bf16"], "classification has no --protocol"),
@@ -217,7 +219,12 @@ def test_wrong_input_is_one_line(arguments, said, evaluate, pets):
 
 def test_a_folder_in_the_place_of_the_result_is_said_before_the_work(evaluate, tmp_path):
     code, out, err = evaluate("classification", "--root", tmp_path, "--out", ".")
-    assert (code, out, err) == (2, "", "groupvit: error: . is a folder: --out names the result file\n")
+    told = "groupvit: error: . is a folder, a pipe or a device: --out names a result file\n"
+    assert (code, out, err) == (2, "", told)
+        2,
+        "",
+        "groupvit: error: . is a folder, a pipe or a device: --out names a result file\n",
+    )
 
 
 def test_a_result_of_other_classes_is_another(evaluate, tmp_path):

@@ -283,6 +283,8 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
     assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
     assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
     assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]  # as shells expand patterns
+    (photos / "coco.json").touch()  # a list of all photos
+    assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]
     with pytest.raises(InputError, match=r"these are 2 results of this command, such as .*: name photos"):
         find_photos([str(path) for path in photos.glob("*.mask-*.png")])
 

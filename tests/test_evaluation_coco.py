@@ -199,6 +199,7 @@ def test_photos_of_one_stem_are_two(edited, tmp_path):
         (lambda d: d["categories"][1].update(name="ball"), "category 'ball' is none of the 81 labels"),
         (lambda d: d["annotations"][0].update(category_id=999), "annotation 0 has category 999, which is not listed"),
         (each("annotations", segmentation=None), "no annotation can be painted .* boxes alone are no masks"),
+        (each("annotations", image_id="a.jpg"), "no annotation can be painted .* give them ids of images"),
         (lambda d: d["images"].append(d["images"][0]), "two images have the id 0"),
         (lambda d: d["images"].append(d["images"][0] | {"id": 9}), "lists .*000000000000.jpg twice"),
         (lambda d: d["images"][0].pop("id"), "two images have the id None, or one has none"),

@@ -241,7 +241,7 @@ def test_labels_of_a_folder_are_read_as_those_of_segment(text, classes, tmp_path
         ("\ncat\ndog\n", "has a blank line"),
         ("cat\nCat\ndog\n", "label 'Cat' is given twice"),
         ("dog,puppy\ncat\n", "has a comma"),
-        ("cat\nbackground\n", "'background' needs words"),
+        ("cat\nbackground\n", "names background in line 2"),
         ("background\n", "no label but background"),
         ("caf\xe9\ncat\n", "cannot be read"),
     ],

@@ -75,6 +75,17 @@ def test_the_camera_s_orientation_is_applied():
     assert np.array_equal(np.asarray(image), np.asarray(gradient().transpose(Image.Transpose.ROTATE_270)))
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_raw_tiff_is_turned_as_its_bytes_are(tmp_path, mode, orientation):
+    Image.fromarray(np.asarray(gradient())).convert(mode).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    wanted = load_rgb((tmp_path / "a.tif").read_bytes(), "x")
+    assert wanted.size == ((40, 60) if orientation > 4 else (60, 40))
+    with Image.open(tmp_path / "a.tif") as opened:
+        assert rgb_of(opened).tobytes() == wanted.tobytes()
+    assert load_rgb(tmp_path / "a.tif", "x").tobytes() == wanted.tobytes()
+
+
 def test_a_photo_is_turned_whatever_else_its_exif_says():
     head = b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
     tags = b"\x01\x12\0\3\0\0\0\1\0\6\0\0" + b"\x01\x1a\0\2\0\0\0\3" + b"72\0\0"  # a resolution in letters

@@ -31,6 +31,11 @@ def test_a_dictionary_has_names_and_their_words() -> None:
     assert parse_labels({"person": ["man", "old_woman"], "dog": "dog", "background": ("wall",)}) == listed
 
 
+@pytest.mark.parametrize("text", ["St. Bernard", "Mr. Bean", "vitamin C", "dog (pet)", "T-shirt", "rock 'n' roll"])
+def test_signs_inside_of_a_word_stay(text: str) -> None:
+    assert parse_labels([text, "sky"])[0].name == text
+
+
 def test_labels_come_from_a_file(tmp_path: Path) -> None:
     text = "# animals\n\ndog\r\nperson=man,woman  # people\n  traffic_light\t\nC# sharp\n犬"
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -60,6 +65,8 @@ def test_numbers_that_are_a_part_of_labels_stay(tmp_path: Path) -> None:
     ("data", "said"),
     [(b'[\n"dog"\n]', "labels.txt is JSON: write the labels alone"),
      (b"0 background\n1 dog", "'background' needs words"),
+     (b"names:\n- dog\n- cat", "labels.txt: label 'names:' is no word"), (b"name\ndog\ncat", "'name', is a heading"),
+     (b"1\n2", "numbers alone"), (b"0 0 0 sky\n9 9 9 dog", "colours before the labels"),
      (None, "labels.txt.*No such file"), (b"# none\n", "labels.txt: no labels"), (b"caf\xe9", "labels.txt.*UTF-8"),
      ("dog".encode("utf-16"), "labels.txt.*UTF-8"), (b"dog\ncat,cow", "labels.txt: label 'cat,cow' has a comma"),
      (b"dog\nDog", "labels.txt: label 'Dog' is given twice"), (b"a\0b", "labels.txt: label .* no letter")],
@@ -90,6 +97,14 @@ def test_background_with_words_comes_first() -> None:
         (["dog", "pet=cat,dog"], "word 'dog' of label 'pet' is in 'dog' already"),
         (["pet=dog,Dog"], "'Dog' of label 'pet' is in 'pet' already"),
         (["dog,cat"], "comma"),
+        (["dog . cat ."], "is no word but a list"),
+        (["dog;cat"], "is no word but a list"),
+        (["dog|cat"], "is no word but a list"),
+        (["[dog", "cat]"], "is no word but a list"),
+        (["names:", "- dog"], "'names:' is no word but a list"),
+        (["dog\tgrass"], "has a tab"),
+        (["dog", "\u200edog"], "given twice"),
+        (["dog", "d\u00adog"], "given twice"),
         (["pet=dog=cat"], "has two ="),
         (["dog=puppy", "caf\udce9"], "no letter: write labels in UTF-8"),
         (["pet=dog,c\x1bt"], "no letter"),

@@ -105,10 +105,7 @@ def naming(
 def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:
     if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe may never end
         raise ValueError("it is a folder, a pipe or a device")
-    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_SUBFILE_TYPE, 0) == 1:
-        raise ValueError("its first picture is a preview, as in a camera's raw files: convert it to JPEG or TIFF")
-    return image
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
 
 
 @functools.cache
@@ -138,9 +135,23 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
+def _load(image: Image.Image) -> None:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.load()
+        return
+    if image.tag_v2.get(_SUBFILE_TYPE, 0) == 1 and not image.tell():
+        raise ValueError("its first picture is a preview, as in a camera's raw files: convert it to JPEG or TIFF")
+    # Pillow maps an uncompressed TIFF by its name, and takes its width for its height if it has an orientation.
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image, or the frame at which it stands, upright in 8 bits, with transparency on white."""
-    image.load()
+    _load(image)
     image = upright(image)
     if image.mode == "F":
         raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")

@@ -71,6 +71,10 @@ def _mend_environment() -> None:
 
     Without a home, imports of libraries fail.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # PyTorch cannot be loaded then
+        raise InputError("the folder you are in is gone: change to another one") from None
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = tempfile.gettempdir()
     for name in ("stdout", "stderr"):

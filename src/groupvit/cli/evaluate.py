@@ -1,5 +1,6 @@
 """`groupvit evaluate`: a model on a benchmark, under a named protocol."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -54,8 +55,9 @@ def evaluate(
         ignore_index: For a folder: a value of its masks that does not count, besides 255.
         reduce_zero_label: For a folder whose masks count classes from 1: 0 does not count.
     """
-    if out and out.is_dir():
-        raise InputError(f"{out} is a folder: --out names the result file")
+    for option, file in (("--out", out), ("--compare", compare)):
+        if file and os.path.exists(file) and not os.path.isfile(file):  # reading may never end
+            raise InputError(f"{file} is a folder, a pipe or a device: {option} names a result file")
     if benchmark == "classification" or benchmark == "retrieval":
         asked = (limit, compare, pictures, ignore_index) != (None,) * 4 or reduce_zero_label
         asked |= (protocol, engine, batch_size) != ("calibrated-native", "auto", 8) or precision == "bf16"

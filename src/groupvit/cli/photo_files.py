@@ -70,7 +70,12 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
     return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
 
 
+_LISTS = ("coco.json", "coco-polygons.json", "label-studio.json", "label-studio-polygons.json", "labelmap.txt")
+
+
 def _is_result(path: Path) -> bool:
+    if path.name in _LISTS:
+        return next(path.parent.glob("*.labels.png"), None) is not None
     found = _RESULT.fullmatch(path.name)
     if not found or not os.path.isfile(result_file(stem := path.with_name(found[1]), "labels.png")):
         return False

@@ -62,7 +62,9 @@ def open_instances(
     if passed:
         reasons = " and ".join(f"{number} {reason}" for reason, number in passed.items())
         if passed.total() == len(document["annotations"]):
-            raise InputError(f"{listing}: no annotation can be painted ({reasons}): boxes alone are no masks")
+            unlisted = [*passed] == ["of no listed image"]
+            why = "give them ids of images" if unlisted else "boxes alone are no masks"
+            raise InputError(f"{listing}: no annotation can be painted ({reasons}): {why}")
         warnings.warn(f"{listing}: passed over {reasons}, of {len(document['annotations'])} annotations", stacklevel=2)
     if parts:
         warnings.warn(f"{listing}: passed over {parts} parts of outlines that are no polygons", stacklevel=2)

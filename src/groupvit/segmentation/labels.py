@@ -9,10 +9,12 @@ from pathlib import Path
 
 from groupvit.errors import InputError, input_error
 from groupvit.files import refuse_pointer
-from groupvit.text.tokenizer import Tokenizer
+from groupvit.text.tokenizer import Tokenizer, repaired
 
 _MAX_TEXT = 2**20  # bytes
 BACKGROUND = "background"
+_INVISIBLE = re.compile("[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_FOREIGN = re.compile(r".*:|[-*\u2022]\s.*|[][{}()<|].*|.*[]{}>|;]|.*[;|].*|(?:.*\s)?\.(?:\s.*)?|.*\.\s.*\.")
 _TRIMMED = " \t\r\n_\"'“”‘’\u200b\u2060\ufeff"
 
 
@@ -55,7 +57,8 @@ def _is_json(data: bytes) -> bool:
 
 _BULLET = re.compile(r"[-*\u2022]\s+")
 _NUMBERED = re.compile(  # "1 dog", "1: dog", "[1] dog", "1 -> dog", "dog: 1", "dog (1)"
-    r"[\[(]?(?P<before>[0-9]{1,4})(?:\s*[])_.:;,|=-]+>?\s*|\s+)(?P<after>\S.*)"
+    r"[\[(]?(?:(?:[Cc]lass|[Ll]abel|[Ii]ndex|[Ii][Dd])\s*)?"
+    r"(?P<before>\d{1,4})(?:\s*[])_.:;,|=-]+>?\s*|\s+)(?P<after>\S.*)"
     r"|(?P<label>\S.*?)\s*[:;,|=\t\[(]\s*(?P<number>[0-9]{1,4})[])]?"
 )
 
@@ -69,6 +72,12 @@ def without_numbers(lines: Sequence[str], *, indices: bool = True) -> list[str]:
     lines = [_BULLET.sub("", line, count=1) for line in lines] if all(map(_BULLET.match, lines)) else [*lines]
     if all(re.fullmatch(r".*\S\s+[0-9]{1,3}\s+[0-9]{1,3}\s+[0-9]{1,3}", line) for line in lines):
         raise InputError("colours behind the labels: write them into labelmap.txt, as name:r,g,b::")
+    if all(re.fullmatch(r"([0-9]{1,3}\s+){3}[^\d\s].*", line) for line in lines):
+        raise InputError("colours before the labels: write them into labelmap.txt, as name:r,g,b::")
+    if re.fullmatch(r"(label|class|category)?[ _]?(names?|labels?|class(es)?|categor(y|ies))", lines[0], re.IGNORECASE):
+        raise InputError(f"the first line, {lines[0]!r}, is a heading: drop it")
+    if all(line.isdecimal() for line in lines):
+        raise InputError("numbers alone: write the label of each index")
     found = [_NUMBERED.fullmatch(line) for line in lines]
     numbers = {int(match["before"] or match["number"]): match["after"] or match["label"] for match in found if match}
     if not indices and len({*numbers.values()}) < len(lines):
@@ -125,6 +134,8 @@ def _parse(text: object) -> Label:
         return text if isinstance(text.words, tuple) else entry
     if not isinstance(text, str):
         raise InputError(f"label {text!r} is a {type(text).__name__}: give text, and several words as NAME=WORD,WORD")
+    if "\t" in text.strip():
+        raise InputError(f"label {text!r} has a tab: write the label alone, without other columns")
     name, equals, rest = text.partition("=")
     name = clean(name)
     if name.lower() == BACKGROUND and not equals:
@@ -142,7 +153,7 @@ def _parse(text: object) -> Label:
 
 def clean(text: str) -> str:
     """Return text without quotes and white space around it, and with spaces for underscores."""
-    return " ".join(text.strip(_TRIMMED).replace("_", " ").split())
+    return " ".join(_INVISIBLE.sub("", text).strip(_TRIMMED).replace("_", " ").split())
 
 
 def _check_words(label: Label, owners: dict[tuple[int, ...], str]) -> None:
@@ -152,6 +163,10 @@ def _check_words(label: Label, owners: dict[tuple[int, ...], str]) -> None:
         raise InputError(f"label {label.name!r} has a blank word: write it as NAME or NAME=WORD,WORD")
     if bad := re.search("[\0-\x1f\x7f\ud800-\udfff]", "".join((label.name, *label.words))):
         raise InputError(f"label {label.name!r} has {bad[0]!r}, which is no letter: write labels in UTF-8")
+    if odd := [text for text in (label.name, *label.words) if _FOREIGN.fullmatch(repaired(text))]:
+        raise InputError(
+            f"label {odd[0]!r} is no word but a list, or of another format: write labels apart, in a file one a line"
+        )
     for word in label.words:
         if (tokens := _tokens(word)) in owners:
             raise InputError(f"word {word!r} of label {label.name!r} is in {owners[tokens]!r} already: drop one")
