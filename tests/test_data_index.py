@@ -97,7 +97,7 @@ def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
     os.utime(shards[1], ns=(0, 0))
     index_shards(shards)
     assert made == [*shards, shards[1]]
-    monkeypatch.setattr(module, "_VERSION", 7)
+    monkeypatch.setattr(module, "_VERSION", 8)
     index_shards(shards)
     assert made == [*shards, shards[1], *shards]
 

@@ -146,13 +146,14 @@ def test_a_table_that_would_lose_rows_is_one_line(tmp_path: Path, name: str, tab
 
 
 def test_cells_of_tabs_are_read_as_written_or_as_quoted(tmp_path: Path) -> None:
-    rows = 'file\tcaption\na.jpg\t"a ""big"" dog, sitting"\na.jpg\t"Big" dog\na.jpg\t"a dog\na.jpg\t"\n'
+    cells = ('"a ""big"" dog, sitting"', '"Big" dog', '"a dog', '"', '["a cow", "a hen"]')
+    rows = "file\tcaption\n" + "".join(f"a.jpg\t{cell}\n" for cell in cells)
     table = put(tmp_path, **{"a.jpg": photo(0), "a.tsv": rows}) / "a.tsv"
     quoted = put(tmp_path, **{"b.csv": 'file,caption\na.jpg,"""Hi"""\n'}) / "b.csv"
     pack(quoted, tmp_path / "csv")
     assert packed(tmp_path / "csv")[0][2] == ('"Hi"',)
     pack(table, tmp_path / "out")
-    assert packed(tmp_path / "out")[0][2] == ('a "big" dog, sitting', '"Big" dog', '"a dog', '"')
+    assert packed(tmp_path / "out")[0][2] == ('a "big" dog, sitting', '"Big" dog', '"a dog', "a cow", "a hen")
 
 
 def test_rows_without_a_file_are_counted_each_with_its_line(tmp_path: Path) -> None:
@@ -375,6 +376,13 @@ def test_a_compressed_shard_is_unpacked_once_by_index(
     assert find_shards(tmp_path / "d") == find_shards(shard) == [shard]
     assert index((str(shard),), processes=1) == 1  # which of the two is wanted, nobody knows
     assert "x.tar is older than" in capsys.readouterr().err
+
+
+def test_a_compressed_file_that_is_no_tar_leaves_none(tmp_path: Path) -> None:
+    put(tmp_path, **{"x.tgz": gzip.compress(b"no tar at all" * 99)})
+    [error] = index_shards(find_shards(tmp_path), where=beside)
+    assert "not a tar in it" in str(error)
+    assert not (tmp_path / "x.tar").exists()
 
 
 def test_a_compressed_shard_that_is_cut_leaves_nothing(tmp_path: Path) -> None:

@@ -217,8 +217,13 @@ GOOD = {"z.jpg": b"x", "z.txt": b"dog"}
         ({"a.jpg": b"x", "a.json": b'{"caption": "a \\ud800 dog"}'}, "not-utf8"),
         ({"a.jpg": b"x", "a.txt": b"&nbsp; &amp;nbsp;\0"}, "no-caption"),
         ({"a.jpg": b"x", "a.json": b'{"caption": "\\ufeff\\u200b"}'}, "no-caption"),
+        ({"a.jpg": b"x", "a.txt": b"..."}, "no-caption"),
+        ({"a.jpg": b"x", "a.json": b'{"text": "a dog"}'}, "no-caption"),
+        ({"a.jpg": b"x", "a.json": b'["a dog"]'}, "bad-json"),
+        ({"a.jpg": b"x", "a.json": b'{"caption": 3}'}, "bad-json"),
+        ({"a.jpg": b"x", "a.txt": "a dog".encode("utf-16-le")}, "not-utf8"),
         ({"a.jpg": b"x", "a.txt": b"<a" + b"=" * 10_000}, "long-text"),
-        ({"a.jpg": b"x", "a.json": b'{"captions": ["a dog", "' + b"<!--" * 9999 + b'"]}'}, "long-text"),
+        ({"a.jpg": b"x", "a.json": b'{"captions": ["a dog", "' + b"<!--x" * 9999 + b'"]}'}, "long-text"),
         ({"a.jpg": b"x", "a.txt": b"dog", "a.json": b'{"x": "' + bytes(2**20) + b'"}'}, "long-text"),
     ],
 )
@@ -448,10 +453,19 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         read_vocabulary(tmp_path / "b.tar")
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_compressed_tar_by_another_name_is_told(shards, tmp_path, compress):
-    (tmp_path / "a.tar").write_bytes(compress(shards[0].read_bytes()))
-    with pytest.raises(InputError, match=r"a\.tar: not an uncompressed tar file: add \.gz to its name"):
+def test_a_label_and_a_list_of_names_are_no_samples(shards, tmp_path):
+    whole = shards[0].read_bytes()
+    for kind in (b"V", b"D"):
+        head = tarfile.TarInfo("label")
+        head.type = kind
+        (tmp_path / "a.tar").write_bytes(head.tobuf(tarfile.GNU_FORMAT) + whole)
+        assert [len(rows) for rows in scan_shard(tmp_path / "a.tar")] == [len(scan_shard(shards[0])[0]), 0]
+
+
+@pytest.mark.parametrize(("module", "ending"), [(gzip, "gz"), (bz2, "bz2"), (lzma, "xz")])
+def test_a_compressed_tar_by_another_name_is_told(shards, tmp_path, module, ending):
+    (tmp_path / "a.tar").write_bytes(module.compress(shards[0].read_bytes()))
+    with pytest.raises(InputError, match=rf"a\.tar: not an uncompressed tar file: add \.{ending} to its name"):
         scan_shard(tmp_path / "a.tar")
 
 

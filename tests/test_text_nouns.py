@@ -225,3 +225,19 @@ def test_tags_that_never_end_are_passed_over_at_once(caption):
     assert module._HTML.sub("", caption) == caption
     module._without_html(caption)
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *("a dog...a cat", "dog!cat", "dog:cat", "dog+cat", "(dog)(cat)", "a dog--a cat", "a dog.A cat", "dog_cat"),
+        *("[a dog](http://x.com) and a cat", "![a dog](house.jpg) and a cat"),
+    ],
+)
+def test_signs_that_join_words_lose_none(caption: str) -> None:
+    assert set(nouns(caption)) == {"dog", "cat"}
+
+
+@pytest.mark.parametrize("caption", ["www.house.com", "me@house.com", "see http://a.b/house", "house.jpg"])
+def test_addresses_are_no_nouns(caption: str) -> None:
+    assert "house" not in nouns(caption)

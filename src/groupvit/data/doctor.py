@@ -69,7 +69,7 @@ class _Shard:
         for key, kind, detail in dict.fromkeys(faults):
             if key not in damaged or kind not in ("no-image", "no-caption", "bad-json"):
                 empty = kind == "no-caption" and samples[key].keys() & TEXT_ENDINGS
-                self.add(kind, key, "it is empty" if empty else detail)
+                self.add(kind, key, detail or "it is empty" * bool(empty))
 
     def add_image(self, row: Row, data: bytes) -> bool:
         """Return True if the image could be decoded."""

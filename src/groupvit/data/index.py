@@ -30,7 +30,7 @@ from groupvit.files import cache_folder, write_atomically
 from groupvit.progress import tracked
 from groupvit.text.nouns import Style, is_word, nouns_of_tags
 
-_VERSION = 6  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
+_VERSION = 7  # of the format and of the rules of `text.nouns`: raise it with either, and indexes are made anew
 _LOOKUPS = 32
 _HEADER = b"groupvit"
 _SAYABLE = b"sayable"

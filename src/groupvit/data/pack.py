@@ -1,10 +1,13 @@
 """Pack photos and captions that lie in files, in a table or in parquet into shards."""
 
+import ast
 import csv
 import importlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,7 +213,7 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
                 if any(extra):
                     yield Fault(name or f"line {line}", "no-caption", "more cells than the header has: quote commas")
                 elif name:
-                    captions.setdefault(name, []).append(text)
+                    captions.setdefault(name, []).extend(_listed(text))
                 elif is_text(text):  # spreadsheets end with empty rows
                     yield Fault(f"line {line}", "no-image")
         except csv.Error as error:
@@ -218,6 +221,16 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
             raise InputError(f"{table}, after line {line}: {error}; {advice}") from error
     for number, (name, texts) in enumerate(captions.items()):
         yield _sample(f"{number:09d}", name, photos / name, texts)
+
+
+def _listed(cell: str) -> list[str]:
+    """Return the captions of a cell that holds a list of them, as JSON (Flickr30k) or pandas write it."""
+    if cell[:1] + cell[-1:] == "[]":
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                if (found := read(cell)) and all(isinstance(each, str) for each in found):
+                    return found
+    return [cell]
 
 
 def _unquoted(cell: str) -> str:

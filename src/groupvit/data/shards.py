@@ -98,8 +98,11 @@ def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] |
         return Fault("", "long-text")
     try:
         meta = json.loads(files["json"].text) if "json" in files else {}
-        listed = meta.get("captions") or meta.get("caption") or []
-        captions = _stripped(listed if isinstance(listed, list) else [listed])
+        if not isinstance(meta, dict):
+            raise TypeError(f"it is a {type(meta).__name__}, no object with captions")
+        given = [meta.get(name) or [] for name in ("captions", "caption")]
+        found = (_stripped(each if isinstance(each, list) else [each]) for each in given)
+        captions = next(filter(None, found), ())
         if not captions and "txt" in files:
             captions = _stripped([files["txt"].text.decode("utf-8-sig")])
         tags = _stripped(meta.get("tags")) if meta.get("kind") == "tags" else None
@@ -110,19 +113,24 @@ def _texts(files: dict[str, Member]) -> tuple[tuple[str, ...], tuple[str, ...] |
         return Fault("", "bad-json", str(error))
     if any(len(caption) > tar.MAX_CAPTION for caption in captions):
         return Fault("", "long-text")
-    return (captions, tags) if captions else Fault("", "no-caption")
+    if any("\0" in caption for caption in captions):
+        return Fault("", "not-utf8", "it has zeros, as UTF-16 does")
+    others = "" if meta.keys() & {"captions", "caption"} else ", ".join(meta)[:80]
+    return (captions, tags) if captions else Fault("", "no-caption", f"its JSON has {others}" if others else "")
 
 
 def _stripped(texts: Any) -> tuple[str, ...]:
     if not isinstance(texts, list):
         raise TypeError("tags are no list")
+    if strange := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"{json.dumps(strange[0])[:40]} is no text")
     return tuple(text.strip() for text in texts if is_text(text.strip()))
 
 
 def is_text(text: str) -> bool:
-    """Return True if there is anything to be seen in it: no-break spaces, zeros and the like are none."""
+    """Return True if it has a letter, a number or a picture: spaces, zeros and punctuation alone are no text."""
     signs = html.unescape(html.unescape(text))
-    return any(not sign.isspace() and category(sign) not in ("Cc", "Cf") for sign in signs)
+    return any(category(sign)[0] in "LN" or category(sign) in ("So", "Co", "Cs") for sign in signs)
 
 
 def _row(key: str, files: dict[str, Member]) -> Row | Fault:
@@ -151,7 +159,7 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     faults: list[Fault] = []
     samples: Members = {}
     if tar.is_compressed(shard):
-        raise InputError(f"{shard} is compressed; unpack it beside itself: groupvit data index {shard}")
+        raise InputError(f"{shard} is compressed; unpack it beside itself: {tar.how_to_unpack(shard)}")
     size, _ = stamp(shard)
     start = b""
     try:
@@ -166,7 +174,10 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
     # A header can name places that no file has, and headers without end.
     except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if size >= BLOCK and not samples and tar.packed_by(start):
-            raise InputError(f"{shard}: not an uncompressed tar file: add .gz to its name, and index it") from error
+            ending = tar.ending_of(start)
+            raise InputError(
+                f"{shard}: not an uncompressed tar file: add {ending} to its name, and index it"
+            ) from error
         if size >= BLOCK and not samples:
             raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
         faults.append(Fault("", "cut", str(error)))

@@ -86,7 +86,8 @@ def members_of(file: Any, size: int, faults: list[Fault]) -> Iterator[Member]:
             while member := _next(tar):
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]; it would keep all
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
-                if member.isdir() or posixpath.basename(name).startswith("._"):  # what macOS puts beside each file
+                # `tar -V` and `tar -g` write a label (V) and a list of names (D), macOS ._NAME beside each file.
+                if member.isdir() or member.type in (b"V", b"D") or posixpath.basename(name).startswith("._"):
                     continue
                 if not member.isreg() or member.issparse():
                     faults.append(Fault(name, "link"))
@@ -134,12 +135,19 @@ def _after_zeros(file: Any, start: int) -> int | None:
 SHARD = re.compile(r"\.(?:tar|(tar\.(?:gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 """The end of a shard's name; a group matches if it is compressed, so that it cannot be read at any place."""
 _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_ENDINGS: dict[Any, str] = {gzip.open: ".gz", bz2.open: ".bz2", lzma.open: ".xz"}
+_PROGRAMS = {".zst": "zstd -d", ".tzst": "zstd -d", ".lz4": "lz4 -d", ".z": "uncompress", ".lzma": "unlzma"}
 
 
 def is_compressed(shard: Path | str) -> bool:
     """Return True for a .tar.gz and the like, which cannot be read at any place."""
     match = SHARD.search(str(shard))
     return bool(match and match[1])
+
+
+def how_to_unpack(shard: Path | str) -> str:
+    """Return the command that unpacks a compressed shard beside itself."""
+    return f"{_PROGRAMS.get(Path(shard).suffix.lower(), 'groupvit data index')} {shard}"
 
 
 def _tar_of(shard: Path | str) -> Path | str:
@@ -166,6 +174,12 @@ def packed_by(start: bytes) -> Callable[[Path], Any] | None:
     return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
 
 
+def ending_of(start: bytes) -> str:
+    """Return the ending of the names of files that begin so."""
+    opener = packed_by(start)
+    return _ENDINGS[opener] if opener else ""
+
+
 def unpack(shard: Path | str) -> Path:
     """Unpack a .tar.gz, .bz2 or .xz beside itself, whole or not at all, and return the tar, which has its time.
 
@@ -180,9 +194,11 @@ def unpack(shard: Path | str) -> Path:
         with shard.open("rb") as file:
             opener = packed_by(file.read(5))
         if not opener:
-            raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz; unpack it yourself")
+            raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz: {how_to_unpack(shard)}")
         with replacing(tar) as temporary, opener(shard) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 2**20)
             target.close()
+            with input_error(f"{shard}: not a tar in it", tarfile.TarError, advice="fetch or write it again"):
+                tarfile.open(temporary, "r:").close()
             shutil.copystat(shard, temporary)
     return tar

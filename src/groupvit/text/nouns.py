@@ -74,8 +74,9 @@ _HTML = re.compile(
     r"|t[dhrt]|table|tbody|thead|u|ul|wbr)\s*>",
     re.IGNORECASE | re.DOTALL,
 )
-_ADDRESS = re.compile(r"://|\w\.\w")
-_JOINTS = re.compile(r"(?<=[^\W\d_])[,;/&|](?=[^\W\d_])")
+_ADDRESS = re.compile(r"://|@|\w\.[a-z0-9]")  # "a dog.A cat" is none
+_LINK = re.compile(r"!?\[([^][]*)\]\([^()\s]*\)")  # Markdown's
+_JOINTS = re.compile(r"(?<=[^\W\d_])(?:[][,;:/&|!?+*=~(){}<>_\"]+|--+|\.{2,}|(?<=[a-z]{2})\.(?=[A-Z]))(?=[^\W\d_])")
 _VARIANTS = re.compile("[\ufe00-\ufe0f\u20dd-\u20e4]")  # they follow an emoji and have no width
 _HYPHENS = {ord("\N{HYPHEN}"): "-", ord("\N{NON-BREAKING HYPHEN}"): "-"}
 
@@ -143,6 +144,7 @@ def _apart(caption: str) -> str:
 
     A comma keeps them from becoming a phrase: of "dogs – cat" it would take the second for a verb.
     """
+    caption = _LINK.sub(r" \1 ", caption)
     if not caption.isascii():
         signs = _VARIANTS.sub("", caption.translate(_HYPHENS))
         kinds = ((sign, "L" if sign.isascii() else category(sign)) for sign in signs)
