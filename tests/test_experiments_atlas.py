@@ -30,7 +30,7 @@ def photos(tmp_path):
     (tmp_path / "photos/below").mkdir(parents=True)
     for name, colour in {"red.png": "red", "below/blue.jpg": "blue"}.items():
         Image.new("RGB", (50, 40), colour).save(tmp_path / "photos" / name)
-    (tmp_path / "words.txt").write_text("cat\nsky # above\n<grass>\n")
+    (tmp_path / "words.txt").write_text("cat\nsky # above\na <grass>y\n")
     return tmp_path / "photos"
 
 
