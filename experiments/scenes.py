@@ -120,7 +120,7 @@ def draw_pictures(
 
 
 def print_table(rows: dict[str, list[Row]]) -> None:
-    """Return the mean over seeds, and the range if there are several."""
+    """Print the mean over seeds, and the range if there are several."""
     table = Table("held-out scenes, IoU in %", "mIoU", "things", "grounds", "seeds")
     for name, seeds in rows.items():
         cells = [mean_and_range([values[key] for values in seeds]) for key in ("miou", "things", "grounds")]
