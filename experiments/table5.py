@@ -44,6 +44,7 @@ ROWS = {
 }
 """What each row is pre-trained as: a run of this table, or a model that is there."""
 ZERO_SHOT = "GroupViT, zero-shot"
+AS_IN_PAPER = f"{ZERO_SHOT}, {PAPER_2022.name}"
 
 
 def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -> str:
@@ -106,7 +107,7 @@ def zero_shot(dataset: Dataset, out: Path) -> dict[str, Result]:
     The second one has nothing for the background but the paper's own threshold.
     """
     segmenter, results = api.load(ROWS["GroupViT"]), {}
-    for row, protocol in ((ZERO_SHOT, choose(segmenter)), (f"{ZERO_SHOT}, {PAPER_2022.name}", PAPER_2022)):
+    for row, protocol in ((ZERO_SHOT, choose(segmenter)), (AS_IN_PAPER, PAPER_2022)):
         file = out / f"zero-shot-{protocol.name}-{len(dataset)}.json"
         evaluate_into(file, segmenter, dataset, protocol, source=ROWS["GroupViT"], batch_size=8)
         results[row] = Result.load(file)
@@ -194,7 +195,7 @@ def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the rows with those that were recorded before and not made again: the whole table takes days of a core."""
     earlier = json.loads(RESULTS.read_text()).get("table5", {"rows": []})["rows"]
     rows = {(cells["pre-training"], cells["masks"], cells["steps"]): cells for cells in (*earlier, *table)}
-    order = [ZERO_SHOT, f"{ZERO_SHOT}, {PAPER_2022.name}", *ROWS]
+    order = [ZERO_SHOT, AS_IN_PAPER, *ROWS]
 
     def place(cells: dict[str, str]) -> tuple[int, int, int]:
         return order.index(cells["pre-training"]), int(cells["steps"]), int(cells["masks"].split()[0])

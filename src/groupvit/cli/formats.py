@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import quote
 
 from groupvit.errors import input_error
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from groupvit.segmentation import Segmentation
 
 Format = Literal["coco", "coco-polygons", "label-studio", "label-studio-polygons", "labelme", "voc"]
+_OF_EACH = ("labelme", "voc")  # these lie beside each photo's results
+LISTS = [*(f"{name}.json" for name in get_args(Format) if name not in _OF_EACH), "labelmap.txt"]
+"""Names of the files for all photos."""
 
 
 def path_from(out: Path, photo: str) -> str:
@@ -36,7 +39,7 @@ class Export:
         for name in formats:
             check(name, labels)
         self.formats, self.out, self.names, self.labels = dict.fromkeys(formats), out, (), tuple(labels)
-        self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in ("labelme", "voc")}
+        self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in _OF_EACH}
         folders = [os.path.dirname(os.path.abspath(photo)) for photo in photos if self.parts]
         with input_error("one list cannot name photos of several drives", ValueError):
             self.root = os.path.commonpath(folders) if folders else ""
@@ -46,7 +49,7 @@ class Export:
 
     @property
     def lists(self) -> list[str]:
-        """Names of the files for all photos."""
+        """Which of `LISTS` are written."""
         return [f"{name}.json" for name in self.parts] + ["labelmap.txt"] * ("voc" in self.formats)
 
     def loses(self, lists: Collection[str], before: dict[str, Any], photo: str) -> str | None:

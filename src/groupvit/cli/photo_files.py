@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from groupvit.cli.formats import Export
+from groupvit.cli.formats import LISTS, Export
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES, found_below, refuse_address
 
@@ -70,11 +70,8 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
     return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
 
 
-_LISTS = ("coco.json", "coco-polygons.json", "label-studio.json", "label-studio-polygons.json", "labelmap.txt")
-
-
 def _is_result(path: Path) -> bool:
-    if path.name in _LISTS:
+    if path.name in LISTS:
         return next(path.parent.glob("*.labels.png"), None) is not None
     found = _RESULT.fullmatch(path.name)
     if not found or not os.path.isfile(result_file(stem := path.with_name(found[1]), "labels.png")):

@@ -45,8 +45,8 @@ def parse_lines(listing: Path, lines: Sequence[str]) -> tuple[str, ...]:
     if len(lines) > IGNORE:
         raise InputError(f"{listing} has {len(lines)} classes: masks of 8 bits tell {IGNORE} apart")
     bare = clean(lines[0]).lower() == BACKGROUND
-    for number, line in enumerate(lines[1:], start=2):
-        if not bare and clean(line).lower() == BACKGROUND:
+    for number, line in enumerate(() if bare else lines, start=1):
+        if clean(line).lower() == BACKGROUND:
             raise InputError(
                 f"{listing} names background in line {number}: it is the first class, of index 0 in the masks, or has "
                 "words of its own (background=wall,floor)"

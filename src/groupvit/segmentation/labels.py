@@ -15,7 +15,7 @@ _MAX_TEXT = 2**20  # bytes
 BACKGROUND = "background"
 _INVISIBLE = re.compile("[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _FOREIGN = re.compile(r".*:|[-*\u2022]\s.*|[][{}()<|].*|.*[]{}>|;]|.*[;|].*|(?:.*\s)?\.(?:\s.*)?|.*\.\s.*\.")
-_TRIMMED = " \t\r\n_\"'“”‘’\u200b\u2060\ufeff"
+_TRIMMED = " \t\r\n_\"'“”‘’"
 
 
 @dataclass(frozen=True)
