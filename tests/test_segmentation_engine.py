@@ -1,5 +1,6 @@
 """The image encoder in other engines gives what PyTorch gives."""
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,36 @@ def test_an_installed_engine_that_does_not_load_is_one_line(name: Engine, monkey
     monkeypatch.setattr(engine, "openvino_core", engine.openvino_core.__wrapped__)
     with pytest.raises(InputError, match=r"cannot run the network.*import.*; take the engine torch"):
         segmenter.encoder(torch.zeros(1, 3, 64, 64))
+
+
+def test_the_cache_keeps_the_networks_that_were_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engine, "_KEPT", 2)
+    cache, models = tmp_path / "groupvit" / "engines", [model_of(PLAIN) for _ in range(3)]
+    for i, model in enumerate(models):
+        with torch.no_grad():
+            next(model.image_encoder.parameters()).fill_(i)
+
+    def use(i: int) -> set[Path]:
+        before = {*cache.glob("*.onnx")}
+        Segmenter(models[i], PLAIN, precision="fp32", engine="openvino").encoder(torch.zeros(1, 3, 64, 64))
+        return {*cache.glob("*.onnx")} - before
+
+    (first,), (second,) = use(0), use(1)
+    assert use(0) == set()
+    (third,) = use(2)
+    assert {*cache.glob("*.onnx")} == {first, third}
+    assert {file.stem for file in cache.iterdir()} == {first.stem, third.stem} != {second.stem}
+
+
+@pytest.mark.parametrize("name", ["torch", *ENGINES])
+def test_a_segmenter_goes_to_another_process(name: Engine) -> None:
+    segmenter, images = Segmenter(model_of(PLAIN), PLAIN, precision="fp32", engine=name), torch.zeros(1, 3, 64, 64)
+    segmenter.words.embed(["dog"], ["{}"])
+    with torch.inference_mode():
+        wanted, there = segmenter.encoder(images), pickle.loads(pickle.dumps(segmenter))
+        assert (there.engine, there.precision, there.device) == (name, "fp32", torch.device("cpu"))
+        assert_close(there.encoder(images), wanted)
 
 
 def test_other_options_of_the_same_weights_have_another_graph() -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +33,7 @@ Engine = Literal["torch", "onnxruntime", "openvino"]
 Images = Float[Tensor, "batch 3 height width"]
 
 _EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}
+_KEPT = 10  # networks in the cache, of some 100 MB each, and as much compiled
 _AXES = {"images": ("batch", None, "height", "width")}
 
 
@@ -121,7 +124,11 @@ class _Graph:
         for tensor in self.module.state_dict().values():
             digest.update(tensor.contiguous().numpy())
         file = cache_folder() / "engines" / f"{digest.hexdigest()[:32]}.onnx"
-        return file if file.is_file() else self._written(file)
+        if not file.is_file():
+            return self._written(file)
+        with suppress(OSError):  # another user's
+            os.utime(file)
+        return file
 
     def _written(self, file: Path) -> Path:
         """Write the graph, and return where: for this process alone if the cache is full or another user's."""
@@ -132,6 +139,7 @@ class _Graph:
             graph = onnx_graph(self.module, {"images": example}, outputs, dict.fromkeys(outputs, ("batch",)) | _AXES)
         try:
             write_atomically(file, graph)
+            _forget_oldest(file.parent)
         except InputError:
             with input_error("nowhere to write the network for the engine", OSError):
                 folder = tempfile.mkdtemp()
@@ -149,6 +157,15 @@ class _Graph:
             with input_error("this engine cannot run the network", Exception, advice="take the engine torch"):
                 self.file = self._written(self.file)
                 return load(self.file)
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Remove the networks that were not used for longest; else each evaluated checkpoint would leave its own."""
+    with suppress(OSError):  # another process removes them, too
+        for file in sorted(folder.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
+            file.unlink()
+            for compiled in folder.glob(f"{file.stem}.*"):
+                shutil.rmtree(compiled, ignore_errors=True)
 
 
 def _options(module: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from numbers import Integral
 from typing import Any, Literal, overload
@@ -80,6 +80,11 @@ class Segmenter:
         self.engine: Engine = engine
         self.encoder = encoder_in(engine, self.model.image_encoder)
         self.precision: Precision = precision or self._faster_precision()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a model and choices: embeddings of words and compiled networks are made there."""
+        choices = {"device": self.device, "precision": self.precision, "engine": self.engine}
+        return partial(type(self), **choices), (self.model, self.config)
 
     def _faster_precision(self) -> Precision:
         if self.engine == "onnxruntime":
