@@ -113,6 +113,19 @@ def as_runs(document):
             thing["segmentation"] = {"counts": runs(square)}
 
 
+def as_runs_in_a_list(document):
+    as_runs(document)
+    for thing in document["annotations"]:
+        thing["segmentation"] = [thing["segmentation"]]
+
+
+def as_bare_runs(document):
+    compressed(document)
+    for thing in document["annotations"]:
+        if isinstance(thing["segmentation"], dict):
+            thing["segmentation"] = thing["segmentation"]["counts"]
+
+
 @pytest.mark.filterwarnings("ignore:.*passed over")
 @pytest.mark.parametrize(
     "change",
@@ -146,6 +159,8 @@ def as_runs(document):
         lambda d: [image.update(coco_url=f"http://x.org/val2017/{image.pop('file_name')}") for image in d["images"]],
         compressed,
         as_runs,
+        as_runs_in_a_list,
+        as_bare_runs,
         lambda d: d["annotations"].append(d["annotations"][0] | {"image_id": 99}),
         lambda d: d["annotations"].append({"image_id": 0, "category_id": 17, "bbox": [0, 0, 9, 9]}),
         lambda d: d["annotations"].append(d["annotations"][0] | {"segmentation": []}),
@@ -170,7 +185,7 @@ def test_what_is_passed_over_is_counted(edited):
         document["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
         document["annotations"][2]["image_id"] = 99
 
-    said = "passed over 2 without an outline of three points or more and 1 of no listed image, of 9 annotations"
+    said = r"passed over 2 without an outline \(polygons .* runs\) and 1 of no listed image, of 9 annotations"
     with pytest.warns(UserWarning, match=said):
         edited(spoil)
 

@@ -347,6 +347,20 @@ def test_values_may_be_ignored_or_count_from_one(tmp_path):
     assert all(map(np.array_equal, read, [np.where(mask == 2, 255, mask) for mask in masks]))
 
 
+@pytest.mark.parametrize("name", ["void", "Unlabelled", "unlabeled", "ignore"])
+def test_a_class_that_is_named_as_none_is_said(name, tmp_path, recwarn):
+    folder(tmp_path)
+    names = (tmp_path / "classes.txt").read_text().splitlines()
+    (tmp_path / "classes.txt").write_text("\n".join([*names[:-1], name]))
+    value = len(names) - 1
+    open_benchmark("folder", tmp_path, ignore_index=value)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=f"'{name}' is looked for as any other word; .*--ignore-index {value}$"):
+        open_benchmark("folder", tmp_path)
+    with pytest.warns(UserWarning, match=f"--ignore-index {value + 1}$"):
+        open_benchmark("folder", tmp_path, reduce_zero_label=True)
+
+
 @pytest.mark.parametrize("value", [-1, -65535, 65537])
 def test_values_beyond_16_bits_are_of_no_class(value, tmp_path):
     folder(tmp_path)

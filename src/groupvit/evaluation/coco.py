@@ -48,7 +48,7 @@ def open_instances(
         if image not in things:
             passed["of no listed image"] += 1
         elif not thing["segmentation"]:
-            passed["without an outline of three points or more"] += 1
+            passed["without an outline (polygons of three points or more, or one mask's runs)"] += 1
         elif category not in index:
             raise InputError(f"{listing}: annotation {thing.get('id')} has category {category}, which is not listed")
         elif (which := index[category]) is None:
@@ -170,6 +170,10 @@ def _spellings(name: str) -> list[Path]:
 
 def _outline(segmentation: Any) -> tuple[Any, int]:
     """Return polygons that are some, or run lengths (something empty if there are none), and how many are none."""
+    if isinstance(segmentation, list) and len(segmentation) == 1 and isinstance(segmentation[0], dict):
+        segmentation = segmentation[0]
+    if isinstance(segmentation, str):
+        segmentation = {"counts": segmentation}
     if not isinstance(segmentation, list):
         return (segmentation if isinstance(segmentation, dict) and segmentation.get("counts") else []), 0
     parts = [*_polygons(segmentation)]

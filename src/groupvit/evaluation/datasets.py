@@ -1,7 +1,9 @@
 """Photos with masks, read from the layouts in which the data sets are published (docs/DATASETS.md)."""
 
 import json
+import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +28,7 @@ _PASCAL = {
     "voc": ("Segmentation{}", _VOC, "give the folder VOC2012 of the VOCdevkit"),
     "context": ("Segmentation{}Context", _CONTEXT, "give the folder VOC2010 with PASCAL Context's masks in it"),
 }
+_UNLABELLED = re.compile(r"void|(un|not )label+ed|ignored?( label)?|unknown|don'?t care", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,10 @@ class MaskFolder:
         require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
         labels, colours, listing = read_labels(root)
         first = int(reduce_zero_label)
+        for value, label in enumerate(labels, start=first):
+            if value != ignore_index and _UNLABELLED.fullmatch(label):
+                text = f"{label!r} is looked for as any other word; if it shall not count: --ignore-index {value}"
+                warnings.warn(f"{listing}: {text}", stacklevel=2)
         indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
         table = lookup(indices | ({} if ignore_index is None else {ignore_index: IGNORE}))
         known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
