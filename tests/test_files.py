@@ -41,6 +41,16 @@ def test_the_user_s_choice_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert cache_folder() == tmp_path / "mine/groupvit"
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/file")
+    for data in (b"new", b"replaced"):
+        write_atomically(tmp_path / "link", data)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there/file").read_bytes() == data
+    assert [*(tmp_path / "there").iterdir()] == [tmp_path / "there/file"]
+
+
 @pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])
 def test_file_systems_that_cannot_sync_a_folder_are_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool

@@ -47,7 +47,10 @@ def test_a_transparent_value_of_sixteen_bits_lies_on_white():
     assert np.asarray(load_rgb(encoded(image, "PNG", transparency=0), "x"))[0, :, 0].tolist() == [255, 100, 255]
 
 
-@pytest.mark.parametrize("picture", [Image.new("F", (4, 4)), Image.new("I", (4, 4), -1), Image.new("I", (4, 4), 65536)])
+@pytest.mark.parametrize(
+    "picture",
+    [Image.new("F", (4, 4)), Image.new("I", (4, 4), -1), Image.new("I", (4, 4), 65536), Image.new("I", (4, 4), 200)],
+)
 def test_pixels_of_unknown_range_are_refused(picture):
     with pytest.raises(InputError, match=r"depth\.tiff.* save it with 8 or 16 bits"):
         load_rgb(encoded(picture, "TIFF"), "depth.tiff")

@@ -58,7 +58,8 @@ def found_below(pattern: str) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which then replaces `path`, or goes if the block fails."""
+    """Give the name of a file to write, which then replaces `path`, or what it links to, or goes if the block fails."""
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
     try:
         yield temporary
