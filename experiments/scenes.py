@@ -72,7 +72,7 @@ def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
 
 
 def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequence[MaskedPhoto]) -> dict[str, Row]:
-    """Return rows of one run and seed: untrained, trained, and trained groups with the best labels."""
+    """Return rows of one run and seed: untrained and trained, named and with the best labels of the groups."""
     run = get_run(name)
     torch.manual_seed(seed)
     untrained = score(Segmenter(build_model(run.model), run.model, precision="fp32"), photos, scenes.LABELS, VIEW)
@@ -84,6 +84,7 @@ def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequenc
     scores = score(Segmenter(*checkpoints.load(out), precision="fp32"), photos, scenes.LABELS, VIEW)
     return {
         f"{name}, untrained": row(untrained.named),
+        f"{name}, untrained, its groups with the best labels": row(untrained.oracle),
         name: row(scores.named),
         f"{name}, its groups with the best labels": row(scores.oracle),
     }
