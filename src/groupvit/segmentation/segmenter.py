@@ -118,8 +118,9 @@ class Segmenter:
 
         A segment's score for a label is the softmax over labels of scaled cosine similarities. Of a label's several
         words the best one counts: the mean of different senses is near none of them (`WordBank`). Each pixel
-        takes the scores of the group that owns it; a plain ViT upsamples its patches' scores. In the result, index 0 is
-        "background" where it is looked for, and the labels follow.
+        takes the scores of the group that owns it, or the mean of those of three sizes where groups are seeded; a plain
+        ViT upsamples its patches' scores. In the result, index 0 is "background" where it is looked for, and the labels
+        follow.
 
         `changes` are fields of the `View`: `segment(photo, labels, background=None)`. With `keep_features` the
         result's windows hold the image encoder's features.
