@@ -28,7 +28,7 @@ from experiments.trunk_variants import with_image
 from groupvit import api
 from groupvit.data import scenes
 from groupvit.evaluation.benchmark import evaluate
-from groupvit.evaluation.datasets import Dataset, MaskFolder
+from groupvit.evaluation.datasets import Dataset, open_masks
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
 from groupvit.models import Stage
@@ -156,7 +156,7 @@ def main(
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
-    dataset = replace(MaskFolder.open(data / "eval"), benchmark="scenes").first(limit)
+    dataset = replace(open_masks(data / "eval"), benchmark="scenes").first(limit)
     for losses in LOSSES if table != "4" else ("nouns",):
         for line, change in TABLES[table].items():
             results = []

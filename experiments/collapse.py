@@ -23,7 +23,7 @@ from groupvit import checkpoints
 from groupvit.data import scenes
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
+from groupvit.evaluation.datasets import MaskedPhoto, open_masks
 from groupvit.evaluation.scoring import score
 from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter
@@ -96,7 +96,7 @@ def main(
         record: Write the table to docs/RELIABILITY.md and its figures to docs/results.json.
     """
     began_at = commit() if record else ""
-    photos = list(islice(MaskFolder.open(data / "eval"), limit))
+    photos = list(islice(open_masks(data / "eval"), limit))
     start = miou(checkpoints.load(init)[0].eval(), BASE, photos)
 
     def scored(model: GroupViT) -> dict[str, float]:

@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_image
 
 from groupvit import api
 from groupvit.data import scenes
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import open_masks
 from groupvit.segmentation import Segmentation, Segmenter, drawing
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket", "camera")
@@ -59,7 +59,7 @@ def draw_photos() -> None:
 
 def draw_scenes(segmenter: Segmenter, evaluation: Path) -> None:
     """Draw scene, groups, names and truth of scenes that a seed chooses."""
-    photos = MaskFolder.open(evaluation)
+    photos = open_masks(evaluation)
     for number, index in enumerate(np.random.default_rng(0).choice(len(photos), SHOWN, replace=False), start=1):
         photo = photos[int(index)]
         result = segmenter.segment(photo.image, scenes.LABELS, VIEW)
@@ -128,7 +128,7 @@ def main(scenes_out: tyro.conf.Positional[Path] = Path("runs/train-demo")) -> No
     segmenter = api.load(run, precision="fp32", engine="torch")
     draw_photos()
     draw_scenes(segmenter, evaluation)
-    draw_figures(segmenter, MaskFolder.open(evaluation)[0].image)
+    draw_figures(segmenter, open_masks(evaluation)[0].image)
     save(Image.open(run / "emergence.png"), DOCS / "figures/emergence.webp", width=1500)
     words = evaluation / "classes.txt"
     write_atlas(str(run), evaluation / "images", DOCS / "gallery/atlas.html", words, limit=500, crops=8)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from groupvit import checkpoints
 from groupvit.data import scenes
-from groupvit.evaluation.datasets import MaskedPhoto, MaskFolder
+from groupvit.evaluation.datasets import MaskedPhoto, open_masks
 from groupvit.evaluation.emergence import Emergence, photos_to_watch
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.evaluation.scoring import score
@@ -149,7 +149,7 @@ def main(
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
-    photos = list(MaskFolder.open(data / "eval"))
+    photos = list(open_masks(data / "eval"))
     rows: dict[str, list[Row]] = {}
     for name in runs:
         for seed in range(seeds):

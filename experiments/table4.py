@@ -38,7 +38,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation import pictures
 from groupvit.evaluation.baselines import trivial_baselines
 from groupvit.evaluation.benchmark import evaluate
-from groupvit.evaluation.datasets import Dataset, MaskFolder, open_benchmark
+from groupvit.evaluation.datasets import Dataset, open_benchmark, open_masks
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import PAPER_2022, Protocol, get_protocol
 from groupvit.evaluation.results import Result, compare
@@ -201,7 +201,7 @@ def main(
     results: dict[str, list[Result]] = {}
     if benchmark == "scenes":
         data, settings = data or Path("runs/scenes"), SCENES
-        dataset = replace(MaskFolder.open(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").first(limit)
+        dataset = replace(open_masks(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").first(limit)
         models = [(str(data / f"scenes-seed{seed}"), train_plain(data, seed)) for seed in range(seeds)]
     elif data and (model or captions):
         if captions:

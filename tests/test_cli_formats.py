@@ -8,7 +8,7 @@ from PIL import Image
 
 from groupvit.cli.segment import segment
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import open_masks
 from test_cli_segment import model, save_photo  # noqa: F401
 
 ALL = ("coco", "coco-polygons", "label-studio", "label-studio-polygons", "labelme", "voc")
@@ -98,7 +98,7 @@ def test_labelme_finds_the_photo_from_behind_a_link(tmp_path: Path, model: str) 
 @pytest.mark.parametrize("name", ["coco", "coco-polygons"])
 def test_evaluate_reads_the_list_of_instances(exported: Path, name: str, tmp_path: Path) -> None:
     (exported / f"{name}.json").rename(tmp_path / "photos/instances.json")
-    dataset = MaskFolder.open(tmp_path / "photos")
+    dataset = open_masks(tmp_path / "photos")
     assert dataset.labels == ("background", "dog", "traffic light", "sky")
     for photo, label_map in zip(dataset, label_maps(exported).values(), strict=True):
         assert (photo.mask == label_map + 1).all()  # without a background, labels count from 0 in a label map
@@ -113,7 +113,7 @@ def test_evaluate_reads_voc_masks_and_their_colours(exported: Path, tmp_path: Pa
         assert (np.asarray(voc) == label_map + 1).all()
         (voc if name == "c.jpg" else voc.convert("RGB")).save(masks / f"{Path(name).stem}.png")
     (exported / "labelmap.txt").rename(tmp_path / "folder/labelmap.txt")
-    dataset = MaskFolder.open(tmp_path / "folder")
+    dataset = open_masks(tmp_path / "folder")
     assert dataset.labels == ("background", "dog", "traffic light", "sky")
     assert [(photo.mask == m + 1).all() for photo, m in zip(dataset, label_maps(exported).values(), strict=True)] == [
         True,
@@ -159,21 +159,21 @@ def listing(root: Path, categories: list[str], **image: object) -> Path:
 def test_an_own_result_is_no_list_of_instances(tmp_path: Path) -> None:
     root = listing(tmp_path, ["dog", "sky"]).parents[1]
     (root / "folder.calibrated-native.json").write_text('{\n "format": 3,\n "benchmark": "folder"\n}')
-    assert MaskFolder.open(root).labels
+    assert open_masks(root).labels
     (root / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"several .json files"):
-        MaskFolder.open(root)
+        open_masks(root)
 
 
 def test_a_list_in_annotations_may_name_the_background_and_classes_txt_the_words(tmp_path: Path) -> None:
     listing(tmp_path, ["background", "cat", "Dog"])
-    assert MaskFolder.open(tmp_path).labels == ("background", "cat", "Dog")
+    assert open_masks(tmp_path).labels == ("background", "cat", "Dog")
     (tmp_path / "classes.txt").write_text("background\ncat\ndog=dog,puppy\n")
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert dataset.labels[2] == "dog=dog,puppy"
     assert dataset[0].mask.tolist() == [[2] * 4 + [0] * 4] * 6
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    assert MaskFolder.open(tmp_path)[0].mask.tolist() == [[1] * 4 + [255] * 4] * 6
+    assert open_masks(tmp_path)[0].mask.tolist() == [[1] * 4 + [255] * 4] * 6
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_list_that_cannot_be_used_is_named(tmp_path: Path, change, message: st
     path.with_name("classes.txt").write_text("background\ncat\ncow\n")
     change(path)
     with pytest.raises(InputError, match=re.escape(message)):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_names_that_are_not_utf_8_are_written_as_their_bytes(tmp_path: Path, model: str) -> None:  # noqa: F811

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import BENCHMARKS, MaskFolder, open_benchmark
+from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark, open_masks
 from groupvit.evaluation.protocols import PAPER_2022
 from groupvit.evaluation.scoring import score
 from layouts import LAYOUTS, REAL, SIZES, folder, pets, save_mask, truth, voc
@@ -77,7 +77,7 @@ def test_a_limit_takes_photos_from_all_over_the_list(tmp_path):
 
 def test_the_labels_of_a_folder_keep_their_words(tmp_path):
     folder(tmp_path)
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert dataset.labels == ("cat", "dog=dog,puppy", "background=grass,sky")
     assert dataset.classes == ("cat", "dog", "background")
 
@@ -86,25 +86,25 @@ def test_a_blank_line_between_classes_would_move_indices(tmp_path):
     folder(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\n\ndog\n\n")
     with pytest.raises(InputError, match=r"classes.txt has a blank line"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n\n")
-    assert MaskFolder.open(tmp_path).classes == ("cat", "dog", "bird")
+    assert open_masks(tmp_path).classes == ("cat", "dog", "bird")
 
 
 def test_more_classes_than_a_mask_can_hold_are_refused(tmp_path):
     folder(tmp_path)
     (tmp_path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(256)))
     with pytest.raises(InputError, match=r"classes.txt has 256 classes: masks of 8 bits tell 255 apart"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_two_photos_of_one_name_are_refused_and_hidden_files_are_none(tmp_path):
     folder(tmp_path)
     (tmp_path / "images/.DS_Store").touch()
-    assert len(MaskFolder.open(tmp_path)) == len(SIZES)
+    assert len(open_masks(tmp_path)) == len(SIZES)
     (tmp_path / "images/0.jpg").touch()
     with pytest.raises(InputError, match=r"0.png and 0.jpg would share one mask"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_coco_without_its_package_says_what_to_install(tmp_path, monkeypatch):
@@ -116,11 +116,11 @@ def test_coco_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_change_of_photo_or_mask_changes_the_digest(tmp_path):
     folder(tmp_path)
-    before = MaskFolder.open(tmp_path)[0].digest
+    before = open_masks(tmp_path)[0].digest
     save_mask(tmp_path / "masks/0.png", 1 - truth(0, 1))
-    changed = MaskFolder.open(tmp_path)[0].digest
+    changed = open_masks(tmp_path)[0].digest
     Image.new("RGB", SIZES[0]).save(tmp_path / "images/0.png")
-    assert len({before, changed, MaskFolder.open(tmp_path)[0].digest}) == 3
+    assert len({before, changed, open_masks(tmp_path)[0].digest}) == 3
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_mask_of_another_size_is_named(mask, tmp_path):
     folder(tmp_path)
     mask.save(tmp_path / "masks/0.png")
     with pytest.raises(InputError, match=r"0.png has a mask of \d+ x \d+ for .*0.png, 48 x 32"):
-        list(MaskFolder.open(tmp_path))
+        list(open_masks(tmp_path))
 
 
 def test_a_broken_mask_is_named(tmp_path):
@@ -183,7 +183,7 @@ def test_a_broken_mask_is_named(tmp_path):
     file = tmp_path / "masks/0.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(InputError, match=r"masks/0.png: cannot read the image: "):
-        MaskFolder.open(tmp_path)[0]
+        open_masks(tmp_path)[0]
 
 
 @pytest.mark.parametrize(("name", "index"), [("voc21", 21), ("context59", 60), ("pets", 0), ("camvid11", 12)])
@@ -225,7 +225,7 @@ def test_an_unknown_benchmark_lists_those_there_are():
 def test_labels_of_a_folder_are_read_as_those_of_segment(text, classes, tmp_path):
     folder(tmp_path)
     (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert dataset.classes == classes
     assert dataset.has_background == (classes[0] == "background")
     named = {label.name for label in PAPER_2022.labels(dataset)}
@@ -250,7 +250,7 @@ def test_labels_of_a_folder_that_cannot_be_told_apart_are_named(text, said, tmp_
     folder(tmp_path)
     (tmp_path / "classes.txt").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=rf"classes.txt.*{said}"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_a_file_in_the_place_of_photos_is_named(tmp_path):
@@ -258,7 +258,7 @@ def test_a_file_in_the_place_of_photos_is_named(tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "images").touch()
     with pytest.raises(InputError, match=r"images is no folder"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["voc21", "context59"])
@@ -272,16 +272,16 @@ def test_a_photo_that_is_listed_twice_is_named(name, tmp_path):
 
 def test_a_root_that_is_no_folder_and_photos_one_folder_deeper_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder$"):
-        MaskFolder.open(tmp_path / "nowhere")
+        open_masks(tmp_path / "nowhere")
     (tmp_path / "set.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"set.zip is a file: unpack it, and name the folder"):
-        MaskFolder.open(tmp_path / "set.zip")
+        open_masks(tmp_path / "set.zip")
     folder(tmp_path)
     (tmp_path / "images").rename(tmp_path / "val")
     (tmp_path / "images").mkdir()
     (tmp_path / "val").rename(tmp_path / "images/val")
     with pytest.raises(InputError, match=r"images holds folders \(val\) and no photos: name one of them, or move"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_the_mask_of_another_photo_is_not_blamed(tmp_path):
@@ -291,7 +291,7 @@ def test_the_mask_of_another_photo_is_not_blamed(tmp_path):
         next((tmp_path / part).glob("1.*")).rename(tmp_path / part / f"0.{suffix}")
     (tmp_path / "masks/0.png").unlink()
     with pytest.raises(InputError, match=r"has no mask .*masks/0.png \(1 photos have none\)$"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_a_photo_without_a_mask_is_told_before_anything_is_read(tmp_path):
@@ -302,7 +302,7 @@ def test_a_photo_without_a_mask_is_told_before_anything_is_read(tmp_path):
     ):
         next((tmp_path / "masks").glob("0*")).rename(tmp_path / "masks" / name)
         with pytest.raises(InputError, match=rf"images/0.png has no mask .*masks/0.png \(1 photos have none\); {near}"):
-            MaskFolder.open(tmp_path)
+            open_masks(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "other"), [("images", "Images"), ("masks", "MASKS"), ("classes.txt", "Classes.TXT")])
@@ -310,18 +310,18 @@ def test_a_part_in_another_case_is_named(part, other, tmp_path):
     folder(tmp_path)
     (tmp_path / part).rename(tmp_path / other)
     with pytest.raises(InputError, match=rf"has no {part} \({other} is there: rename it\)"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 def test_files_that_are_no_photos_are_passed_over_and_said(tmp_path, recwarn):
     folder(tmp_path)
     (tmp_path / "images/0.json").write_text("{}")  # labelme's, beside its photo
-    assert len(MaskFolder.open(tmp_path)) == len(SIZES)
+    assert len(open_masks(tmp_path)) == len(SIZES)
     assert not recwarn
     (tmp_path / "images/notes.txt").touch()
     (tmp_path / "masks/9.png").touch()
     (tmp_path / "masks/0.png").rename(tmp_path / "masks/0.PNG")
-    assert len(list(MaskFolder.open(tmp_path))) == len(SIZES)
+    assert len(list(open_masks(tmp_path))) == len(SIZES)
     said = [str(warning.message) for warning in recwarn]
     assert "images: passed over 1 files that are no photos (notes.txt)" in said[0]
     assert "masks: passed over 1 masks without a photo (9.png)" in said[1]
@@ -331,7 +331,7 @@ def test_a_mask_without_a_class_is_named(tmp_path):
     folder(tmp_path)
     save_mask(tmp_path / "masks/1.png", np.full_like(truth(1, 3), 255))
     with pytest.raises(InputError, match=r"masks/1.png shows no class"):
-        list(MaskFolder.open(tmp_path))
+        list(open_masks(tmp_path))
 
 
 def test_values_may_be_ignored_or_count_from_one(tmp_path):
@@ -367,14 +367,14 @@ def test_values_beyond_16_bits_are_of_no_class(value, tmp_path):
     (tmp_path / "masks/0.png").unlink()
     Image.fromarray(np.full((32, 48), value, np.int32)).save(tmp_path / "masks/0.tif")
     with pytest.raises(InputError, match=rf"0.tif has values of no class \({value};"):
-        MaskFolder.open(tmp_path)[0]
+        open_masks(tmp_path)[0]
 
 
 def test_two_masks_of_one_photo_are_named(tmp_path):
     folder(tmp_path)
     save_mask(tmp_path / "masks/0.bmp", truth(0, 2))
     with pytest.raises(InputError, match=r"masks/0.bmp and 0.png are two masks of one photo"):
-        MaskFolder.open(tmp_path)
+        open_masks(tmp_path)
 
 
 @pytest.mark.parametrize(("photo", "mask"), [("\u00e9", "e\u0301"), ("e\u0301", "\u00e9")])
@@ -382,7 +382,7 @@ def test_accents_may_be_spelt_in_two_ways(photo, mask, tmp_path):
     folder(tmp_path)
     (tmp_path / "images/0.png").rename(tmp_path / f"images/{photo}.png")
     (tmp_path / "masks/0.png").rename(tmp_path / f"masks/{mask}.png")
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert np.array_equal(dataset.read(photo).mask, truth(0, 3))
 
 
@@ -401,17 +401,17 @@ def test_classes_may_be_those_of_a_labelmap(tmp_path):
     palette = np.array([[250, 50, 83], [51, 221, 255], [0, 0, 0]], np.uint8)
     for i in range(len(SIZES)):
         save_mask(tmp_path / f"masks/{i}.png", palette[truth(i, 3) % 3])
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert dataset.labels == ("cat", "dog", "grass")
     assert all(np.array_equal(photo.mask, truth(i, 3) % 3) for i, photo in enumerate(dataset))
     (tmp_path / "labelmap.txt").write_text("cat:250,50,83\nbackground:51,221,255\ngrass:0,0,0")
-    assert np.array_equal(MaskFolder.open(tmp_path)[0].mask, np.array([1, 0, 2])[truth(0, 3) % 3])
+    assert np.array_equal(open_masks(tmp_path)[0].mask, np.array([1, 0, 2])[truth(0, 3) % 3])
     save_mask(tmp_path / "masks/1.png", truth(1, 3) % 3)
     with pytest.raises(InputError, match=r"1.png .* background is not the first line of labelmap.txt: save masks in"):
-        MaskFolder.open(tmp_path)[1]
+        open_masks(tmp_path)[1]
     (tmp_path / "labelmap.txt").write_text("\n".join(lines))
     (tmp_path / "classes.txt").write_text("dog\ngrass\ncat\n")
-    assert np.array_equal(MaskFolder.open(tmp_path)[0].mask, np.array([2, 0, 1])[truth(0, 3) % 3])
+    assert np.array_equal(open_masks(tmp_path)[0].mask, np.array([2, 0, 1])[truth(0, 3) % 3])
     (tmp_path / "classes.txt").write_text("dog\ngrass\nbird\n")
     with pytest.raises(InputError, match=r"labelmap.txt gives a colour to 'cat', which .*classes.txt does not name"):
-        MaskFolder.open(tmp_path)[0]
+        open_masks(tmp_path)[0]

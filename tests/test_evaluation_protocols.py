@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import BENCHMARKS, MaskFolder, open_benchmark
+from groupvit.evaluation.datasets import BENCHMARKS, open_benchmark, open_masks
 from groupvit.evaluation.protocols import (
     CALIBRATED_NATIVE,
     CALIBRATED_VOCABULARY,
@@ -125,7 +125,7 @@ def test_one_label_beside_the_background_takes_words_for_the_rest(tmp_path):
         (tmp_path / part).mkdir()
         Image.new("L", (64, 48), part == "masks").save(tmp_path / part / "a.png")
     (tmp_path / "classes.txt").write_text("background\ncrack\n")
-    dataset = MaskFolder.open(tmp_path)
+    dataset = open_masks(tmp_path)
     assert dataset.classes == ("background", "crack")
     for protocol in (CALIBRATED_NATIVE, CALIBRATED_WHOLE):
         with pytest.raises(InputError, match="one label alone fits every pixel: take --protocol calibrated-vocab"):

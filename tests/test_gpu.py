@@ -9,7 +9,7 @@ from groupvit.checkpoints import native
 from groupvit.data import scenes
 from groupvit.data.transforms import jitter_color
 from groupvit.evaluation.benchmark import evaluate
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import open_masks
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE
 from groupvit.models import ImageEncoderConfig, Stage, build_model, noise
 from groupvit.models.dense import DenseClassifier
@@ -76,7 +76,7 @@ def test_chunks_and_compiled_blocks_learn_the_same_on_a_gpu(tmp_path, monkeypatc
 
 def test_a_transfer_learns_and_resumes_on_a_gpu(tmp_path):
     scenes.write(tmp_path / "data", train=1, evaluation=8)
-    photos = MaskFolder.open(tmp_path / "data" / "eval")
+    photos = open_masks(tmp_path / "data" / "eval")
     transfer = Transfer({"benchmark": "scenes"}, steps=3, batch_size=4)
     networks = [DenseClassifier(build_model(RUNS["debug"].model).image_encoder, len(photos.classes)) for _ in range(2)]
     for network, resume in zip(networks, (False, True), strict=True):
@@ -134,7 +134,7 @@ def test_the_command_segments_on_a_gpu(tmp_path, run_here):
 
 def test_an_evaluation_counts_the_same_on_both_devices(tmp_path):
     scenes.write(tmp_path / "data", train=1, evaluation=6)
-    dataset = MaskFolder.open(tmp_path / "data" / "eval")
+    dataset = open_masks(tmp_path / "data" / "eval")
     torch.manual_seed(0)
     model = build_model(RUNS["debug"].model)
     counts = []

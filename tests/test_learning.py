@@ -8,7 +8,7 @@ import torch
 
 from groupvit import checkpoints
 from groupvit.data import scenes
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import open_masks
 from groupvit.evaluation.emergence import evaluation_of
 from groupvit.evaluation.metrics import iou
 from groupvit.evaluation.scoring import score
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def test_segments_emerge_from_captions_of_scenes_and_words_find_them(tmp_path: Path) -> None:
     run = RUNS["scenes"]
     scenes.write(tmp_path / "data")
-    photos = list(MaskFolder.open(tmp_path / "data" / "eval"))
+    photos = list(open_masks(tmp_path / "data" / "eval"))
     untrained = score(Segmenter(build_model(run.model), run.model), photos, scenes.LABELS)
     assert np.nanmean(iou(untrained.named)) <= 8
     torch.set_num_threads(2)

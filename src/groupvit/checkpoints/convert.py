@@ -21,10 +21,7 @@ from groupvit.text.tokenizer import Tokenizer
 
 PHOTO = "http://images.cocodataset.org/val2017/000000039769.jpg"
 CAPTIONS = ["a photo of a cat", "a photo of a dog"]
-GOLDEN = {
-    "nvidia/groupvit-gcc-yfcc": (13.3523, 6.3629),
-    "nvidia/groupvit-gcc-redcaps": (16.1873, 8.6230),
-}
+GOLDEN = {"nvidia/groupvit-gcc-yfcc": (13.3523, 6.3629), "nvidia/groupvit-gcc-redcaps": (16.1873, 8.6230)}
 """Published logits of PHOTO against CAPTIONS."""
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # with which they were made
 

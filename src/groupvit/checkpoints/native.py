@@ -138,12 +138,7 @@ def _skeleton(config: ModelConfig, source: Path) -> GroupViT:
 
 
 def save(
-    folder: Path,
-    model: GroupViT,
-    config: ModelConfig,
-    *,
-    metadata: dict[str, str] | None = None,
-    compact: bool = False,
+    folder: Path, model: GroupViT, config: ModelConfig, *, metadata: dict[str, str] | None = None, compact: bool = False
 ) -> None:
     """Write `model` into `folder`, over the checkpoint that may be there.
 

@@ -87,10 +87,7 @@ _FOREIGN = """
     omegaconf.nodes.IntegerNode omegaconf.nodes.StringNode typing.Any
     argparse.Namespace numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
 """
-_HARMLESS = [
-    *((_Inert, name) for name in _FOREIGN.split()),
-    *(defaultdict, dict, list, tuple, str, int, float, bool),
-]
+_HARMLESS = [*((_Inert, name) for name in _FOREIGN.split()), *(defaultdict, dict, list, tuple, str, int, float, bool)]
 
 
 def read_pickle(path: Path) -> Any:

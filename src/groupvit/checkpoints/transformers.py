@@ -10,19 +10,9 @@ from typing import Any
 
 import torch
 
+from groupvit.checkpoints import native
 from groupvit.checkpoints.names import GROUPING, Table, inverse, refuse_difference, split_qkv, table, translate_all
-from groupvit.checkpoints.native import (
-    CONFIG,
-    IMAGE_NORMALISATION,
-    WEIGHTS,
-    StateDict,
-    assemble,
-    parse_config,
-    read_json,
-    read_safetensors,
-    write_json,
-    write_safetensors,
-)
+from groupvit.checkpoints.native import CONFIG, IMAGE_NORMALISATION, WEIGHTS, StateDict
 from groupvit.checkpoints.release import as_state, read_pickle
 from groupvit.errors import InputError, input_error
 from groupvit.models import RELEASE, GroupViT, ModelConfig
@@ -169,7 +159,7 @@ def read_config(document: dict[str, Any], multi_label_scale: bool, source: Path)
             "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
             "stages": [{"depth": d, "group_tokens": n, "output_groups": g if n else 0} for d, n, g in stages],
         }
-    config = parse_config(values, source)
+    config = native.parse_config(values, source)
     with input_error(broken, ValueError, ArithmeticError):
         meant = config_document(config)
     for part in ("text_config", "vision_config"):
@@ -182,7 +172,7 @@ def read_config(document: dict[str, Any], multi_label_scale: bool, source: Path)
 def recognises(path: Path) -> bool:
     """Return True if `path` is a folder of this layout."""
     try:
-        return read_json(path / CONFIG).get("model_type") == "groupvit"
+        return native.read_json(path / CONFIG).get("model_type") == "groupvit"
     except InputError:
         return False
 
@@ -197,15 +187,15 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
         source = path / PICKLE
         tensors, metadata = read_pickle(source), {}
     else:
-        tensors, metadata = read_safetensors(source)
+        tensors, metadata = native.read_safetensors(source)
     state = as_state(tensors, source)
     state.pop(_LEGACY, None)
     if _SCALE in metadata:
         odd = f"{source}: {_SCALE} = {metadata[_SCALE]!r} in its metadata is no number"
         with input_error(odd, ValueError, OverflowError):
             state[_SCALE] = torch.tensor(float.fromhex(metadata[_SCALE]))
-    config = read_config(read_json(path / CONFIG), _SCALE in metadata, path / CONFIG)
-    return assemble(state, config, source, encode=encode, decode=decode), config
+    config = read_config(native.read_json(path / CONFIG), _SCALE in metadata, path / CONFIG)
+    return native.assemble(state, config, source, encode=encode, decode=decode), config
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
@@ -222,6 +212,6 @@ def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
         "image_mean": IMAGE_NORMALISATION["mean"],
         "image_std": IMAGE_NORMALISATION["std"],
     }
-    write_safetensors(path / WEIGHTS, state, metadata)
-    write_json(path / CONFIG, document)
-    write_json(path / "preprocessor_config.json", processor)
+    native.write_safetensors(path / WEIGHTS, state, metadata)
+    native.write_json(path / CONFIG, document)
+    native.write_json(path / "preprocessor_config.json", processor)

@@ -173,13 +173,10 @@ def read_members(shard: File) -> tuple[Members, list[Fault]]:
         raise
     # A header can name places that no file has, and headers without end.
     except (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError) as error:
-        if size >= BLOCK and not samples and tar.packed_by(start):
-            ending = tar.ending_of(start)
-            raise InputError(
-                f"{shard}: not an uncompressed tar file: add {ending} to its name, and index it"
-            ) from error
         if size >= BLOCK and not samples:
-            raise InputError(f"{shard}: not an uncompressed tar file: {error}; fetch or write it again") from error
+            packer = tar.packed_by(start)
+            advice = f"add {packer[0]} to its name, and index it" if packer else f"{error}; fetch or write it again"
+            raise InputError(f"{shard}: not an uncompressed tar file: {advice}") from error
         faults.append(Fault("", "cut", str(error)))
     return samples, faults
 

@@ -134,8 +134,11 @@ def _after_zeros(file: Any, start: int) -> int | None:
 
 SHARD = re.compile(r"\.(?:tar|(tar\.(?:gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst))$", re.IGNORECASE)
 """The end of a shard's name; a group matches if it is compressed, so that it cannot be read at any place."""
-_UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_ENDINGS: dict[Any, str] = {gzip.open: ".gz", bz2.open: ".bz2", lzma.open: ".xz"}
+_PACKERS: dict[bytes, tuple[str, Callable[[Path], Any]]] = {
+    b"\x1f\x8b": (".gz", gzip.open),
+    b"BZh": (".bz2", bz2.open),
+    b"\xfd7zXZ": (".xz", lzma.open),
+}
 _PROGRAMS = {".zst": "zstd -d", ".tzst": "zstd -d", ".lz4": "lz4 -d", ".z": "uncompress", ".lzma": "unlzma"}
 
 
@@ -169,15 +172,9 @@ def newest(shards: Iterable[Path | str]) -> list[Path | str]:
     return list(latest.values())
 
 
-def packed_by(start: bytes) -> Callable[[Path], Any] | None:
-    """Return what opens a compressed file, by its first bytes."""
-    return next((opener for magic, opener in _UNPACKERS.items() if start.startswith(magic)), None)
-
-
-def ending_of(start: bytes) -> str:
-    """Return the ending of the names of files that begin so."""
-    opener = packed_by(start)
-    return _ENDINGS[opener] if opener else ""
+def packed_by(start: bytes) -> tuple[str, Callable[[Path], Any]] | None:
+    """Return the ending of a compressed file's name, and what opens it, by its first bytes."""
+    return next((packer for magic, packer in _PACKERS.items() if start.startswith(magic)), None)
 
 
 def unpack(shard: Path | str) -> Path:
@@ -192,10 +189,10 @@ def unpack(shard: Path | str) -> Path:
         raise InputError(f"{tar} is older than {shard.name}, or of another kind: remove or rename one of them")
     with input_error(f"{shard} cannot be unpacked", OSError, EOFError, zlib.error, lzma.LZMAError):
         with shard.open("rb") as file:
-            opener = packed_by(file.read(5))
-        if not opener:
+            packer = packed_by(file.read(5))
+        if not packer:
             raise InputError(f"{shard} cannot be unpacked: it is neither gzip, bzip2 nor xz: {how_to_unpack(shard)}")
-        with replacing(tar) as temporary, opener(shard) as source, temporary.open("wb") as target:
+        with replacing(tar) as temporary, packer[1](shard) as source, temporary.open("wb") as target:
             shutil.copyfileobj(source, target, 2**20)
             target.close()
             with input_error(f"{shard}: not a tar in it", tarfile.TarError, advice="fetch or write it again"):

@@ -67,11 +67,7 @@ def trivial_baselines(
 
 
 def score_baselines(
-    result: Result,
-    segmenter: Segmenter,
-    dataset: Dataset,
-    protocol: Protocol,
-    advance: Callable[[], None] = lambda: None,
+    result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, advance: Callable[[], None]
 ) -> dict[str, Any]:
     """Return each trivial baseline's mean IoU, and by how much the model's `result` is above it, with the interval.
 

@@ -73,55 +73,49 @@ class Dataset:
         return replace(self, names=tuple(self.names[i * len(self) // count] for i in range(count)))
 
 
-class MaskFolder:
-    """A folder with `images/NAME.*`, `masks/NAME.png` (class indices) and `classes.txt` (one label a line).
+def open_masks(root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False) -> Dataset:
+    """Open a folder with `images/NAME.*`, `masks/NAME.png` (class indices) and `classes.txt` (one label a line).
 
-    Without `masks/`, the one JSON file in it or in `annotations/` is COCO's list of instances.
+    Without `masks/`, the one JSON file in it or in `annotations/` is COCO's list of instances. An `InputError` says
+    which part is missing. Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0,
+    and 1 is the first class. Masks in colours have those of `labelmap.txt`, or else VOC's.
     """
+    here = () if (root / "masks").exists() else (root, root / "annotations")
+    listings = [path for folder in here for path in sorted(folder.glob("[!.]*.json")) if not _is_result(path)]
+    if len(listings) > 1:
+        names = ", ".join(path.name for path in listings[:3])
+        raise InputError(f"{root} has no masks/, and several .json files ({names}): keep there COCO's list alone")
+    if listings:
+        return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
+    parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
+    require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
+    labels, colours, listing = read_labels(root)
+    first = int(reduce_zero_label)
+    for value, label in enumerate(labels, start=first):
+        if value != ignore_index and _UNLABELLED.fullmatch(label):
+            text = f"{label!r} is looked for as any other word; if it shall not count: --ignore-index {value}"
+            warnings.warn(f"{listing}: {text}", stacklevel=2)
+    indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
+    table = lookup(indices | ({} if ignore_index is None else {ignore_index: IGNORE}))
+    known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
+    known += "" if first else " (masks that count from 1: --reduce-zero-label)"
+    if listing == "labelmap.txt" and next(iter(colours.values())):  # background was moved to the front
+        if first or ignore_index is not None:
+            raise InputError(f"{root / listing}: put background first, and indices will be as they are meant")
+        first = len(table) // 2  # so that colours tell the classes, and indices do not
+        table = lookup({i + first: i for i in range(len(labels))} | {IGNORE: IGNORE})
+        known = f"background is not the first line of {listing}: save masks in its colours"
+    values = {colour: index if index == IGNORE else index + first for colour, index in colours.items()}
+    photos = photos_by_name(root / "images")
+    masks = _masks(root / "masks", photos)
 
-    @staticmethod
-    def open(root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False) -> Dataset:
-        """List classes and photos; an `InputError` says which part of the folder is missing.
+    def read(name: str) -> MaskedPhoto:
+        photo = read_masked(name, photos[name], masks[name], table, known, values)
+        if (photo.mask == IGNORE).all():
+            raise InputError(f"{masks[name]} shows no class, only pixels that do not count: drop it and its photo")
+        return photo
 
-        Pixels of value `ignore_index` do not count. With `reduce_zero_label` neither do those of 0, and 1 is the first
-        class. Masks in colours have those of `labelmap.txt`, or else VOC's.
-        """
-        here = () if (root / "masks").exists() else (root, root / "annotations")
-        listings = [path for folder in here for path in sorted(folder.glob("[!.]*.json")) if not _is_result(path)]
-        if len(listings) > 1:
-            names = ", ".join(path.name for path in listings[:3])
-            raise InputError(f"{root} has no masks/, and several .json files ({names}): keep there COCO's list alone")
-        if listings:
-            return _open_listed(root, listings[0], asked=ignore_index is not None or reduce_zero_label)
-        parts = "images", "masks", *(() if (root / "labelmap.txt").is_file() else ("classes.txt",))
-        require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
-        labels, colours, listing = read_labels(root)
-        first = int(reduce_zero_label)
-        for value, label in enumerate(labels, start=first):
-            if value != ignore_index and _UNLABELLED.fullmatch(label):
-                text = f"{label!r} is looked for as any other word; if it shall not count: --ignore-index {value}"
-                warnings.warn(f"{listing}: {text}", stacklevel=2)
-        indices = dict.fromkeys(range(first), IGNORE) | {i + first: i for i in range(len(labels))}
-        table = lookup(indices | ({} if ignore_index is None else {ignore_index: IGNORE}))
-        known = f"{listing} names {len(labels)}, {first} to {len(labels) - 1 + first}, and 255 does not count"
-        known += "" if first else " (masks that count from 1: --reduce-zero-label)"
-        if listing == "labelmap.txt" and next(iter(colours.values())):  # background was moved to the front
-            if first or ignore_index is not None:
-                raise InputError(f"{root / listing}: put background first, and indices will be as they are meant")
-            first = len(table) // 2  # so that colours tell the classes, and indices do not
-            table = lookup({i + first: i for i in range(len(labels))} | {IGNORE: IGNORE})
-            known = f"background is not the first line of {listing}: save masks in its colours"
-        values = {colour: index if index == IGNORE else index + first for colour, index in colours.items()}
-        photos = photos_by_name(root / "images")
-        masks = _masks(root / "masks", photos)
-
-        def read(name: str) -> MaskedPhoto:
-            photo = read_masked(name, photos[name], masks[name], table, known, values)
-            if (photo.mask == IGNORE).all():
-                raise InputError(f"{masks[name]} shows no class, only pixels that do not count: drop it and its photo")
-            return photo
-
-        return Dataset("folder", root, labels, tuple(photos), read)
+    return Dataset("folder", root, labels, tuple(photos), read)
 
 
 def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
@@ -271,7 +265,7 @@ BENCHMARKS: Mapping[str, Callable[..., Dataset]] = {
         "camvid5", _open_camvid(root, split), "sky", "road", "tree", "building", "car"
     ),
     "camvid11-test": lambda root: replace(_open_camvid(root, "test"), benchmark="camvid11-test"),
-    "folder": MaskFolder.open,
+    "folder": open_masks,
 }
 """Opener of each benchmark, given the folder of the data set; those of `SPLITS` open other lists of photos, too."""
 SPLITS = ("voc21", "voc4", "voc20", "context60", "context59", "camvid11", "camvid5")
@@ -286,7 +280,7 @@ def open_benchmark(
     if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
         raise InputError(f"an ignore index is a value in masks, 0 to {(1 << 16) - 1}, not {ignore_index}")
     if name == "folder":
-        dataset = MaskFolder.open(root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
+        dataset = open_masks(root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     elif ignore_index is None and not reduce_zero_label:
         dataset = BENCHMARKS[name](root)
     else:

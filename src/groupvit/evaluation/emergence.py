@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from groupvit.data.shards import find_shards, read_image, scan_shard
 from groupvit.data.storage import File, stamp
 from groupvit.errors import InputError, input_error
-from groupvit.evaluation.datasets import MaskFolder
+from groupvit.evaluation.datasets import open_masks
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.scoring import score
 from groupvit.evaluation.whole_photos import Retrieval
@@ -37,7 +37,7 @@ def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
     if held_out.endswith(".tar"):
         return Retrieval(held_out, config, data)
-    photos = MaskFolder.open(data / held_out)
+    photos = open_masks(data / held_out)
     with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)
     if not (read := list(photos)):
@@ -110,7 +110,7 @@ def photos_to_watch(data: str, held_out: str, train: str) -> tuple[list[Image.Im
     """
     folder = Path(data) / held_out
     if held_out and folder.suffix != ".tar":
-        dataset = MaskFolder.open(folder).first(_PHOTOS)
+        dataset = open_masks(folder).first(_PHOTOS)
         photos, labels = [photo.image for photo in dataset], parse_labels(dataset.labels)
     else:
         found = list(islice(_of_shards(find_shards(held_out or train, below=data)), _PHOTOS))

@@ -12,7 +12,7 @@ from PIL import Image
 from groupvit.data.transforms import to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import count_into
-from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, MaskFolder
+from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, open_masks
 from groupvit.evaluation.metrics import IGNORE, IndexMap
 from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import score_prediction
@@ -26,7 +26,7 @@ def open_training(evaluated: Dataset, split: str, **options: Any) -> Dataset:
     `options` are those of a folder. A photo that is evaluated, too, is an `InputError`.
     """
     if evaluated.benchmark == "folder":
-        training = MaskFolder.open(Path(split), **options)
+        training = open_masks(Path(split), **options)
     elif evaluated.benchmark in SPLITS:
         training = BENCHMARKS[evaluated.benchmark](evaluated.root, split=split)
     else:

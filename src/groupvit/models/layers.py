@@ -119,24 +119,15 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; a `causal` one is CLIP's, with quick GELU."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        causal: bool = False,
-        quick: bool = False,
-    ):
+    def __init__(self, dim: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0, causal: bool = False):
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, heads, causal=causal)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), quick=quick)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), quick=causal)
 
     def kept(self, keys: Keys | None) -> Kept | None:
         """Return the factors of stochastic depth (Huang et al., 2016) on each sample's two residual branches.

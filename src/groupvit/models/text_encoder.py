@@ -17,7 +17,7 @@ class TextEncoder(nn.Module):
         width, layers = config.width, config.layers
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.pos_embed = nn.Parameter(torch.empty(config.context_length, width))
-        blocks = [Block(width, config.heads, causal=True, quick=True) for _ in range(layers)]
+        blocks = [Block(width, config.heads, causal=True) for _ in range(layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)

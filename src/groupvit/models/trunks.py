@@ -1,7 +1,6 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -110,12 +109,6 @@ class InvertedResidual(nn.Module):
         return branch + x if self.residual else branch
 
 
-def _through(blocks: Iterable[nn.Module], x: Map) -> NewMap:
-    for block in blocks:
-        x = block(x)
-    return x
-
-
 class EfficientNetLite(nn.Module):
     """EfficientNet (Tan and Le, 2019) without squeeze-excitation and with ReLU6, for images of any height and width.
 
@@ -134,7 +127,7 @@ class EfficientNetLite(nn.Module):
         self.strides = (8, 16, 32)
         self.ends = (sum(depths[:3]), sum(depths[:_LATE]))  # blocks up to stride 8, and up to stride 16
         self.stem = ConvNorm(3, _STEM, 3, stride=2)
-        self.blocks = nn.ModuleList()
+        self.blocks = nn.Sequential()
         dim = _STEM
         for i, (_, kernel, stride, _) in enumerate(_STAGES):
             for j in range(depths[i]):
@@ -157,16 +150,16 @@ class EfficientNetLite(nn.Module):
     ) -> tuple[Float[Tensor, "batch fine rows8 columns8"], Float[Tensor, "batch coarse rows16 columns16"]]:
         """Return the maps of stride 8 and 16, most of the work of an image."""
         first, second = self.ends
-        fine = _through(self.blocks[:first], self.stem(images))
-        return fine, _through(self.blocks[first:second], fine)
+        fine = self.blocks[:first](self.stem(images))
+        return fine, self.blocks[first:second](fine)
 
     def late(self, coarse: Map) -> NewMap:
         """Return the last map from the one of stride 16."""
-        return _through(self.late_modules(), coarse)
+        return self.head(self.blocks[self.ends[1] :](coarse))
 
     def late_modules(self) -> list[nn.Module]:
         """Return what follows the map of stride 16, but the classifier."""
-        return [*self.blocks[self.ends[1] :], self.head]
+        return [self.blocks[self.ends[1] :], self.head]
 
     def forward(self, images: Images) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
         """Return the three maps, finest first."""

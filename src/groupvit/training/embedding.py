@@ -10,21 +10,12 @@ from torch import Tensor
 
 from groupvit.data.batches import Batch
 from groupvit.models import GroupViT
+from groupvit.models.image_encoder import Maps
 from groupvit.models.layers import at_least_float32
 from groupvit.models.noise import Keys
 from groupvit.models.trunks import EfficientNetLite
 from groupvit.training.distributed import ALONE, World
-from groupvit.training.objective import (
-    Embeddings,
-    Images,
-    Joined,
-    Loss,
-    Maps,
-    Pairs,
-    Pixels,
-    Vocabulary,
-    distinct_prompts,
-)
+from groupvit.training.objective import Embeddings, Images, Joined, Loss, Pairs, Pixels, Vocabulary, distinct_prompts
 
 
 def _needs(objective: Pairs) -> set[str]:

@@ -24,7 +24,6 @@ from groupvit.training.self_supervised import PhotoTerm
 
 Pixels = UInt8[Tensor, "_ 3 height width"]
 Joined = tuple[Int[Tensor, "batch _"], ...]
-Maps = Sequence[Float[Tensor, "batch _ _ _"]]
 Loss = Float[Tensor, ""]
 Needs = tuple[Literal["segments", "patches", "taught", "words", "distinct"], ...]
 

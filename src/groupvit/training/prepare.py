@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from groupvit.checkpoints import load
 from groupvit.checkpoints.native import check
@@ -16,7 +17,7 @@ from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 from groupvit.training.optim import make_optimizer
 from groupvit.training.run import Run
 from groupvit.training.self_supervised import modules_of
-from groupvit.training.state import TrainingState, average_of, restore
+from groupvit.training.state import TrainingState, restore
 
 
 def prepare(
@@ -46,7 +47,9 @@ def prepare(
     model = model.to(device).train()
     extras = modules_of(run.objective, model, len(nouns)).to(device)
     optimizer = make_optimizer(nn.ModuleList([model, extras]), run.optimizer, bfloat16=bfloat16)
-    average = average_of(model, run.optimizer.ema)
+    average = None
+    if decay := run.optimizer.ema:  # of the weights; buffers are copied
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).eval().requires_grad_(False)
     state = TrainingState(run, seed, nouns, photos, model, optimizer, average, extras=extras)
     return restore(resumed, state) if resumed else state
 

@@ -131,7 +131,6 @@ PHOTOS = vary(
 PHOTOS_TRUNK = Run(
     model=ModelConfig(
         image=ImageEncoderConfig(
-            image_size=224,
             patch_size=8,
             dim=256,
             heads=8,
@@ -141,24 +140,16 @@ PHOTOS_TRUNK = Run(
             group_residual=False,
         ),
         text=TextEncoderConfig(width=192, heads=6, layers=2, context_length=32),
-        embed_dim=256,
         projector_dim=1024,
         multi_label_scale=False,
         segment_loss=True,
         teacher_loss=True,
     ),
-    data=Data(
-        PHOTOS.data.train,
-        batch_size=128,
-        held_out="flickr8k-test-*.tar",
-        crop=(0.3, 1.0),
-        cached_crops=1,
-    ),
+    data=Data(PHOTOS.data.train, batch_size=128, held_out="flickr8k-test-*.tar", crop=(0.3, 1.0), cached_crops=1),
     objective=(Captions(0.5), Nouns("segment", 0.1, prior=0.6), Nouns("patch", 0.1, prior=0.6), Teacher()),
     schedule=Schedule(steps=600, warmup=50, evaluate_every=200, save_every=100),
     optimizer=Optimizer(muon=4.0, ema=0.99),
 )
-
 
 # The same on a GPU: fresh crops, four times the batch, the rate by its square root.
 PHOTOS_TRUNK_GPU = vary(
@@ -173,7 +164,6 @@ PHOTOS_TRUNK_GPU = vary(
     evaluate_every=400,
     save_every=400,
 )
-
 
 # The rivals of Table 5: a plain ViT from the same photos, without captions or from their nouns. The average of the
 # weights is shipped, which is what DINO evaluates.

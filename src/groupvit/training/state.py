@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
@@ -31,13 +31,6 @@ DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeEr
 """What reading a file of torch.save raises that is missing, damaged or another program's."""
 # What may change in the middle of a training.
 _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
-
-
-def average_of(model: GroupViT, decay: float) -> AveragedModel | None:
-    """Return the exponential moving average of the weights; buffers are copied. None for a decay of 0."""
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +40,6 @@ _ENCODER_RATE = 0.1  # as a share of the rate of the convolutions, which start a
 _READERS = 4
 
 
-@runtime_checkable
-class Masked(Protocol):
-    """Photos (`image`), each with the class of every pixel (`mask`, 255: not labelled)."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Transfer:
     """How a network is fine-tuned: `lr` is that of the convolutions, a tenth of it that of the encoder.
@@ -66,21 +58,14 @@ _Batch = tuple[UInt8[Tensor, "batch 3 side side"], Int64[Tensor, "batch side sid
 
 
 @enough_memory("take a smaller --batch-size")
-def finetune(
-    network: DenseClassifier,
-    photos: Masked,
-    out: Path,
-    transfer: Transfer,
-    *,
-    resume: bool = False,
-    device: torch.device | None = None,
-) -> int:
+def finetune(network: DenseClassifier, photos: Any, out: Path, transfer: Transfer, *, resume: bool = False) -> int:
     """Fine-tune the network into the folder `out`, and return the step it ended at.
 
+    `photos` have each an `image`, and a `mask` with the class of every pixel (255: not labelled).
     SIGINT, SIGTERM and masks that cannot be read end it with a checkpoint, from which `resume` goes on, to the bit as
     if it had not been interrupted.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).train()
     encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
     groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
@@ -132,7 +117,7 @@ def pixel_loss(
     return total / (masks != _IGNORE).sum().clamp(min=1)
 
 
-def _batches(photos: Masked, transfer: Transfer, done: int) -> Generator[_Batch, None, None]:
+def _batches(photos: Any, transfer: Transfer, done: int) -> Generator[_Batch, None, None]:
     """Yield the batches from a step on, a few of them read ahead."""
     order = Order(np.array([len(photos)]), transfer.seed)
     places = iter(BatchSampler(order, transfer.batch_size, start=done * transfer.batch_size, rank=0, world=1))
@@ -147,7 +132,7 @@ def _batches(photos: Masked, transfer: Transfer, done: int) -> Generator[_Batch,
             pool.shutdown(cancel_futures=True)
 
 
-def _batch(photos: Masked, seed: int, places: Int64[np.ndarray, "batch 3"]) -> _Batch:
+def _batch(photos: Any, seed: int, places: Int64[np.ndarray, "batch 3"]) -> _Batch:
     crops, colors = [], []
     for epoch, _, row in places.tolist():
         generator = np.random.default_rng([seed, epoch, row])

@@ -77,7 +77,9 @@ def cached(
                 size = sum(np.float16().nbytes * int(np.prod(shape)) for shape in shapes.values())
                 message = f"caching the trunk's maps of {len(crops)} crops in {folder}: {size / 1e9:.1f} GB"
                 print(message, file=sys.stderr)
-                _write(folder, shapes, identity, encoder, crops, device, workers)
+                # The DataLoader draws a number from its generator, which must not be one of the training's.
+                loader = DataLoader(crops, batch_size=_AT_ONCE, num_workers=workers, generator=torch.Generator())
+                _write(folder, shapes, identity, encoder, loader, device)
                 cache = read()
     assert cache is not None
     return cache
@@ -108,17 +110,9 @@ def _read(folder: Path, shapes: Shapes, identity: str, count: int) -> TrunkCache
 
 
 def _write(
-    folder: Path,
-    shapes: Shapes,
-    identity: str,
-    encoder: ImageEncoder,
-    crops: RandomCrops,
-    device: torch.device,
-    workers: int,
+    folder: Path, shapes: Shapes, identity: str, encoder: ImageEncoder, loader: DataLoader[Any], device: torch.device
 ) -> None:
     (folder / _DONE).unlink(missing_ok=True)
-    # The DataLoader draws a number from its generator, which must not be one of the training's.
-    loader = DataLoader(crops, batch_size=_AT_ONCE, num_workers=workers, generator=torch.Generator())
     undecodable: list[int] = []
     bfloat16 = bfloat16_is_faster(device)
     for old in folder.glob(".*.tmp"):  # of a process that was killed
