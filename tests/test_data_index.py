@@ -247,6 +247,7 @@ def test_what_a_source_could_have_said_is_its_vocabulary_and_what_it_did_say(tag
     assert [photos.sayable(1, row) for row in range(6)] == [said] * 6
     assert photos.sayable(0, 0) is None
     assert [photos.sayable(2, row) for row in range(6)] == [said] * 4 + [None] * 2
+    assert photos.sayable(1, 0) is photos.sayable(2, 0)  # there may be thousands of shards
 
 
 def test_a_noun_is_counted_among_the_photos_whose_source_could_have_said_it(tagged):

@@ -13,6 +13,7 @@ from groupvit.data.transforms import (
     draw_crop,
     jitter_color,
     load_crop,
+    middle_square,
     resize_short_side,
     to_tensor,
 )
@@ -149,8 +150,20 @@ def test_the_short_side_gets_the_size_and_the_aspect_ratio_stays(width, height, 
 
 
 def test_a_center_crop_is_the_center():
-    crop = center_crop(gradient(60, 40), 20)
+    crop = center_crop(gradient(60, 40), 20, 20)
     assert crop.tobytes() == gradient(60, 40).crop((20, 10, 40, 30)).tobytes()
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (640, 40), (7, 100)])
+def test_a_middle_square_is_that_of_the_whole_photo_resized(width, height):
+    whole = center_crop(resize_short_side(gradient(width, height), 32), 28, 28)
+    assert middle_square(gradient(width, height), 32, 28).tobytes() == whole.tobytes()
+
+
+def test_of_a_strip_the_ends_are_not_resized():
+    strip = Image.new("RGB", (1_000_000, 1), "red")  # 256 million pixels at 256
+    strip.paste("blue", (499_990, 0, 500_010, 1))
+    assert middle_square(strip, 256, 224).getcolors() == [(224 * 224, (0, 0, 255))]
 
 
 def test_to_tensor_keeps_every_value():

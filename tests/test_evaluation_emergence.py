@@ -74,6 +74,17 @@ def test_a_strip_grows_by_a_column_and_a_step_taken_again_replaces_its_own(tmp_p
     assert strip(tmp_path / "strip.png").shape[1] == 4 * 96 + 3 * 4
 
 
+def test_held_out_photos_are_read_anew_for_each_score(tmp_path):
+    """All at once they might not fit into memory."""
+    scenes.write(tmp_path, train=1, evaluation=3)
+    evaluate, model = emergence.evaluation_of(TINY, tmp_path, "eval"), build_model(TINY).eval()
+    assert evaluate(model)["oracle_miou"] < 100
+    for mask in (tmp_path / "eval/masks").iterdir():
+        with Image.open(mask) as image:
+            Image.fromarray(np.full_like(np.asarray(image), 3)).save(mask)
+    assert evaluate(model)["oracle_miou"] == 100
+
+
 def test_tensorboard_shows_the_pictures(data, tmp_path):
     draw = Emergence(TINY, SQUARES, WORDS, tmp_path / "run/emergence.png", every=1, steps=1)
     train(vary(RUN, steps=1), data, tmp_path / "run", workers=0, draw=draw, tensorboard=True)

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation import benchmark
+from groupvit.evaluation import scoring
 from groupvit.evaluation.benchmark import describe, evaluate, score_photos
 from groupvit.evaluation.datasets import BENCHMARKS, Dataset, MaskedPhoto, open_benchmark
 from groupvit.evaluation.metrics import confusion_matrix, mean_iou
 from groupvit.evaluation.naming import patch_shares, segments_of
 from groupvit.evaluation.protocols import PROTOCOLS, Protocol
 from groupvit.evaluation.results import PhotoScores, Result
-from groupvit.evaluation.scoring import score, score_prediction
+from groupvit.evaluation.scoring import chunks, score, score_prediction
 from groupvit.evaluation.thresholds import THRESHOLDS, settle
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model, normalize
 from groupvit.segmentation import Segmenter
@@ -86,6 +86,12 @@ def test_scores_are_what_segmenting_photo_by_photo_gives(segmenter):
     assert np.array_equal(scores.named, named)
     assert np.array_equal(scores.oracle, oracle)
     assert np.diag(scores.oracle).sum() >= np.diag(scores.named).sum()
+
+
+def test_fewer_large_photos_are_scored_at_once():
+    large = MaskedPhoto("a", Image.new("RGB", (2048, 2048)), np.zeros((2048, 2048), np.uint8))
+    assert [len(chunk) for chunk in chunks([large] * 5, 64)] == [2, 2, 1]
+    assert [len(chunk) for chunk in chunks(iter(photos(5)), 2)] == [2, 2, 1]
 
 
 def test_a_background_of_words_counts_under_its_own_index(segmenter):
@@ -206,7 +212,7 @@ def test_how_many_photos_go_together_changes_nothing(pixels, tmp_path, segmenter
     LAYOUTS["camvid11"](tmp_path)
     dataset = open_benchmark("camvid11", tmp_path)
     expected = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], batch_size=1)
-    monkeypatch.setattr(benchmark, "_PIXELS_AT_ONCE", pixels)
+    monkeypatch.setattr(scoring, "_PIXELS_AT_ONCE", pixels)
     result = evaluate(segmenter, dataset, PROTOCOLS["release-2022"], batch_size=5)
     assert np.array_equal(result.matrix, expected.matrix)
 

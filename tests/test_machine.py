@@ -1,4 +1,5 @@
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from groupvit import machine
+from groupvit.errors import InputError
 
 PROGRAM = """
 import sys
@@ -34,6 +36,26 @@ def given_back(how: str) -> int:
 def test_freed_memory_stays_with_the_process() -> None:
     assert given_back("usual") > 15_000
     assert given_back("keep") < 3_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status: std::bad_alloc"),
+    ],
+)
+def test_every_lack_of_memory_is_one_line(error: Exception) -> None:
+    with pytest.raises(InputError, match=r"^out of memory: buy some$"), machine.enough_memory("buy some"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [InputError("the disk: out of memory"), RuntimeError("shapes"), KeyError("a")])
+def test_another_error_is_no_lack_of_memory(error: Exception) -> None:
+    with pytest.raises(type(error), match=re.escape(str(error))), machine.enough_memory("buy some"):
+        raise error
 
 
 CPU = torch.device("cpu")

@@ -186,6 +186,7 @@ def test_the_number_of_seeds_is_about_what_was_asked_for_at_any_aspect():
     assert tiles(16, 28, 28) == (4, 4)
     assert all(12 <= math.prod(tiles(16, *grid)) <= 20 for grid in [(28, 40), (40, 28), (20, 80), (5, 70)])
     assert tiles(16, 2, 2) == (2, 2)
+    assert [tiles(16, *grid) for grid in [(1, 125), (125, 1), (2000, 2)]] == [(1, 16), (16, 1), (16, 1)]
 
 
 def test_seeded_groups_of_a_photo_do_not_depend_on_its_neighbours_in_the_batch():

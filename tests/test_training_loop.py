@@ -88,6 +88,31 @@ def test_a_resumed_training_equals_an_uninterrupted_one_to_the_bit(data, tmp_pat
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
+def test_a_training_whose_newest_checkpoint_was_moved_away_is_saved(data, tmp_path):
+    train(RUN, data, tmp_path / "whole", workers=0)
+
+    def move(model: torch.nn.Module, step: int) -> None:
+        if step == 5:
+            (tmp_path / "run/step-00000004").rename(tmp_path / "elsewhere")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(vary(RUN, save_every=4), data, tmp_path / "run", workers=0, draw=move).step == 5
+    assert train(RUN, data, tmp_path / "run", workers=0, resume=True).step == 6
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_device_without_kernels_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    with pytest.raises(
+        InputError, match=r"on the device cpu: CUDA error: no kernel image .* device; with"
+    ):
+        train(RUN, data, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_ctrl_c_interrupts_at_once():
     with loop.stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGINT)

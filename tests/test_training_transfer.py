@@ -169,6 +169,34 @@ def test_a_resumed_transfer_equals_an_uninterrupted_one_to_the_bit(error: Except
         finetune(network(), [halves()] * 6, tmp_path / "none", settings, resume=True)
 
 
+def test_a_transfer_that_is_ended_in_the_middle_of_a_step_saves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network() -> DenseClassifier:
+        torch.manual_seed(1)
+        return DenseClassifier(vit(), 2)
+
+    def second_ctrl_c(*given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        made = real(*given)
+        if steps == 4:
+            raise KeyboardInterrupt
+        return made
+
+    real, steps = transfer.step, 0
+    monkeypatch.setattr(transfer, "_SAVE_EVERY", 2)
+    settings = Transfer({}, steps=6, batch_size=2)
+    finetune(whole := network(), [halves()] * 6, tmp_path / "whole", settings)
+    monkeypatch.setattr(transfer, "step", second_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(network(), [halves()] * 6, tmp_path / "cut", settings)
+    assert finetune(resumed := network(), [halves()] * 6, tmp_path / "cut", settings, resume=True) == 6
+    assert steps == 8  # the fourth twice
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
 def voc(root: Path, train: list[str], listed: str = "train") -> Any:
     layouts.voc(root)
     layouts.save_lines(root / "ImageSets/Segmentation/val.txt", ["2007_0", "2007_1"])

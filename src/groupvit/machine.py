@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from groupvit.errors import InputError
+from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder
 
 if TYPE_CHECKING:
@@ -26,10 +26,22 @@ def enough_memory(advice: str) -> Iterator[None]:
     """Turn a lack of memory, of the machine or of its GPU, into an `InputError` with the advice."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|not enough memory", str(error)):
+    except InputError:
+        raise
+    except Exception as error:  # ONNX Runtime's are nothing more special
+        lack = "out of memory|allocate memory|not enough memory|ALLOC_FAILED|bad_alloc"
+        if isinstance(error, MemoryError) or re.search(lack, str(error)):
             raise InputError(f"out of memory: {advice}") from error
         raise
+
+
+def usable(device: "torch.device | str") -> "torch.device":
+    """Return the device; one that is not there, or for which this PyTorch has no kernels, is an `InputError`."""
+    import torch
+
+    advice = "with CUDA_VISIBLE_DEVICES='' the CPU computes"
+    with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError, advice=advice):
+        return torch.ones(1, device=device).device  # a kernel: copies need none
 
 
 def cores() -> int:

@@ -180,7 +180,13 @@ def _columns(index: Index) -> Any:
 @functools.cache
 def _sayable(index: Index) -> frozenset[str]:
     with _damaged(index):
-        return frozenset(json.loads(_columns(index).schema.metadata[_SAYABLE]))
+        return _listed(_columns(index).schema.metadata[_SAYABLE])
+
+
+@functools.cache
+def _listed(words: bytes) -> frozenset[str]:
+    """Return a set that the shards of one source share."""
+    return frozenset(json.loads(words))
 
 
 class CaptionedPhotos:

@@ -69,9 +69,16 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def middle_square(image: Image.Image, short_side: int, size: int) -> Image.Image:
+    """Return the square of `size` pixels in the middle of the image resized to a short side."""
+    most = 16 * min(image.size)  # the ends of a longer strip, resized, would fill the memory
+    middle = center_crop(image, *(min(side, most) for side in image.size))
+    return center_crop(resize_short_side(middle, short_side), size, size)
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:

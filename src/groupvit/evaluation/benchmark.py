@@ -22,15 +22,13 @@ from groupvit.evaluation.naming import class_indices, name_regions
 from groupvit.evaluation.partial import PartialResult
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import MALFORMED, PhotoScores, Result, versions
-from groupvit.evaluation.scoring import score_prediction, stage_scores
+from groupvit.evaluation.scoring import chunks, score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.evaluation.whole_photos import ClassFolder, Retrieval, classify
 from groupvit.files import refuse_remote, write_atomically
 from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
-
-_PIXELS_AT_ONCE = 2**23
 
 
 def evaluate(
@@ -47,24 +45,12 @@ def score_photos(
     """Yield photos' counts, in order; where the threshold is to be calibrated, `settle` completes them."""
     view, pending = protocol.view_of(segmenter.config, dataset), protocol.calibrated(dataset)
     labels = segmenter.labels_of(protocol.labels(dataset), view)
-    for photos in _chunks(map(dataset.read, names), batch_size):
+    for photos in chunks(map(dataset.read, names), batch_size):
         images = [photo.image for photo in photos]
         results = segmenter.segment(images, labels, view, batch_size=batch_size, keep_features=True)
         for photo, result in zip(photos, results, strict=True):
             counted = count_photo(photo, result, dataset, pending=pending)
             yield replace(counted, naming=name_regions(segmenter, result, photo, dataset, labels, view.templates))
-
-
-def _chunks(photos: Iterable[MaskedPhoto], count: int) -> Iterator[list[MaskedPhoto]]:
-    """Yield photos that are segmented together, so that windows of one size fill batches; of large photos fewer."""
-    chunk: list[MaskedPhoto] = []
-    for photo in photos:
-        chunk.append(photo)
-        if len(chunk) == count or sum(p.mask.size for p in chunk) >= _PIXELS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def count_photo(photo: MaskedPhoto, result: Segmentation, dataset: Dataset, *, pending: bool) -> PhotoScores:

@@ -40,12 +40,14 @@ def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     photos = open_masks(data / held_out)
     with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)
-    if not (read := list(photos)):
+    if not len(photos):
         raise InputError(f"{data / held_out} has no photos to score")
+    for _ in photos:  # what cannot be read is told now; all of them might not fit into memory
+        pass
 
     def evaluate(model: GroupViT) -> dict[str, float]:
         segmenter = Segmenter(model, config, device=model.logit_scale.device, precision="fp32")
-        scores = score(segmenter, read, photos.labels)
+        scores = score(segmenter, photos, photos.labels)
         values = {"miou": mean_iou(scores.named), "oracle_miou": mean_iou(scores.oracle)}
         return {name: value for name, value in values.items() if not math.isnan(value)}  # a plain ViT has no groups
 

@@ -1,6 +1,6 @@
 """From label maps to pixel counts, and how result files have them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from groupvit.evaluation.naming import class_indices
 from groupvit.segmentation import Segmenter, View, parse_labels
 
 _CHUNK = 64
+_PIXELS_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
+def chunks(photos: Iterable[MaskedPhoto], count: int) -> Iterator[list[MaskedPhoto]]:
+    """Yield photos that are segmented together, so that windows of one size fill batches; of large photos fewer."""
+    chunk: list[MaskedPhoto] = []
+    for photo in photos:
+        chunk.append(photo)
+        if len(chunk) == count or sum(p.mask.size for p in chunk) >= _PIXELS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
 @dataclass(frozen=True)
 class Scores:
     """Confusion matrices: `named` by the model, `oracle` with its last groups called by the best true class."""
@@ -102,15 +115,14 @@ class Scores:
 
 
 def score(
-    segmenter: Segmenter, photos: Sequence[MaskedPhoto], labels: Sequence[str], view: View | None = None
+    segmenter: Segmenter, photos: Iterable[MaskedPhoto], labels: Sequence[str], view: View | None = None
 ) -> Scores:
     """Segment the photos and count; `labels` stand in the order of the masks' indices."""
     view = view or View(background=None)
     named = np.zeros((len(labels), len(labels)), dtype=np.int64)
     oracle = np.zeros_like(named)
     classes = [label.name for text in labels for label in parse_labels([text])]
-    for start in range(0, len(photos), _CHUNK):
-        chunk = photos[start : start + _CHUNK]
+    for chunk in chunks(photos, _CHUNK):
         results = segmenter.segment([photo.image for photo in chunk], labels, view, batch_size=_CHUNK)
         for photo, result in zip(chunk, results, strict=True):
             named += confusion_matrix(photo.mask, class_indices(result, classes)[result.label_map], len(labels))

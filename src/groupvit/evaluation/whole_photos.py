@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from groupvit.data.shards import find_shards, read_shard
 from groupvit.data.storage import File
-from groupvit.data.transforms import center_crop, resize_short_side, to_tensor
+from groupvit.data.transforms import middle_square, to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.class_lists import read_classes
 from groupvit.evaluation.folders import photos_in, refuse_missing
@@ -55,11 +55,11 @@ class Retrieval:
         photos, captions, owners, digest = [], [], [], hashlib.sha256()
         for shard in find_shards(shards, below):
             for sample in read_shard(shard):
-                photo = resize_short_side(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size)
+                photo = middle_square(load_rgb(sample.image, f"{sample.shard}: {sample.key}"), size, size)
                 owners += [len(photos)] * len(sample.captions)
                 captions += sample.captions
                 digest.update(sample.image + "\n".join(sample.captions).encode())
-                photos.append(to_tensor(center_crop(photo, size)))
+                photos.append(to_tensor(photo))
         if not photos:
             raise InputError(f"{shards} holds no photos")
         self.digest = digest.hexdigest()
@@ -160,7 +160,7 @@ def similarities(
     size = segmenter.config.image.image_size
     rows, remaining = [], iter(photos)
     while chunk := list(islice(remaining, _CHUNK)):
-        crops = [to_tensor(center_crop(resize_short_side(photo, size * 8 // 7), size)) for photo in chunk]
+        crops = [to_tensor(middle_square(photo, size * 8 // 7, size)) for photo in chunk]
         embedded = segmenter.model.encode_image(
             segmenter.model.image_encoder.preprocess(torch.stack(crops).to(segmenter.device))
         )

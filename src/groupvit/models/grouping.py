@@ -202,7 +202,7 @@ class SeededGrouping(nn.Module):
     @staticmethod
     def tiles(groups: int, rows: int, columns: int) -> tuple[int, int]:
         """Return the number of seeds down and across."""
-        down = min(rows, max(1, round((groups * rows / columns) ** 0.5)))
+        down = min(rows, groups, max(1, round((groups * rows / columns) ** 0.5)))
         return down, min(columns, max(1, round(groups / down)))
 
     def forward(self, local: Map, segments: Segments, joined: Joined | None = None) -> tuple[Groups, Assignment]:

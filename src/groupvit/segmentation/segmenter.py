@@ -18,7 +18,7 @@ from torch import Tensor
 
 from groupvit.errors import InputError, input_error
 from groupvit.files import MAX_PIXELS
-from groupvit.machine import bfloat16_is_faster
+from groupvit.machine import bfloat16_is_faster, enough_memory, usable
 from groupvit.models import GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.photos import Photo, rgb_of
 from groupvit.segmentation.engine import Engine, chosen, encoder_in
@@ -68,12 +68,10 @@ class Segmenter:
         if engine == "onnxruntime" and precision == "bf16":
             raise InputError("onnxruntime computes in fp32: drop the precision bf16, or take another engine")
         gpu = engine == "torch" and torch.cuda.is_available()
-        device = device or ("cuda" if gpu else "cpu")
-        advice = "with CUDA_VISIBLE_DEVICES='' the CPU computes"
-        with input_error(f"cannot compute on the device {device}", RuntimeError, AssertionError, advice=advice):
-            self.device = torch.device(device)
-            if engine != "torch" and self.device.type != "cpu":
-                raise InputError(f"the engine {engine} computes on the CPU: leave out device={str(device)!r}")
+        self.device = usable(device or ("cuda" if gpu else "cpu"))
+        if engine != "torch" and self.device.type != "cpu":
+            raise InputError(f"the engine {engine} computes on the CPU: leave out device={str(device)!r}")
+        with enough_memory("with CUDA_VISIBLE_DEVICES='' the CPU computes"):
             self.model = model.to(self.device).eval()
         self.config = config
         self.words = WordBank(self.model, config, self.device)

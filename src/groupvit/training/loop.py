@@ -16,7 +16,7 @@ from groupvit.checkpoints import latest
 from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
 from groupvit.errors import InputError
-from groupvit.machine import bfloat16_is_faster, enough_memory
+from groupvit.machine import bfloat16_is_faster, enough_memory, usable
 from groupvit.models import GroupViT, noise, temperature
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.distributed import ALONE, World, mark_started
@@ -27,7 +27,7 @@ from groupvit.training.objective import Captions, terms_of
 from groupvit.training.optim import set_rate
 from groupvit.training.prepare import prepare
 from groupvit.training.run import Run, check
-from groupvit.training.state import TrainingState, folder_of, last_saved, locked, save
+from groupvit.training.state import TrainingState, is_saved, last_saved, locked, save
 from groupvit.training.step import Gradient, Learner, compile_blocks, gradient_of, step
 
 Evaluate = Callable[[GroupViT], dict[str, float]]
@@ -72,7 +72,7 @@ def train(
     """
     first = world.rank == 0
     shards = find_shards(run.data.train, below=data)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not resume:
         _must_be_new(out)
     check(run, seed, workers, keep, world.size)
@@ -192,6 +192,7 @@ def _loop(
                 break
             if wish == _FAILED or isinstance(batch, InputError):
                 _save_once(out, state, keep, world)
+                world.wait()  # until the first one has saved: torchrun ends it soon after another one
                 raise batch if isinstance(batch, InputError) else InputError(_UNREAD)
             progress.left_out(batch.unreadable)
             set_rate(state.optimizer, rate := schedule.rate(state.step))
@@ -247,5 +248,5 @@ def _none_lost(state: TrainingState, out: Path, keep: int) -> Iterator[None]:
 
 
 def _save_once(out: Path, state: TrainingState, keep: int, world: World) -> None:
-    if not world.rank and state.step and latest(out) != folder_of(out, state.step):
+    if not world.rank and state.step and not is_saved(out, state.step):
         save(out, state, keep=keep)

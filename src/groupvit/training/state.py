@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -111,9 +111,19 @@ def folder_of(out: Path, step: int) -> Path:
     return out / f"step-{step:08d}"
 
 
+def is_saved(out: Path, step: int) -> bool:
+    """Return True if the newest checkpoint is of this step."""
+    with suppress(InputError):  # it was moved away
+        return latest(out) == folder_of(out, step)
+    return False
+
+
 def last_saved(out: Path) -> str:
     """Say for messages which checkpoint a training can go on from."""
-    last = latest(out)
+    try:
+        last = latest(out)
+    except InputError as error:
+        return str(error)
     return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
 

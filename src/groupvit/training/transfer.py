@@ -21,7 +21,7 @@ from groupvit.data.order import BatchSampler, Order
 from groupvit.data.transforms import draw_color, jitter_color, to_tensor
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
-from groupvit.machine import bfloat16_is_faster, cores, enough_memory
+from groupvit.machine import bfloat16_is_faster, cores, enough_memory, usable
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.health import Alarm
 from groupvit.training.loop import SKIPS, stop_requests
@@ -65,7 +65,7 @@ def finetune(network: DenseClassifier, photos: Any, out: Path, transfer: Transfe
     SIGINT, SIGTERM and masks that cannot be read end it with a checkpoint, from which `resume` goes on, to the bit as
     if it had not been interrupted.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).train()
     encoder = [parameter for parameter in network.encoder.parameters() if parameter.requires_grad]
     groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
@@ -99,6 +99,9 @@ def finetune(network: DenseClassifier, photos: Any, out: Path, transfer: Transfe
                         raise InputError(f"no finite gradient in {SKIPS} steps up to {done - 1}: take a lower --lr")
                     if done % _SAVE_EVERY == 0 or done == transfer.steps:
                         _save(out / STATE, network, optimizer, transfer, saved := done)
+            except KeyboardInterrupt:
+                saved = done  # the weights may be those of the step after it
+                raise
             finally:
                 if saved < done and progress.skips_on_end < SKIPS:
                     _save(out / STATE, network, optimizer, transfer, done)
