@@ -4,6 +4,7 @@
     python -m experiments.ablations 2 --out runs/ablations --record    # how many group tokens and output tokens
     python -m experiments.ablations 3 --out runs/ablations --record    # one stage or two, on a third of the data or all
     python -m experiments.ablations 4 --out runs/ablations --record    # groups or patches, with the same losses
+    python -m experiments.ablations untrained --out runs/ablations --record    # how well random weights cut
 
 Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
 `scenes-64`. `--size 48` asks whether they come out alike at another image size: 36 patches instead of 64. The fourth,
@@ -12,11 +13,12 @@ seven minutes of one core, with patches of 4 px twice as long. A complete one is
 table, so after an interruption the same command goes on where it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from experiments.clustering import clustered, refined
 from experiments.command import errors_in_one_line, finish
@@ -31,7 +33,8 @@ from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, open_masks
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
-from groupvit.models import Stage
+from groupvit.models import Stage, build_model
+from groupvit.segmentation import Segmenter
 from groupvit.training.objective import MultiLabel
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
@@ -129,8 +132,24 @@ def cells(results: Sequence[Result]) -> dict[str, str]:
     return {name: mean_and_range(values) if values else "" for name, values in figures.items()}
 
 
+def untrained(dataset: Dataset, seeds: int, size: int) -> Iterator[dict[str, str]]:
+    """Yield what the groups of random weights score, for each encoder of the tables once."""
+    changes = [change for lines in TABLES.values() for change in lines.values()]
+    images = [with_image(change(get_run(LOSSES["nouns"])), image_size=size).model.image for change in changes]
+    known = {(image.stages, image.patch_size): image for image in reversed(images)}
+    for (stages, patch), image in reversed(known.items()):
+        if any(stage.has_grouping for stage in stages):
+            results, config = [], replace(get_run(LOSSES["nouns"]).model, image=image)
+            for seed in range(seeds):
+                torch.manual_seed(seed)
+                segmenter = Segmenter(build_model(config), config, precision="fp32")
+                results.append(evaluate(segmenter, dataset, protocol_for(size)))
+            tokens = ", then ".join(f"{stage.group_tokens} to {stage.output_groups}" for stage in stages)
+            yield {"group tokens to output tokens": f"{tokens}, patches of {patch} px", **cells(results)}
+
+
 def main(
-    table: Annotated[Literal["1", "2", "3", "4"], tyro.conf.Positional],
+    table: Annotated[Literal["1", "2", "3", "4", "untrained"], tyro.conf.Positional],
     out: Path = Path("runs/ablations"),
     seeds: int = 3,
     size: int = 64,
@@ -141,7 +160,7 @@ def main(
     """Print a table of the paper, in miniature.
 
     Args:
-        table: Which one.
+        table: Which one; "untrained" is a line for each encoder of the others, with random weights.
         out: Folder for scenes, trainings and results.
         seeds: Trainings of each line.
         size: Of the images, in pixels; scenes are drawn at 64.
@@ -150,14 +169,16 @@ def main(
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at, rows = commit() if record else "", []
-    name = f"table{table}" if size == 64 else f"table{table}-{size}px"
+    name = ("" if table == "untrained" else "table") + table + (f"-{size}px" if size != 64 else "")
     trainings = out if size == 64 else out / f"{size}px"
     trainings = trainings / f"{steps}-steps" if steps else trainings  # a trial is no part of the table
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
     dataset = replace(open_masks(data / "eval"), benchmark="scenes").first(limit)
-    for losses in LOSSES if table != "4" else ("nouns",):
+    if table == "untrained":
+        rows += untrained(dataset, seeds, size)
+    for losses in {"4": ("nouns",), "untrained": ()}.get(table, tuple(LOSSES)):
         for line, change in TABLES[table].items():
             results = []
             for seed in range(seeds):

@@ -76,6 +76,19 @@ def test_patches_and_refined_groups_are_scored_and_trained_once(
     assert (tmp_path / "32px" / "2-steps" / groups / "refined.json").is_file()
 
 
+def test_each_encoder_is_scored_untrained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=1, evaluation=2, size=32)
+    small = vary(ablations.with_image(get_run("debug"), dim=32, heads=1))
+    monkeypatch.setattr(ablations, "get_run", lambda name: small)
+    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    ablations.main("untrained", out=tmp_path, seeds=2, size=32)
+    printed = capsys.readouterr().out
+    assert printed.count("'best names': ") == 11
+    assert printed.count("32 to 32, then 8 to 8, patches of 8 px") == printed.count("16 to 16, patches of 4 px") == 1
+
+
 def test_another_size_has_the_same_patches_and_is_scored_two_patches_larger() -> None:
     assert ablations.protocol_for(64) == ablations.SCENES
     smaller = ablations.protocol_for(48)

@@ -106,9 +106,7 @@ def test_a_device_without_kernels_is_refused_before_anything_is_written(data, tm
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with")
 
     monkeypatch.setattr(torch, "ones", refuse)
-    with pytest.raises(
-        InputError, match=r"on the device cpu: CUDA error: no kernel image .* device; with"
-    ):
+    with pytest.raises(InputError, match=r"on the device cpu: CUDA error: no kernel image .* device; with"):
         train(RUN, data, tmp_path / "run", workers=0)
     assert not (tmp_path / "run").exists()
 
