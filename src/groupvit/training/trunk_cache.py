@@ -89,7 +89,7 @@ def _identity(trunk: EfficientNetLite, crops: RandomCrops) -> str:
     """Return a hash of the weights that make the maps, the photos and how they are cropped."""
     contents = [index.content for index in crops.photos.indexes]
     digest = hashlib.blake2b(repr((contents, crops.seed, crops.side, crops.scale, crops.count)).encode())
-    early = nn.ModuleList([trunk.stem, *trunk.blocks[: trunk.ends[1]]])  # what follows may be tuned
+    early = nn.ModuleList([trunk.stem, trunk.blocks[: trunk.ends[1]]])  # what follows may be tuned
     for tensor in early.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
