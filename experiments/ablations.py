@@ -136,6 +136,7 @@ def untrained(dataset: Dataset, seeds: int, size: int) -> Iterator[dict[str, str
     """Yield what the groups of random weights score, for each encoder of the tables once."""
     changes = [change for lines in TABLES.values() for change in lines.values()]
     images = [with_image(change(get_run(LOSSES["nouns"])), image_size=size).model.image for change in changes]
+    images = [image for image in images if image.hard_assignment]  # as the runs have it
     known = {(image.stages, image.patch_size): image for image in reversed(images)}
     for (stages, patch), image in reversed(known.items()):
         if any(stage.has_grouping for stage in stages):

@@ -1,6 +1,6 @@
 """A long training with faults drawn at random; and what the index and the doctor need for millions of samples.
 
-    python -m experiments.haul --minutes 120 --faults 100 --seed 0 --record      # tables of docs/RELIABILITY.md
+    python -m experiments.haul --minutes 90 --faults 100 --seed 0 --record      # tables of docs/RELIABILITY.md
     python -m experiments.haul --samples 3000000 --record
 
 The disturbed training is killed, asked to stop, gets no more room on its disk, or loses a shard. It goes on each time

@@ -49,6 +49,9 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "there/file").read_bytes() == data
     assert [*(tmp_path / "there").iterdir()] == [tmp_path / "there/file"]
+    (tmp_path / "loop").symlink_to("loop")
+    write_atomically(tmp_path / "loop", b"whole")
+    assert (tmp_path / "loop").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])

@@ -1,3 +1,4 @@
+import io
 import re
 import threading
 import warnings
@@ -54,6 +55,13 @@ def test_a_transparent_value_of_sixteen_bits_lies_on_white():
 def test_pixels_of_unknown_range_are_refused(picture):
     with pytest.raises(InputError, match=r"depth\.tiff.* save it with 8 or 16 bits"):
         load_rgb(encoded(picture, "TIFF"), "depth.tiff")
+
+
+def test_a_dark_photo_of_sixteen_bits_is_one():
+    """Pillow gives it the mode of 32 bits."""
+    photo = b"P5 2 1 65535 " + bytes([0, 200, 0, 0])
+    assert Image.open(io.BytesIO(photo)).mode == "I"
+    assert np.asarray(load_rgb(photo, "x"))[0, :, 0].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -146,16 +146,19 @@ def test_the_cache_keeps_the_networks_that_were_used_last(tmp_path: Path, monkey
         Segmenter(models[i], PLAIN, precision="fp32", engine="openvino").encoder(torch.zeros(1, 3, 64, 64))
         return {*cache.glob("*.onnx")} - before
 
-    (first,), (second,) = use(0), use(1)
+    (first,), _ = use(0), use(1)
     assert use(0) == set()
     (third,) = use(2)
     assert {*cache.glob("*.onnx")} == {first, third}
-    assert {file.stem for file in cache.iterdir()} == {first.stem, third.stem} != {second.stem}
+    assert {file.stem for file in cache.iterdir()} == {first.stem, third.stem}
 
 
 @pytest.mark.parametrize("name", ["torch", *ENGINES])
 def test_a_segmenter_goes_to_another_process(name: Engine) -> None:
-    segmenter, images = Segmenter(model_of(PLAIN), PLAIN, precision="fp32", engine=name), torch.zeros(1, 3, 64, 64)
+    segmenter, images = (
+        Segmenter(model_of(PLAIN), PLAIN, device="cpu", precision="fp32", engine=name),
+        torch.zeros(1, 3, 64, 64),
+    )
     segmenter.words.embed(["dog"], ["{}"])
     with torch.inference_mode():
         wanted, there = segmenter.encoder(images), pickle.loads(pickle.dumps(segmenter))

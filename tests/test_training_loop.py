@@ -107,7 +107,7 @@ def test_a_device_without_kernels_is_refused_before_anything_is_written(data, tm
 
     monkeypatch.setattr(torch, "ones", refuse)
     with pytest.raises(InputError, match=r"on the device cpu: CUDA error: no kernel image .* device; with"):
-        train(RUN, data, tmp_path / "run", workers=0)
+        train(RUN, data, tmp_path / "run", workers=0, device=torch.device("cpu"))
     assert not (tmp_path / "run").exists()
 
 

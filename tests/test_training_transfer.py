@@ -192,7 +192,7 @@ def test_a_transfer_that_is_ended_in_the_middle_of_a_step_saves_no_half_of_it(
     with pytest.raises(KeyboardInterrupt):
         finetune(network(), [halves()] * 6, tmp_path / "cut", settings)
     assert finetune(resumed := network(), [halves()] * 6, tmp_path / "cut", settings, resume=True) == 6
-    assert steps == 8  # the fourth twice
+    assert steps == 8  # the third and the fourth twice
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 

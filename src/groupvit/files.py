@@ -59,7 +59,7 @@ def found_below(pattern: str) -> list[str]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a file to write, which then replaces `path`, or what it links to, or goes if the block fails."""
-    path = path.resolve() if path.is_symlink() else path
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # machines share folders, and process numbers
     try:
         yield temporary
@@ -139,7 +139,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(path.parent)
+        sync_folder(Path(os.path.realpath(path)).parent)
 
 
 def png(picture: "Image.Image") -> bytes:

@@ -152,12 +152,13 @@ def _load(image: Image.Image) -> None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image, or the frame at which it stands, upright in 8 bits, with transparency on white."""
     _load(image)
+    sixteen = image.format == "PPM"  # whose mode is that of 32
     image = upright(image)
     if image.mode == "F":
         raise ValueError("the range of its floating-point values is unknown, save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535 or (image.mode == "I" and 0 < values.max() < 256):  # 8 bits in 32
+        if values.min() < 0 or values.max() > 65535 or (image.mode == "I" and not sixteen and 0 < values.max() < 256):
             raise ValueError("the range of its 32-bit values is unknown, save it with 8 or 16 bits")
         image = Image.fromarray(np.where(values == image.info.get("transparency"), 255, _EIGHT_BITS[values]))
     if image.has_transparency_data:

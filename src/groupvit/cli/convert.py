@@ -29,8 +29,8 @@ def convert(
 
     Args:
         src: A bundled name, a folder, a .pth file, or OWNER/NAME[@REVISION] on the hub.
-        dst: Where to write; must not exist. A folder, for `release` a .pth file. For `onnx` a folder, of model.onnx and
-            without --labels text.onnx, or NAME.onnx.
+        dst: Where to write; must not exist. A folder; for `release` a .pth file; for `onnx` NAME.onnx, or a folder for
+            model.onnx (and text.onnx, without --labels).
         to: The layout to write.
         labels: For `onnx`: labels to put into the file, as in `groupvit segment`, which then resizes photos, too.
         verify: Read the result again and compare every tensor bit for bit; for NVIDIA's checkpoints on the hub, also

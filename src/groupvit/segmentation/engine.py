@@ -164,7 +164,8 @@ def _forget_oldest(folder: Path) -> None:
     with suppress(OSError):  # another process removes them, too
         for file in sorted(folder.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
             file.unlink()
-            for compiled in folder.glob(f"{file.stem}.*"):
+        for compiled in folder.iterdir():
+            if compiled.is_dir() and not compiled.with_suffix(".onnx").exists():
                 shutil.rmtree(compiled, ignore_errors=True)
 
 

@@ -191,8 +191,11 @@ def _loop(
             if wish == _STOP:
                 break
             if wish == _FAILED or isinstance(batch, InputError):
-                _save_once(out, state, keep, world)
-                world.wait()  # until the first one has saved: torchrun ends it soon after another one
+                try:
+                    _save_once(out, state, keep, world)
+                finally:
+                    with suppress(RuntimeError):  # one that is gone hides no reason
+                        world.wait()  # until the first one has saved: torchrun ends it soon after another one
                 raise batch if isinstance(batch, InputError) else InputError(_UNREAD)
             progress.left_out(batch.unreadable)
             set_rate(state.optimizer, rate := schedule.rate(state.step))
