@@ -83,8 +83,18 @@ def test_processes_that_cannot_start_are_one_line(monkeypatch: pytest.MonkeyPatc
 
 def test_an_interruption_of_all_processes_is_silent(tmp_path: Path):
     (tmp_path / "program.py").write_text(INTERRUPTED)
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
+    program = [sys.executable, tmp_path / "program.py"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=300)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def keeps_interrupts(_: int = 0) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_no_interruption_reaches_a_process_that_may_hold_a_lock():
+    assert list(mapped(keeps_interrupts, range(4), 2)) == [True] * 4
+    assert not keeps_interrupts()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Any
 
@@ -46,7 +47,8 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
     notices, within seconds, and nothing is lost.
     """
     try:
-        batches = iter(loader)
+        with _interrupts_kept():
+            batches = iter(loader)
     except (OSError, RuntimeError) as error:  # of memory, processes or threads there are no more
         raise InputError(f"cannot start the processes that read data ({error}): {_NO_ROOM}") from error
     if loader.num_workers:
@@ -66,6 +68,22 @@ def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
                 raise
             raise InputError(f"a process that reads data was killed, for want of memory perhaps; {advice}") from error
         yield batch
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Keep SIGINT until the block ends, and for good from processes that it starts.
+
+    A Ctrl-C in a terminal reaches them, too, and one that it interrupts may take a lock of all of them with it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def mapped(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:
