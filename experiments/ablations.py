@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from experiments.clustering import clustered, refined
 from experiments.command import errors_in_one_line, finish
 from experiments.record import commit, print_rows, record_table
-from experiments.scenes import mean_and_range, row
+from experiments.scenes import mean_and_range, random_weights, row
 from experiments.table4 import CONSOLE, SCENES, plain_run
 from experiments.trunk_variants import with_image
 
@@ -33,8 +32,7 @@ from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, open_masks
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
-from groupvit.models import Stage, build_model
-from groupvit.segmentation import Segmenter
+from groupvit.models import Stage
 from groupvit.training.objective import MultiLabel
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
@@ -133,20 +131,31 @@ def cells(results: Sequence[Result]) -> dict[str, str]:
 
 
 def untrained(dataset: Dataset, seeds: int, size: int) -> Iterator[dict[str, str]]:
-    """Yield what the groups of random weights score, for each encoder of the tables once."""
-    changes = [change for lines in TABLES.values() for change in lines.values()]
-    images = [with_image(change(get_run(LOSSES["nouns"])), image_size=size).model.image for change in changes]
-    images = [image for image in images if image.hard_assignment]  # as the runs have it
-    known = {(image.stages, image.patch_size): image for image in reversed(images)}
-    for (stages, patch), image in reversed(known.items()):
-        if any(stage.has_grouping for stage in stages):
-            results, config = [], replace(get_run(LOSSES["nouns"]).model, image=image)
+    """Yield what the groups of random weights score, for each encoder with groups of the tables once."""
+    run = with_image(get_run(LOSSES["nouns"]), image_size=size)
+    images = dict.fromkeys(change(run).model.image for lines in TABLES.values() for change in lines.values())
+    for image in images:
+        if image.hard_assignment and any(stage.has_grouping for stage in image.stages):
+            models = (random_weights(replace(run.model, image=image), seed) for seed in range(seeds))
+            results = [evaluate(model, dataset, protocol_for(size)) for model in models]
+            tokens = ", then ".join(f"{stage.group_tokens} to {stage.output_groups}" for stage in image.stages)
+            yield {"group tokens to output tokens": f"{tokens}, patches of {image.patch_size} px", **cells(results)}
+
+
+def trained(
+    table: str, trainings: Path, data: Path, dataset: Dataset, seeds: int, size: int, steps: int | None
+) -> Iterator[dict[str, str]]:
+    """Yield a table's lines, whose trainings and scores are made if they are not there."""
+    for losses in LOSSES if table != "4" else ("nouns",):
+        for line, change in TABLES[table].items():
+            results = []
             for seed in range(seeds):
-                torch.manual_seed(seed)
-                segmenter = Segmenter(build_model(config), config, precision="fp32")
-                results.append(evaluate(segmenter, dataset, protocol_for(size)))
-            tokens = ", then ".join(f"{stage.group_tokens} to {stage.output_groups}" for stage in stages)
-            yield {"group tokens to output tokens": f"{tokens}, patches of {patch} px", **cells(results)}
+                CONSOLE.print(f"{losses}, {line}, seed {seed} …")
+                run = with_image(change(get_run(LOSSES[losses])), image_size=size)
+                run = vary(run, steps=steps, warmup=steps // 8) if steps else run
+                folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
+                results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
+            yield {"losses": losses, f"Table {table}": line, **cells(results)}
 
 
 def main(
@@ -169,8 +178,9 @@ def main(
         limit: At most so many scenes are scored.
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
-    began_at, rows = commit() if record else "", []
-    name = ("" if table == "untrained" else "table") + table + (f"-{size}px" if size != 64 else "")
+    began_at = commit() if record else ""
+    name = table if table == "untrained" else f"table{table}"
+    name = name if size == 64 else f"{name}-{size}px"
     trainings = out if size == 64 else out / f"{size}px"
     trainings = trainings / f"{steps}-steps" if steps else trainings  # a trial is no part of the table
     data = out / f"data-v{scenes.VERSION}"
@@ -178,17 +188,9 @@ def main(
         scenes.write(data)
     dataset = replace(open_masks(data / "eval"), benchmark="scenes").first(limit)
     if table == "untrained":
-        rows += untrained(dataset, seeds, size)
-    for losses in {"4": ("nouns",), "untrained": ()}.get(table, tuple(LOSSES)):
-        for line, change in TABLES[table].items():
-            results = []
-            for seed in range(seeds):
-                CONSOLE.print(f"{losses}, {line}, seed {seed} …")
-                run = with_image(change(get_run(LOSSES[losses])), image_size=size)
-                run = vary(run, steps=steps, warmup=steps // 8) if steps else run
-                folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
-                results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
-            rows.append({"losses": losses, f"Table {table}": line, **cells(results)})
+        rows = [*untrained(dataset, seeds, size)]
+    else:
+        rows = [*trained(table, trainings, data, dataset, seeds, size, steps)]
     print_rows(rows)
     if record:
         record_table("RESULTS.md", name, rows, began_at)

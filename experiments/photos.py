@@ -28,6 +28,7 @@ from experiments.demo import PHOTOS, photograph
 from experiments.given_truth import evaluate_given
 from experiments.predictions import evaluate_predictions
 from experiments.record import commit, print_rows, record_table
+from experiments.scenes import random_weights
 from experiments.trunk_baselines import trunk_baselines
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -45,7 +46,7 @@ from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.whole_photos import Retrieval
 from groupvit.files import write_atomically
-from groupvit.models import GroupViT, build_model
+from groupvit.models import GroupViT
 from groupvit.segmentation import Segmenter, drawing
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
@@ -148,9 +149,8 @@ def rows(model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: 
     yield _row("given the photo's labels", mean_iou(known.matrix), known.interval())
     yield _row("its groups with the best names", result.grouping()[-1]["oracle_miou"])
     if not model.config.image.has_trunk:
-        torch.manual_seed(0)
-        random_weights = Segmenter(build_model(model.config), model.config, precision=model.precision)
-        grouping = evaluate(random_weights, dataset, protocol).grouping()
+        untrained = random_weights(model.config, seed=0, precision=model.precision)
+        grouping = evaluate(untrained, dataset, protocol).grouping()
         yield _row("the groups of random weights with the best names", grouping[-1]["oracle_miou"])
     if result.naming():
         yield _row("true regions called right, % of them", result.naming()[-1]["accuracy"])

@@ -31,9 +31,10 @@ from groupvit.evaluation.datasets import MaskedPhoto, open_masks
 from groupvit.evaluation.emergence import Emergence, photos_to_watch
 from groupvit.evaluation.metrics import confusion_matrix, iou
 from groupvit.evaluation.scoring import score
-from groupvit.models import build_model
+from groupvit.models import ModelConfig, build_model
 from groupvit.segmentation import Segmenter, View, drawing
 from groupvit.segmentation.labels import parse_labels
+from groupvit.segmentation.segmenter import Precision
 from groupvit.text.nouns import nouns_of_photo
 from groupvit.training.runs import get_run
 
@@ -71,11 +72,16 @@ def colour_rows(photos: Sequence[MaskedPhoto], groups: int) -> dict[str, Row]:
     }
 
 
+def random_weights(config: ModelConfig, seed: int, precision: Precision = "fp32") -> Segmenter:
+    """Return a model that has learned nothing."""
+    torch.manual_seed(seed)
+    return Segmenter(build_model(config), config, precision=precision)
+
+
 def train_and_score(name: str, seed: int, data: Path, out: Path, photos: Sequence[MaskedPhoto]) -> dict[str, Row]:
     """Return rows of one run and seed: untrained and trained, named and with the best labels of the groups."""
     run = get_run(name)
-    torch.manual_seed(seed)
-    untrained = score(Segmenter(build_model(run.model), run.model, precision="fp32"), photos, scenes.LABELS, VIEW)
+    untrained = score(random_weights(run.model, seed), photos, scenes.LABELS, VIEW)
     began = time.monotonic()
     watched, steps = photos_to_watch(str(data), run.data.held_out, run.data.train), run.schedule.steps
     draw = Emergence(run.model, *watched, out / "emergence.png", max(1, steps // 12), steps)

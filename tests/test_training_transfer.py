@@ -143,12 +143,13 @@ class Interrupting(list[MaskedPhoto]):
         return super().__getitem__(index)
 
 
+def network() -> DenseClassifier:
+    torch.manual_seed(1)
+    return DenseClassifier(vit(), 2)
+
+
 @pytest.mark.parametrize("error", [None, InputError("x.png cannot be read")], ids=["interrupted", "unreadable"])
 def test_a_resumed_transfer_equals_an_uninterrupted_one_to_the_bit(error: Exception | None, tmp_path: Path) -> None:
-    def network() -> DenseClassifier:
-        torch.manual_seed(1)
-        return DenseClassifier(vit(), 2)
-
     settings = Transfer({"share": 10}, steps=6, batch_size=2)
     finetune(whole := network(), [halves()] * 6, tmp_path / "whole", settings)
     with pytest.raises(InputError) if error else nullcontext():
@@ -172,10 +173,6 @@ def test_a_resumed_transfer_equals_an_uninterrupted_one_to_the_bit(error: Except
 def test_a_transfer_that_is_ended_in_the_middle_of_a_step_saves_no_half_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def network() -> DenseClassifier:
-        torch.manual_seed(1)
-        return DenseClassifier(vit(), 2)
-
     def second_ctrl_c(*given: Any) -> Any:
         nonlocal steps
         steps += 1

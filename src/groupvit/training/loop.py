@@ -139,13 +139,12 @@ def stop_requests() -> Iterator[list[int]]:
     (SIGHUP) is one, too, unless nohup has it ignored.
     """
     received: list[int] = []
-    owner = os.getpid()  # processes that read data inherit the handler
 
     def receive(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
-        if number == signal.SIGINT and os.getpid() == owner:
+        if number == signal.SIGINT:
             with suppress(OSError):
                 os.write(2, b"\nstops after this step; Ctrl-C again: at once, and what is not saved is lost\n")
 
