@@ -59,7 +59,7 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
             torch.manual_seed(seed)
             native.save(folder, build_model(config), config)
         return str(folder)
-    known = folder / "steps"
+    known = out / f"{source}-{minutes:g}-minutes.steps"  # of all seeds: they differ in nothing else
     if not known.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
