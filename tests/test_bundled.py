@@ -89,4 +89,4 @@ def test_segment_needs_no_model_and_no_network(run_cli, tmp_path, monkeypatch) -
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "my.jpg")
     code, out, err = run_cli("segment", "my.jpg", "--labels", "person", "dog", "grass")
     assert code == 0, err
-    assert "my.jpg.overlay.png" in out
+    assert "my.jpg.overlay.jpg" in out

@@ -12,7 +12,7 @@ from groupvit.evaluation.datasets import open_masks
 from test_cli_segment import model, save_photo  # noqa: F401
 
 ALL = ("coco", "coco-polygons", "label-studio", "label-studio-polygons", "labelme", "voc")
-EACH = ("json", "labelme.json", "labels.png", "overlay.png", "voc.png")
+EACH = ("json", "labelme.json", "labels.png", "overlay.jpg", "voc.png")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 
 

@@ -3,12 +3,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from groupvit.checkpoints import native
@@ -16,9 +20,10 @@ from groupvit.cli.photo_files import find_photos, mask_kinds, output_names
 from groupvit.cli.segment import segment
 from groupvit.errors import InputError
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
+from groupvit.segmentation import Segmenter
 
 RunCli = Callable[..., tuple[int, str, str]]
-KINDS = ("labels.png", "overlay.png", "groups-1.png", "groups-2.png", "json")
+KINDS = ("labels.png", "overlay.jpg", "groups-1.jpg", "groups-2.jpg", "json")
 
 
 BATCHES = pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -55,7 +60,7 @@ def test_a_photo_becomes_a_label_map_pictures_and_json(run_cli: RunCli, tmp_path
     code, out, err = run_cli("segment", "a.jpg", "--labels", "person=man,woman", "grass", "sky", "--model", model)
     assert (code, err) == (0, "")
     assert written(tmp_path / "out") == sorted(f"a.jpg.{kind}" for kind in KINDS)
-    assert out.startswith("out/a.jpg.overlay.png: ")
+    assert out.startswith("out/a.jpg.overlay.jpg: ")
     assert out.count("\n") == 1
     with Image.open(tmp_path / "out/a.jpg.labels.png") as label_map:
         assert (label_map.mode, label_map.size) == ("P", (50, 33))
@@ -75,7 +80,7 @@ def test_every_option_is_accepted(run_here: RunCli, tmp_path: Path, model: str) 
     code, _, err = run_here("segment", "a.jpg", "--labels", "dog", "sky", "--model", model, *options.split())
     assert (code, err) == (0, "")
     # windows have groups of their own, so there is no picture of them
-    assert written(tmp_path / "o/p") == ["a.jpg.json", "a.jpg.labels.png", "a.jpg.overlay.png"]
+    assert written(tmp_path / "o/p") == ["a.jpg.json", "a.jpg.labels.png", "a.jpg.overlay.jpg"]
     values = json.loads((tmp_path / "o/p/a.jpg.json").read_text())
     assert [label["name"] for label in values["labels"]] == ["background", "dog", "sky"]
     assert values["settings"] == {
@@ -120,7 +125,7 @@ def test_one_bad_photo_among_others_is_reported_and_the_rest_done(run_here: RunC
     code, out, err = run_here("segment", "photos", "--labels", "dog", "sky", "--model", model, "--batch-size", "2")
     assert code == 1
     assert [line.partition(":")[0] for line in out.splitlines()] == [
-        f"out/{name}.overlay.png" for name in ("a.jpg", "a.png", "b.jpg")
+        f"out/{name}.overlay.jpg" for name in ("a.jpg", "a.png", "b.jpg")
     ]
     said, *lines = err.splitlines()
     assert said == "groupvit: photos: passed over 1 .txt"
@@ -167,8 +172,8 @@ def test_photos_are_reported_in_their_order_whoever_wrote_first(
 @BATCHES
 def test_a_result_that_cannot_be_written_ends_the_command(tmp_path: Path, model: str, batch_size: int) -> None:
     photos = [str(save_photo(tmp_path / f"{i}.png")) for i in range(7)]
-    (tmp_path / "out/2.png.overlay.png").mkdir(parents=True)  # cannot be replaced by a file
-    with pytest.raises(InputError, match=r"^cannot write 2.png.overlay.png in "):
+    (tmp_path / "out/2.png.overlay.jpg").mkdir(parents=True)  # cannot be replaced by a file
+    with pytest.raises(InputError, match=r"^cannot write 2.png.overlay.jpg in "):
         segment(tuple(photos), labels=("a", "b"), model=model, out=tmp_path / "out", batch_size=batch_size)
     assert not [name for name in written(tmp_path / "out") if "tmp" in name]
 
@@ -281,7 +286,7 @@ def test_own_results_are_not_segmented_again(tmp_path: Path, model: str) -> None
     results = [*KINDS, "mask-dog.png", "mask-a-b.png"]
     assert written(photos) == sorted(["a.jpg", *(f"a.jpg.{kind}" for kind in results)])
     assert find_photos([str(photos / "*.[jp]*g")]) == [photos / "a.jpg"]
-    assert find_photos([str(photos / "a.jpg.overlay.png")]) == [photos / "a.jpg.overlay.png"]  # named, so meant
+    assert find_photos([str(photos / "a.jpg.overlay.jpg")]) == [photos / "a.jpg.overlay.jpg"]  # named, so meant
     assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]  # as shells expand patterns
     (photos / "coco.json").touch()  # a list of all photos
     assert find_photos([str(path) for path in photos.iterdir()]) == [photos / "a.jpg"]
@@ -302,11 +307,11 @@ def test_pictures_of_an_earlier_run_do_not_stay_beside_another_one_s(tmp_path: P
     assert segment((photo,), labels=("dog", "sky"), masks=True, **options) == 0
     for own in ("a.jpg.mask-notes.txt", "a.jpg.mask-own.png"):
         (out / own).touch()
-    assert {"a.jpg.mask-sky.png", "a.jpg.groups-1.png"} < set(written(out))
+    assert {"a.jpg.mask-sky.png", "a.jpg.groups-1.jpg"} < set(written(out))
     assert segment((photo,), labels=("dog",), window=32, short_side=48, masks=True, **options) == 0
     kinds = {name.removeprefix("a.jpg.") for name in written(out)}
     assert {"mask-notes.txt", "mask-own.png"} < kinds
-    assert not kinds & {"mask-sky.png", "groups-1.png"}
+    assert not kinds & {"mask-sky.png", "groups-1.jpg"}
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path, model: str) -> None:
@@ -363,6 +368,39 @@ def test_a_long_name_and_a_large_photo_cost_only_themselves(
     assert segment((str(tmp_path / "p"),), masks=True, background=0.5, **options) == 1
     assert (tmp_path / "out/short.jpg.mask-background.png").is_file()
     assert "shorten it by 7 bytes" in capsys.readouterr().err
+
+
+def test_a_photo_longer_than_a_jpeg_can_be_is_drawn_smaller(tmp_path: Path, model: str) -> None:
+    photo = save_photo(tmp_path / "long.png", (66_000, 2))
+    assert segment((str(photo),), labels=("dog", "sky"), model=model, out=tmp_path / "out") == 0
+    for kind, size in {"labels.png": (66_000, 2), "groups-1.jpg": (22_000, 1)}.items():
+        with Image.open(tmp_path / f"out/long.png.{kind}") as picture:
+            assert picture.size == size
+    with Image.open(tmp_path / "out/long.png.overlay.jpg") as picture:
+        assert (picture.format, picture.width) == ("JPEG", 22_000)
+
+
+def test_two_batches_are_segmented_at_once_with_half_of_the_threads_each(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, threads, alone = Barrier(2, timeout=60), [], Segmenter.segment
+
+    def segmented(*args: Any, **options: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        together.wait()
+        return alone(*args, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", segmented)
+    photos = tuple(str(save_photo(tmp_path / f"{i}.png")) for i in range(4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert segment(photos, labels=("a", "b"), model=model, out=tmp_path / "out", batch_size=1) == 0
+        assert threads == [2] * 4
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_masks_never_share_a_file() -> None:

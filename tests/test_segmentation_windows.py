@@ -68,7 +68,7 @@ def test_pixels_of_the_same_groups_share_their_scores() -> None:
 def test_only_pixels_between_different_cells_are_enlarged_and_none_changes(
     shape: tuple[int, int, int], scale: int, sharpness: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STRIP", 100)
+    monkeypatch.setattr(module, "_at_once", lambda _: 100)
     maps = (sharpness * torch.rand(shape, dtype=torch.float64)).softmax(dim=0)
     whole = F.interpolate(maps[None], scale_factor=float(scale), mode="bilinear")[0]
     assert torch.equal(enlarged_argmax(maps, scale), whole.argmax(dim=0))
@@ -91,7 +91,7 @@ def test_without_groups_the_scores_of_patches_are_interpolated() -> None:
 
 @pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31)])
 def test_resampling_in_strips_is_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    monkeypatch.setattr(module, "_STRIP", 600)
+    monkeypatch.setattr(module, "_at_once", lambda _: 600)
     maps = torch.rand(5, 24, 36, dtype=torch.float64)
     best, index = module.resampled_argmax(maps, size, (24 / size[0], 36 / size[1]))
     values, channels = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0].max(dim=0)
@@ -105,7 +105,7 @@ def test_a_window_may_cover_no_pixel_of_a_tiny_photo() -> None:
 
 @pytest.mark.parametrize("size", [(5, 9), (64, 48), (200, 31), (1, 0)])
 def test_rows_of_a_table_are_resampled_as_the_maps_they_stand_for(monkeypatch, size: tuple[int, int]) -> None:
-    monkeypatch.setattr(module, "_STRIP", 600)
+    monkeypatch.setattr(module, "_at_once", lambda _: 600)
     scores, rows = torch.rand(7, 5), torch.randint(7, (6, 9)).repeat_interleave(4, 0).repeat_interleave(4, 1)
     step = (24 / max(1, size[0]), 36 / max(1, size[1]))
     expected = module.resampled_argmax(scores.T[:, rows], size, step)

@@ -16,7 +16,7 @@ from groupvit.cli.formats import LISTS, Export
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES, found_below, refuse_address
 
-_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.png)", re.DOTALL)
+_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.(?:png|jpg))", re.DOTALL)
 
 
 def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
@@ -133,22 +133,22 @@ def earlier(stem: Path) -> dict[str, Any]:
 def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) -> None:
     """Remove the groups and masks that a run `before` wrote for a photo, of which this one writes other `kinds`."""
     with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more
-        stages = (f"groups-{i}" for i in itertools.count(1))
+        stages = (f"groups-{i}.jpg" for i in itertools.count(1))
         written = [*mask_kinds([label["name"] for label in before["labels"]])]
-        written += itertools.takewhile(lambda kind: result_file(stem, f"{kind}.png").is_file(), stages)
+        written += itertools.takewhile(lambda kind: result_file(stem, kind).is_file(), stages)
         for kind in {*written} - {*kinds}:
-            result_file(stem, f"{kind}.png").unlink(missing_ok=True)
+            result_file(stem, kind).unlink(missing_ok=True)
 
 
 def mask_kinds(names: Sequence[str]) -> list[str]:
-    """Return file names for labels' masks: what some file system refuses becomes -, and equal ones get a number."""
+    """Return suffixes of labels' masks: what some file system refuses becomes -, and equal ones get a number."""
     encoding, kinds = sys.getfilesystemencoding(), dict[str, str]()
     for i, name in enumerate(names):
         kind = "mask-" + re.sub(r"[^\w-]+", "-", str(name).encode(encoding, "replace").decode(encoding))[:40]
         while kind.lower() in kinds or kind == "mask--":
             kind += f"-{i}"
         kinds[kind.lower()] = kind
-    return list(kinds.values())
+    return [f"{kind}.png" for kind in kinds.values()]
 
 
 def result_file(stem: Path, suffix: str) -> Path:

@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
     from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
+    Chunk = dict[int, Image.Image | None]
+
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
-_THREADS = 4  # beside the engine: one reads, the others write
+_THREADS = 4  # beside the one that reads: up to two segment, the others write
 _TRIM_EVERY = 100  # photos: by then the holes in the memory have grown by a tenth
 _LONGEST_NAME = 255  # bytes, of nearly all file systems
 
@@ -61,7 +64,7 @@ def segment(
 ) -> int:
     """Name every pixel of photos with words.
 
-    Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.png, NAME.groups-1.png and so on
+    Writes for each photo NAME.labels.png (indices, as a palette image), NAME.overlay.jpg, NAME.groups-1.jpg and so on
     for each grouping stage (unless a window slides), and NAME.json. Of photos beyond 16 megapixels, overlay and groups
     are drawn smaller. The published checkpoints were evaluated with --short-side 448 --window 448 --stride 224.
 
@@ -141,22 +144,23 @@ def _segment(
     batch_size = record["settings"]["batch_size"]
     names, lines, writing = output_names(files), [], []
     every = dict.fromkeys(["background", *(label.name for label in labels)])
-    kinds = ["overlay.png", "groups-1.png", *(f"{kind}.png" for kind in mask_kinds(list(every)))]
+    kinds = ["overlay.jpg", "groups-1.jpg", *mask_kinds(list(every))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
     bar = progress("segmenting", len(files), shown=len(files) > 1)
     share_freed_memory()
-    # While a chunk is segmented, the next one is read and the last one written.
-    with closing(export), bar as advance, ThreadPoolExecutor(_THREADS) as pool:
-        reading = pool.submit(next, chunks, None)
-        while chunk := reading.result():
-            reading = pool.submit(next, chunks, None)
-            images = {i: image for i, image in chunk.items() if image}
-            with enough_memory("take a smaller --batch-size or --short-side, or a --window"):
-                results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
+
+    def segmented(chunk: "Chunk") -> "dict[int, Segmentation]":
+        images = {i: image for i, image in chunk.items() if image}
+        with enough_memory("take a smaller --batch-size or --short-side, or a --window"):
+            results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
+        return dict(zip(images, results, strict=True))
+
+    with closing(export), bar as advance, _half_as_many_threads() as pool:
+        for chunk, results in _two_at_once(pool, segmented, chunks):
             lines += [written.result() for written in writing]
             writing.clear()
-            for i, result in zip(images, results, strict=True):
+            for i, result in results.items():
                 export.add(out / names[i], files[i], result)
                 facts = {"photo": str(files[i]), "path": path_from(out, os.path.realpath(files[i])), **record}
                 writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
@@ -168,13 +172,40 @@ def _segment(
     return int(len(lines) < len(files))
 
 
+@contextmanager
+def _half_as_many_threads() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool whose threads compute with half of PyTorch's threads each, since two segment at once."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(_THREADS, "", torch.set_num_threads, (max(1, threads // 2),)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _two_at_once(
+    pool: ThreadPoolExecutor, segmented: "Callable[[Chunk], dict[int, Segmentation]]", chunks: "Iterable[Chunk]"
+) -> "Iterator[tuple[Chunk, dict[int, Segmentation]]]":
+    """Yield chunks with their results; while one is encoded, another's pixels are named, and a third one is read."""
+    under_way: deque[tuple[Chunk, Future[dict[int, Segmentation]]]] = deque()
+    for chunk in chunks:
+        under_way.append((chunk, pool.submit(segmented, chunk)))
+        if len(under_way) == 2:
+            first, results = under_way.popleft()
+            yield first, results.result()
+    for chunk, results in under_way:
+        yield chunk, results.result()
+
+
 def _load(
     files: Sequence[Path], names: Sequence[str], count: int, *, longest: int, max_pixels: int
-) -> "Iterator[dict[int, Image.Image | None]]":
+) -> "Iterator[Chunk]":
     """Yield photos to segment together, fewer of large ones; in place of a bad one None, after a line on stderr."""
     from groupvit.photos import load_rgb
 
-    chunk: dict[int, Image.Image | None] = {}
+    chunk: Chunk = {}
     for i, file in enumerate(files):
         try:
             if (excess := len(os.fsencode(names[i])) - longest) > 0:
@@ -201,17 +232,17 @@ def _write(
     from groupvit.segmentation import drawing
 
     drawn = result.reduced(_PIXELS_DRAWN)
-    pictures = {"labels": drawing.indexed(result.label_map, result.names), "overlay": drawn.overlay()}
-    pictures |= {f"groups-{i}": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
+    pictures = {"labels.png": drawing.indexed(result.label_map, result.names), "overlay.jpg": drawn.overlay()}
+    pictures |= {f"groups-{i}.jpg": drawing.groups(drawn.image, g) for i, g in enumerate(drawn.groups, start=1)}
     kinds = mask_kinds(result.names) if masks else []
     before = earlier(stem)
     record["lists"] = sorted({*record["lists"], *before["lists"]})
     remove_others(stem, before, {*pictures, *kinds})
     result_file(stem, "json").unlink(missing_ok=True)  # it would not fit what a full disk ends half-way
     for kind, picture in pictures.items():
-        write_picture(result_file(stem, f"{kind}.png"), picture)
+        write_picture(result_file(stem, kind), picture)
     for i, kind in enumerate(kinds):
-        write_picture(result_file(stem, f"{kind}.png"), Image.fromarray(result.label_map == i).convert("L"))
+        write_picture(result_file(stem, kind), Image.fromarray(result.label_map == i).convert("L"))
     values = result.to_dict()
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:
@@ -220,4 +251,4 @@ def _write(
     write_atomically(result_file(stem, "json"), text.encode())
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
-    return f"{result_file(stem, 'overlay.png')}: {named}"
+    return f"{result_file(stem, 'overlay.jpg')}: {named}"

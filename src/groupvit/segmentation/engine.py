@@ -185,6 +185,7 @@ class _OpenVINO(_Graph):
     def __init__(self, module: nn.Module):
         super().__init__(module)
         self.lock = threading.Lock()  # a compiled model answers one call at a time
+        self.threads = torch.get_num_threads()  # of whoever made it: those who call may have fewer
         self.models: dict[str, Any] = {}
 
     def __call__(self, images: Images) -> list[Tensor]:
@@ -197,7 +198,7 @@ class _OpenVINO(_Graph):
 
     def compiled(self, precision: str) -> Any:
         """Return the compiled model."""
-        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": self.threads}
 
         def load(file: Path) -> Any:
             # Of its own for each precision: compiled for float32 and loaded for bfloat16, a model computes NaN.

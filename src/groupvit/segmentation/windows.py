@@ -11,7 +11,6 @@ from torch import Tensor
 
 from groupvit.models import ImageFeatures
 
-_STRIP = 2**22  # values that are resampled at once: 16 MB in float32
 _LONGEST = 2048 / 448  # the published evaluation's bound on the long side, in short sides
 
 
@@ -132,7 +131,7 @@ def enlarged_argmax(maps: Float[Tensor, "channels rows columns"], scale: int) ->
     down, along = torch.stack([1 - second, second])[:, None, :, None], torch.stack([1 - second, second])[:, None]
     weights = (down * along).flatten(2).flatten(0, 1).T
     pixels = first[..., None].repeat(1, 1, scale * scale)
-    for squares in differ.nonzero().split(max(1, _STRIP // (scale * scale * len(maps)))):
+    for squares in differ.nonzero().split(max(1, _at_once(maps) // (scale * scale * len(maps)))):
         y, x = squares.T
         values = torch.stack([padded[corner][y, x] for corner in corners], dim=1)
         pixels[y, x] = (weights @ values).max(dim=-1).indices
@@ -158,7 +157,7 @@ def resampled_argmax(
     top, bottom, down = _taps(size[0], step[0], maps.shape[1], maps)
     left, right, along = _taps(size[1], step[1], maps.shape[2], maps)
     best, index = np.empty(size, maps.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
-    rows = max(1, _STRIP // max(1, len(maps) * size[1]))  # a window may cover no pixel of a tiny photo
+    rows = max(1, _at_once(maps) // max(1, len(maps) * size[1]))  # a window may cover no pixel of a tiny photo
     for start in range(0, size[0], rows):
         strip = slice(start, start + rows)
         first, last = int(top[start]), int(bottom[strip][-1]) + 1
@@ -179,21 +178,29 @@ def resampled_rows(
     """Return `resampled_argmax` of the maps scores[rows], comparing channels only where neighbours' rows differ."""
     top, bottom, down = _taps(size[0], step[0], rows.shape[0], scores)
     left, right, along = _taps(size[1], step[1], rows.shape[1], scores)
-    values, labels = scores.max(dim=1)
+    mixed = torch.zeros_like(rows, dtype=torch.bool)
+    mixed[:-1] |= rows[:-1] != rows[1:]
+    mixed[:, :-1] |= rows[:, :-1] != rows[:, 1:]
+    mixed[:-1, :-1] |= rows[:-1, :-1] != rows[1:, 1:]
+    maps = (*(of_row[rows] for of_row in scores.max(dim=1)), mixed)
     best, index = np.empty(size, scores.new_zeros(()).cpu().numpy().dtype), np.empty(size, np.int32)
-    for start in range(0, size[0], count := max(1, _STRIP // (8 * max(1, size[1])))):
+    for start in range(0, size[0], count := max(1, _at_once(scores) // max(1, size[1]))):
         strip = slice(start, start + count)
-        corners = [rows[ys[strip]][:, xs] for ys in (top, bottom) for xs in (left, right)]
-        highest, winner = values[corners[0]], labels[corners[0]]
-        differ = (corners[0] != corners[1]) | (corners[0] != corners[2]) | (corners[0] != corners[3])
-        for pixels in differ.nonzero().split(max(1, _STRIP // (4 * scores.shape[1]))):
+        highest, winner, differ = (each.index_select(0, top[strip]).index_select(1, left) for each in maps)
+        for pixels in differ.nonzero().split(max(1, _at_once(scores) // (4 * scores.shape[1]))):
             y, x = pixels.T
-            above_left, above_right, below_left, below_right = (scores[corner[y, x]] for corner in corners)
-            above = torch.lerp(above_left, above_right, along[x, None])
-            below = torch.lerp(below_left, below_right, along[x, None])
+            above, below = (
+                torch.lerp(scores[rows[ys, left[x]]], scores[rows[ys, right[x]]], along[x, None])
+                for ys in (top[strip][y], bottom[strip][y])
+            )
             highest[y, x], winner[y, x] = torch.lerp(above, below, down[strip][y, None]).max(dim=1)
         best[strip], index[strip] = highest.cpu().numpy(), winner.cpu().numpy()
     return best, index
+
+
+def _at_once(like: Tensor) -> int:
+    """Return how many values are resampled at once; on a CPU they stay in the cache."""
+    return 2**19 if like.device.type == "cpu" else 2**22
 
 
 def _taps(
