@@ -16,7 +16,7 @@ import groupvit
 from groupvit.segmentation.windows import resized
 
 SIZE = (640, 480)
-BATCH = 4
+BATCH = 2
 COUNTS = (40, 200)
 _TIMES = 3
 _CODE = """

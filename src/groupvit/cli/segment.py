@@ -56,7 +56,7 @@ def segment(
     stride: int | None = None,
     precision: Literal["bf16", "fp32"] | None = None,
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
-    batch_size: int = 4,
+    batch_size: int = 2,
     recursive: bool = False,
     masks: bool = False,
     formats: Annotated[tuple[Format, ...], tyro.conf.arg(name="format", help_behavior_hint="")] = (),
