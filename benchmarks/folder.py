@@ -37,7 +37,7 @@ def write(photos: Sequence[Image.Image], count: int, folder: Path) -> Path:
 
 def command(photos: Path, clock: Clock) -> tuple[float, int]:
     """Seconds of the command in a process of its own, the processor's if the clock is, and its peak memory in bytes."""
-    code = _CODE.format(torch.get_num_threads(), str(photos), str(photos.parent / "out"))
+    code = _CODE.format(torch.get_num_threads(), str(photos), f"{photos}-out")
     seconds, processor, printed = launch(["-c", code])
     return (processor if clock is time.process_time else seconds), int(printed.split()[-1])
 
