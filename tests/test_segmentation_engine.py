@@ -37,7 +37,7 @@ SEEDED = ModelConfig(
     projector_dim=32,
 )
 ENGINES: list[Engine] = ["openvino", "onnxruntime"]
-SHAPES = ((1, 64, 64), (3, 64, 64), (2, 90, 50), (1, 16, 16), (1, 65, 200))
+SHAPES = ((1, 64, 64), (3, 64, 64), (17, 32, 32), (2, 90, 50), (1, 16, 16), (1, 65, 200))
 
 
 @pytest.fixture(scope="module", autouse=True)
