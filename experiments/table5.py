@@ -28,6 +28,7 @@ from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.protocols import PAPER_2022
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.transfer import open_training, score_into, share_of
+from groupvit.files import write_atomically
 from groupvit.models import build_model
 from groupvit.models.dense import DenseClassifier
 from groupvit.training.run import Run, vary
@@ -61,8 +62,9 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
         return str(folder)
     known = out / f"{source}-{minutes:g}-minutes.steps"  # of all seeds: they differ in nothing else
     if not known.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(str(steps_within(get_run(source), captions, folder / "trial", minutes, seed)))
+        steps = steps_within(get_run(source), captions, folder / "trial", minutes, seed)
+        if not known.is_file():  # else another seed has measured it meanwhile
+            write_atomically(known, str(steps).encode())
     steps = int(known.read_text())
     run = vary(get_run(source), steps=steps, warmup=steps // 10)
     finish(run, captions, folder, seed)

@@ -152,10 +152,15 @@ def png(picture: "Image.Image") -> bytes:
 
 def write_picture(path: Path, picture: "Image.Image") -> None:
     """Write the picture as PNG, or as JPEG if its name says so; whole or not at all."""
+    write_atomically(path, _jpeg(picture) if path.suffix == ".jpg" else png(picture))
+
+
+def _jpeg(picture: "Image.Image") -> bytes:
+    """Return the picture as a JPEG file, in a tenth of PNG's time and a third of its size."""
+    picture.thumbnail((65_500, 65_500))  # no JPEG is larger
     data = io.BytesIO()
-    if path.suffix == ".jpg":
-        picture.save(data, "JPEG", quality=90, subsampling=0)  # a tenth of PNG's time and a third of its size
-    write_atomically(path, data.getvalue() or png(picture))
+    picture.save(data, "JPEG", quality=90, subsampling=0)
+    return data.getvalue()
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from groupvit.cli.formats import LISTS, Export
 from groupvit.errors import InputError
 from groupvit.files import PHOTO_SUFFIXES, found_below, refuse_address
 
-_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|overlay|groups-\d+|mask-.+)\.(?:png|jpg))", re.DOTALL)
+_RESULT = re.compile(r"(.+)\.(?:json|(?:labels|voc|mask-.+)\.png|(?:overlay|groups-\d+)\.jpg)", re.DOTALL)
 
 
 def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
@@ -134,7 +134,7 @@ def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) ->
     """Remove the groups and masks that a run `before` wrote for a photo, of which this one writes other `kinds`."""
     with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more
         stages = (f"groups-{i}.jpg" for i in itertools.count(1))
-        written = [*mask_kinds([label["name"] for label in before["labels"]])]
+        written = mask_kinds([label["name"] for label in before["labels"]])
         written += itertools.takewhile(lambda kind: result_file(stem, kind).is_file(), stages)
         for kind in {*written} - {*kinds}:
             result_file(stem, kind).unlink(missing_ok=True)

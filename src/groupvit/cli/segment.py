@@ -3,9 +3,8 @@
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,10 +32,11 @@ if TYPE_CHECKING:
     from groupvit.segmentation import Label, Segmentation, Segmenter, View
 
     Chunk = dict[int, Image.Image | None]
+    Results = dict[int, Segmentation | None]
 
 _PIXELS_DRAWN = 2**24
 _PIXELS_AT_ONCE = 2**27
-_THREADS = 4  # beside the one that reads: up to two segment, the others write
+_THREADS = 4  # beside those that segment: one reads, the others write
 _TRIM_EVERY = 100  # photos: by then the holes in the memory have grown by a tenth
 _LONGEST_NAME = 255  # bytes, of nearly all file systems
 
@@ -150,22 +150,24 @@ def _segment(
     bar = progress("segmenting", len(files), shown=len(files) > 1)
     share_freed_memory()
 
-    def segmented(chunk: "Chunk") -> "dict[int, Segmentation]":
+    def segmented(chunk: "Chunk") -> "Results":
         images = {i: image for i, image in chunk.items() if image}
         with enough_memory("take a smaller --batch-size or --short-side, or a --window"):
             results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
-        return dict(zip(images, results, strict=True))
+        return dict.fromkeys(chunk) | dict(zip(images, results, strict=True))
 
-    with closing(export), bar as advance, _half_as_many_threads() as pool:
-        for chunk, results in _two_at_once(pool, segmented, chunks):
+    with closing(export), bar as advance, ThreadPoolExecutor(_THREADS) as pool, _two_workers() as workers:
+        for results in _two_at_once(workers, segmented, _ahead(pool, chunks)):
             lines += [written.result() for written in writing]
             writing.clear()
             for i, result in results.items():
+                if result is None:
+                    continue
                 export.add(out / names[i], files[i], result)
                 facts = {"photo": str(files[i]), "path": path_from(out, os.path.realpath(files[i])), **record}
                 writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
-            advance(len(chunk), len(chunk))
-            if (max(chunk) + 1) // _TRIM_EVERY > min(chunk) // _TRIM_EVERY:
+            advance(len(results), len(results))
+            if (max(results) + 1) // _TRIM_EVERY > min(results) // _TRIM_EVERY:
                 return_freed_memory()
         lines += [written.result() for written in writing]
     print("\n".join(lines))
@@ -173,30 +175,48 @@ def _segment(
 
 
 @contextmanager
-def _half_as_many_threads() -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool whose threads compute with half of PyTorch's threads each, since two segment at once."""
+def _two_workers() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of two that compute with half of PyTorch's threads each."""
     import torch
 
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(_THREADS, "", torch.set_num_threads, (max(1, threads // 2),)) as pool:
-            yield pool
+        with ThreadPoolExecutor(2, "", torch.set_num_threads, (max(1, threads // 2),)) as workers:
+            yield workers
     finally:
         torch.set_num_threads(threads)
 
 
 def _two_at_once(
-    pool: ThreadPoolExecutor, segmented: "Callable[[Chunk], dict[int, Segmentation]]", chunks: "Iterable[Chunk]"
-) -> "Iterator[tuple[Chunk, dict[int, Segmentation]]]":
-    """Yield chunks with their results; while one is encoded, another's pixels are named, and a third one is read."""
-    under_way: deque[tuple[Chunk, Future[dict[int, Segmentation]]]] = deque()
-    for chunk in chunks:
-        under_way.append((chunk, pool.submit(segmented, chunk)))
-        if len(under_way) == 2:
-            first, results = under_way.popleft()
-            yield first, results.result()
-    for chunk, results in under_way:
-        yield chunk, results.result()
+    workers: ThreadPoolExecutor, segmented: "Callable[[Chunk], Results]", chunks: "Iterable[Chunk]"
+) -> "Iterator[Results]":
+    """Yield chunks' results in their order; while one chunk is encoded, another's pixels are named.
+
+    The first one comes alone, since it builds what an engine runs, and so do those of large photos.
+    """
+    under_way = None
+    for i, chunk in enumerate(chunks):
+        alone = i == 0 or _pixels(chunk) > _PIXELS_AT_ONCE // 2
+        coming = None if alone else workers.submit(segmented, chunk)
+        if under_way:
+            yield under_way.result()
+        if alone:
+            yield segmented(chunk)
+        under_way = coming
+    if under_way:
+        yield under_way.result()
+
+
+def _ahead(pool: ThreadPoolExecutor, chunks: "Iterator[Chunk]") -> "Iterator[Chunk]":
+    """Yield chunks, of which the next one is read in another thread."""
+    reading = pool.submit(next, chunks, None)
+    while chunk := reading.result():
+        reading = pool.submit(next, chunks, None)
+        yield chunk
+
+
+def _pixels(chunk: "Chunk") -> int:
+    return sum(image.width * image.height for image in chunk.values() if image)
 
 
 def _load(
@@ -216,8 +236,7 @@ def _load(
                 raise
             print("groupvit: error:", error, file=sys.stderr)
             chunk[i] = None
-        pixels = sum(image.width * image.height for image in chunk.values() if image)
-        if len(chunk) == count or pixels > _PIXELS_AT_ONCE or i == len(files) - 1:
+        if len(chunk) == count or _pixels(chunk) > _PIXELS_AT_ONCE or i == len(files) - 1:
             yield chunk
             chunk = {}
 

@@ -14,8 +14,6 @@ from groupvit.segmentation.windows import Window, covered, resampled_argmax
 
 IndexMap = UInt[np.ndarray, "height width"]
 
-_LONGEST_DRAWN = 2**15  # pixels: JPEG ends at 65,500, and there is a legend
-
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -57,8 +55,7 @@ class Segmentation:
 
     def reduced(self, pixels: int) -> "Segmentation":
         """Return the result for a smaller photo of about so many pixels, to draw it; scores and shares stay."""
-        factor = math.ceil(max(math.sqrt(self.label_map.size / pixels), max(self.image.size) / _LONGEST_DRAWN))
-        if factor == 1:
+        if (factor := math.ceil(math.sqrt(self.label_map.size / pixels))) == 1:
             return self
         image = self.image.reduce(factor)
         step = (self.step[0] * self.image.height / image.height, self.step[1] * self.image.width / image.width)
