@@ -11,6 +11,7 @@ the same time. What is trained or scored already is not done again, and rows tha
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.cli.transfer import load_encoder
 from groupvit.evaluation.benchmark import describe_weights, evaluate_into
-from groupvit.evaluation.datasets import Dataset
+from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.protocols import PAPER_2022
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.transfer import open_training, score_into, share_of
@@ -46,6 +47,7 @@ ROWS = {
 """What each row is pre-trained as: a run of this table, or a model that is there."""
 ZERO_SHOT = "GroupViT, zero-shot"
 AS_IN_PAPER = f"{ZERO_SHOT}, {PAPER_2022.name}"
+_BLURRED = ", photos of "
 
 
 def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -> str:
@@ -86,7 +88,14 @@ def steps_within(run: Run, captions: Path, folder: Path, minutes: float, seed: i
 
 
 def transferred(
-    source: str, dataset: Dataset, folder: Path, share: int | float, seed: int, steps: int, batch_size: int
+    source: str,
+    dataset: Dataset,
+    folder: Path,
+    share: int | float,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    ending: str = "",
 ) -> Result:
     """Return the result of a network fine-tuned on a share of the masks, made if it is not there yet."""
     photos = share_of(open_training(dataset, "train"), share, seed)
@@ -100,17 +109,29 @@ def transferred(
     model = describe_weights(network, source) | {"precision": "fp32"}
     if not (made := folder / "commit").is_file():
         made.write_text(commit())
-    return score_into(folder / "result.json", network, dataset, protocol, model)
+    return score_into(folder / f"result{ending}.json", network, dataset, protocol, model)
 
 
-def zero_shot(dataset: Dataset, out: Path) -> dict[str, Result]:
+def blurred(dataset: Dataset, side: int) -> Dataset:
+    """Return the photos reduced to a short side and enlarged again: those with masks to train on have 160 px."""
+
+    def read(name: str) -> MaskedPhoto:
+        photo = dataset.read(name)
+        width, height = photo.image.size
+        small = photo.image.resize((width * side // min(width, height), height * side // min(width, height)))
+        return replace(photo, image=small.resize((width, height)))
+
+    return replace(dataset, read=read)
+
+
+def zero_shot(dataset: Dataset, out: Path, ending: str) -> dict[str, Result]:
     """Return the results of the bundled GroupViT without a mask, made if they are not there yet.
 
     The second one has nothing for the background but the paper's own threshold.
     """
     segmenter, results = api.load(ROWS["GroupViT"]), {}
     for row, protocol in ((ZERO_SHOT, choose(segmenter)), (AS_IN_PAPER, PAPER_2022)):
-        file = out / f"zero-shot-{protocol.name}-{len(dataset)}.json"
+        file = out / f"zero-shot-{protocol.name}-{len(dataset)}{ending}.json"
         evaluate_into(file, segmenter, dataset, protocol, source=ROWS["GroupViT"], batch_size=8)
         results[row] = Result.load(file)
     return results
@@ -146,6 +167,7 @@ def main(
     steps: int = 4000,
     batch_size: int = 16,
     limit: int | None = None,
+    blur: int | None = None,
     record: bool = False,
 ) -> None:
     """Pre-train, fine-tune and score every row.
@@ -161,6 +183,7 @@ def main(
         steps: Of fine-tuning.
         batch_size: Crops a step of fine-tuning.
         limit: Score at most so many photos.
+        blur: Score photos reduced to this short side and enlarged again: 160, as the photos with masks are.
         record: Write the rows to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at = commit() if record else ""
@@ -168,11 +191,13 @@ def main(
         raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(ROWS)}")
     dataset = open_from(evaluation, "voc2012")
     training = len(open_training(dataset, "train"))
-    dataset = dataset.first(limit)
-    zeros = zero_shot(dataset, out)
+    dataset, ending, what = dataset.first(limit), "", ""
+    if blur:
+        dataset, ending, what = blurred(dataset, blur), f"-{blur}", f"{_BLURRED}{blur} px"
+    zeros = zero_shot(dataset, out, ending)
     zero = zeros[ZERO_SHOT]
     table = [
-        {**line(row, "0", result, {"zero-shot": zero, "random start": None}), "commit": began_at}
+        {**line(row + what, "0", result, {"zero-shot": zero, "random start": None}), "commit": began_at}
         for row, result in zeros.items()
     ]
     starts: dict[tuple[int, float], Result] = {}
@@ -182,9 +207,10 @@ def main(
             for share in shares:
                 CONSOLE.print(f"seed {seed}: {row}, {share:g} % of the masks …")
                 folder = out / f"transfer-{ROWS[row]}-{seed}-{share:g}"
-                result = transferred(source, dataset, folder, share, seed, steps, batch_size)
+                result = transferred(source, dataset, folder, share, seed, steps, batch_size, ending)
                 masks = f"{max(1, round(training * share / 100))} ({share:g} %), seed {seed}"
-                cells = line(row, masks, result, {"zero-shot": zero, "random start": starts.get((seed, share))})
+                others = {"zero-shot": zero, "random start": starts.get((seed, share))}
+                cells = line(row + what, masks, result, others)
                 if row == "random start":
                     starts[seed, share] = result
                 table.append({**cells, "commit": (folder / "commit").read_text()})
@@ -199,8 +225,9 @@ def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:
     rows = {(cells["pre-training"], cells["masks"], cells["steps"]): cells for cells in (*earlier, *table)}
     order = [ZERO_SHOT, AS_IN_PAPER, *ROWS]
 
-    def place(cells: dict[str, str]) -> tuple[int, int, int]:
-        return order.index(cells["pre-training"]), int(cells["steps"]), int(cells["masks"].split()[0])
+    def place(cells: dict[str, str]) -> tuple[int, str, int, int]:
+        row, _, what = cells["pre-training"].partition(_BLURRED)
+        return order.index(row), what, int(cells["steps"]), int(cells["masks"].split()[0])
 
     return [{name: cells.get(name, "") for name in table[0]} for cells in sorted(rows.values(), key=place)]
 

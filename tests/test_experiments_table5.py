@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from experiments import table5
 
@@ -41,6 +42,16 @@ def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cells["ahead of random start"] == ""
 
 
+def test_blurred_photos_keep_their_size_and_masks(tmp_path: Path) -> None:
+    layouts.voc(tmp_path)
+    sharp = open_benchmark("voc21", tmp_path)
+    for photo, before in zip(table5.blurred(sharp, 8), sharp, strict=True):
+        assert photo.image.size == before.image.size
+        assert (photo.mask == before.mask).all()
+        steps = [np.abs(np.diff(np.asarray(each.image, np.float32), axis=0)).mean() for each in (photo, before)]
+        assert steps[0] < steps[1]
+
+
 def test_rows_that_are_not_made_again_stay_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def row(name: str, masks: str, miou: str, steps: str = "9") -> dict[str, str]:
         return {"pre-training": name, "masks": masks, "steps": steps, "mIoU": miou}
@@ -53,4 +64,5 @@ def test_rows_that_are_not_made_again_stay_recorded(tmp_path: Path, monkeypatch:
     file.write_text(json.dumps({"table5": {"rows": first}}))
     second = [row(table5.ZERO_SHOT, "0", "47"), row("DINO", "34 (1 %), seed 0", "8"), row("DINO", "336", "12")]
     second.append(row("DINO", "34 (1 %), seed 0", "10", steps="40"))
-    assert [cells["mIoU"] for cells in table5.joined(second)] == ["47", "8", "12", "10", "9"]
+    second.append(row("DINO, photos of 160 px", "34 (1 %), seed 0", "11"))
+    assert [cells["mIoU"] for cells in table5.joined(second)] == ["47", "8", "12", "10", "11", "9"]
