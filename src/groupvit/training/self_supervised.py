@@ -51,7 +51,7 @@ class Dino:
 class Moco:
     """Contrast between two views of the photos of a batch (MoCo v3, Chen et al., 2021), by a momentum encoder.
 
-    The projection of patches stays at random, which is what keeps a ViT's training stable.
+    A plain ViT's projection of patches stays at random, which is what keeps its training stable.
     """
 
     weight: float = 1.0
@@ -188,7 +188,8 @@ class MocoModule(nn.Module):
 
     def __init__(self, encoder: ImageEncoder, term: Moco, nouns: int):
         super().__init__()
-        encoder.stem.requires_grad_(False)
+        if isinstance(encoder.stem, nn.Conv2d):
+            encoder.stem.requires_grad_(False)
         self.term, dim = term, len(encoder.norm.weight)
         self.projector = _batch_normed(dim, term.hidden, term.hidden, 256)
         self.predictor = _batch_normed(256, term.hidden, 256)

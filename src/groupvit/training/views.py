@@ -21,8 +21,9 @@ def draw_view(
     """Return a random square view of each image: a pure function of its key, so a resumed run sees the same.
 
     The recipe is that of BYOL, DINO and MoCo v3, but views have no change of hue, and are cut from photos that the
-    loader has resized: a crop with a share of the `area`, mirrored half the
-    time; brightness, contrast and saturation (of 80 %), grey (of 20 %), blur and solarisation.
+    loader has resized: a crop with a share of the `area`, mirrored half the time; brightness, contrast and saturation
+    (of 80 %), grey (of 20 %), blur and solarisation. Blur is as wide for a photo of 224 px as published, and shrinks
+    with smaller ones.
     """
     drawn = noise.uniform(keys, 12).T
     views = _cropped(images.float(), drawn[:5], size, area).round().to(torch.uint8)
@@ -31,7 +32,7 @@ def draw_view(
     factors[:, 2] *= drawn[9] >= 0.2  # no saturation: grey
     views = jitter_color(views, factors).float()
     chosen = noise.uniform(noise.fold(keys, 0), 2).T
-    sigma = torch.where(chosen[0] < blurred, 0.1 + 1.9 * drawn[10], 0.01)
+    sigma = torch.where(chosen[0] < blurred, (0.1 + 1.9 * drawn[10]) * min(1, images.shape[-1] / 224), 0.01)
     views = _blurred(views, sigma)
     views = torch.where(((chosen[1] < solarized)[:, None, None, None]) & (views >= 128), 255 - views, views)
     return views.round().to(torch.uint8)
