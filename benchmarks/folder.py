@@ -56,7 +56,8 @@ def rows(photos: Sequence[Image.Image], rounds: int, clock: Clock) -> Rows:
     few, many = (statistics.median(seconds for seconds, _ in column) for column in zip(*times, strict=True))
     alone, spent = statistics.median(seconds) / BATCH, (many - few) / (COUNTS[1] - COUNTS[0])
     name = f"image encoder alone, {BATCH} at once, {segmenter.engine}, {segmenter.precision}"
-    return [_row(name, alone, alone, ""), _row("groupvit segment, from files to files", spent, alone, f"{peak / 1e6:,.0f}")]
+    command_row = _row("groupvit segment, from files to files", spent, alone, f"{peak / 1e6:,.0f}")
+    return [_row(name, alone, alone, ""), command_row]
 
 
 def _row(way: str, seconds: float, alone: float, peak: str) -> dict[str, str]:

@@ -77,7 +77,7 @@ class _Whole:
     def __call__(self, images: Images) -> ImageFeatures:
         pooled, segments, *stages = self.network(images)
         ungrouped = tuple(Ungrouped(*pair) for pair in zip(stages[::3], stages[1::3], strict=True))
-        assignments = tuple(assignment(soft, soft.argmax(dim=1)) for soft in stages[2::3])
+        assignments = tuple(assignment(soft, soft.max(dim=1).indices) for soft in stages[2::3])
         height, width = (-(-size // self.patch_size) for size in images.shape[-2:])
         return ImageFeatures(pooled, segments, ungrouped, assignments, (height, width))
 
