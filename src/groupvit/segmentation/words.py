@@ -1,6 +1,5 @@
 """Words as a model knows them: their embeddings, rivals of the labels, and synonyms that would spoil a label."""
 
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ class WordBank:
         self.model, self.nouns, self.device = model, config.rivals, device
         self._tokenizer = Tokenizer(config.text.context_length)
         self._kept = lru_cache(maxsize=64)(self._embed)  # a label with synonyms takes two of them
-        self._lock = threading.Lock()  # threads that ask for the same words wait for the first
         self.told: set[tuple[str, ...]] = set()
         self._known: dict[str, Tensor] = {}
         if model.rivals is not None:
@@ -40,11 +38,10 @@ class WordBank:
 
         A warning names words of which training never saw some part, once for each list of them in `told`.
         """
-        with self._lock:
-            vectors, unseen = self._kept(tuple(words), tuple(templates))
-            if unseen and unseen not in self.told:
-                self.told.add(unseen)
-                warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
+        vectors, unseen = self._kept(tuple(words), tuple(templates))
+        if unseen and unseen not in self.told:
+            self.told.add(unseen)
+            warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
         return vectors
 
     def with_rivals(self, labels: Labels) -> tuple[Label, ...]:
