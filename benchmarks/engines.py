@@ -12,25 +12,15 @@ from unittest import mock
 import torch
 from benchmarks import peer
 from benchmarks.timing import Clock, Rows, alternate, times_faster
-from torch import Tensor, nn
+from torch import Tensor
 
 import groupvit
 from groupvit.models import RELEASE, GroupViT, build_model
-from groupvit.models.tracing import onnx_graph
-from groupvit.segmentation.engine import Engine, encoder_in, openvino_core
+from groupvit.segmentation.engine import Engine, encoder_in
 
 SHAPES = ((8, 224), (32, 224))
 PRECISIONS = {"float32": False, "bfloat16": True}
 PYTORCH = "PyTorch"
-
-
-class _Pooled(nn.Module):
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images, return_dict=True).pooler_output
 
 
 def _autocast(encode: Callable[[Tensor], Any], images: Tensor, bfloat16: bool) -> Any:
@@ -52,16 +42,11 @@ def ours(model: GroupViT, images: Tensor, name: str = "ours") -> dict[str, Calla
 
 def theirs(model: Any, images: Tensor, folder: Path) -> dict[str, Callable[[], Any]]:
     """Return the ways of the encoder of `transformers`, which takes squares of 224 px only."""
-    file, network = folder / "theirs.onnx", _Pooled(model.vision_model).eval()
-    if not file.exists():
-        file.write_bytes(onnx_graph(network, {"images": images[:2]}, ["pooled"], {"images": ("batch",)}))
     found: dict[str, Callable[[], Any]] = {}
     for precision, bfloat16 in PRECISIONS.items():
-        settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
-        settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-        compiled = openvino_core().compile_model(str(file), "CPU", settings)
-        found[f"transformers, {PYTORCH}, {precision}"] = partial(_autocast, network, images, bfloat16)
-        found[f"transformers, OpenVINO, {precision}"] = partial(compiled, images.numpy())
+        compiled = peer.seeing_in_openvino(model, folder, bfloat16=bfloat16)
+        found[f"transformers, {PYTORCH}, {precision}"] = partial(_autocast, peer.seeing(model), images, bfloat16)
+        found[f"transformers, OpenVINO, {precision}"] = partial(compiled, images)
     return found
 
 

@@ -5,8 +5,13 @@ labels that were not seen before; a repeated one has their embeddings. Their tok
 peer, to the longest label.
 """
 
+import os
+import tempfile
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import skimage
@@ -39,17 +44,17 @@ def their_texts(model: Any, labels: list[str], *, padded: bool) -> Tensor:
     return peer.embed_texts(model, tokens if padded else tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
 
 
-def their_map(model: Any, photo: Image.Image, texts: Tensor) -> Tensor:
+def their_map(model: Any, see: Callable[[Tensor], Any], photo: Image.Image, texts: Tensor) -> Tensor:
     small = photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     pixels = normalize(torch.from_numpy(np.array(small)).permute(2, 0, 1)[None])
-    return peer.segment(model, pixels, texts, (photo.height, photo.width))
+    return peer.segment(model, see, pixels, texts, (photo.height, photo.width))
 
 
 def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
     """A new Segmenter knows no label."""
 
     def theirs(padded: bool) -> Tensor:
-        return their_map(other, photo, their_texts(other, labels, padded=padded))
+        return their_map(other, peer.seeing(other), photo, their_texts(other, labels, padded=padded))
 
     def new(precision: Precision) -> Segmentation:
         return Segmenter(model, RELEASE, device="cpu", precision=precision).segment(photo, labels)
@@ -62,20 +67,24 @@ def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[st
     }
 
 
-def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
+def repeated_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str], folder: Path) -> dict[str, Any]:
     float32 = Segmenter(model, RELEASE, device="cpu", precision="fp32")
     bfloat16 = Segmenter(model, RELEASE, device="cpu", precision="bf16")
-    texts = their_texts(other, labels, padded=True)
+    engine = Segmenter(model, RELEASE, precision="bf16", engine="openvino")
+    theirs = partial(their_map, other, photo=photo, texts=their_texts(other, labels, padded=True))
+    see = peer.seeing(other)
 
     def theirs_bfloat16() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return their_map(other, photo, texts)
+            return theirs(see)
 
     return {
-        PEER: partial(their_map, other, photo, texts),
+        PEER: partial(theirs, see),
         f"{PEER}, bfloat16": theirs_bfloat16,
+        f"{PEER}, OpenVINO, bfloat16": partial(theirs, peer.seeing_in_openvino(other, folder, bfloat16=True)),
         "ours, float32": partial(float32.segment, photo, labels),
         "ours, bfloat16": partial(bfloat16.segment, photo, labels),
+        "ours, OpenVINO, bfloat16": partial(engine.segment, photo, labels),
     }
 
 
@@ -83,10 +92,12 @@ def rows(rounds: int, clock: Clock) -> Rows:
     torch.manual_seed(0)
     model = build_model(RELEASE).eval()
     other, photo, table = peer.port(model, RELEASE), Image.fromarray(skimage.data.astronaut()), []
-    for count in LABELS:
-        for call, calls in (("first", first_calls), ("repeated", repeated_calls)):
-            with torch.inference_mode():
-                seconds = alternate(calls(model, other, photo, labels_of(count)), rounds, clock)
-            named = {"labels": str(count), "call": call}
-            table += [{**named, "way": name, **versus(seconds, name, PEER)} for name in seconds]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}):
+        repeated = partial(repeated_calls, folder=Path(folder))
+        for count in LABELS:
+            for call, calls in (("first", first_calls), ("repeated", repeated)):
+                with torch.inference_mode():
+                    seconds = alternate(calls(model, other, photo, labels_of(count)), rounds, clock)
+                named = {"labels": str(count), "call": call}
+                table += [{**named, "way": name, **versus(seconds, name, PEER)} for name in seconds]
     return table

@@ -129,14 +129,15 @@ def test_the_peer_has_our_features_texts_and_loss() -> None:
     assert float(total) == pytest.approx(sum(float(term) for term in terms.values()), abs=1e-5)
 
 
-def test_the_peer_s_map_is_that_of_its_forward_pass() -> None:
+def test_the_peer_s_map_is_that_of_its_forward_pass(tmp_path) -> None:
     other = peer.port(build_model(CONFIG), CONFIG)
     pixels, tokens = torch.randn(1, 3, 32, 32), one_photo.Tokenizer()(LABELS)
     with torch.no_grad():
         whole = other(input_ids=tokens, pixel_values=pixels, output_segmentation=True).segmentation_logits
         expected = F.interpolate(whole, (50, 70), mode="bilinear")[0].argmax(dim=0)
-        found = peer.segment(other, pixels, peer.embed_texts(other, tokens), (50, 70))
-    assert (found == expected).float().mean() >= 0.999
+        for see in peer.seeing(other), peer.seeing_in_openvino(other, tmp_path, bfloat16=False):
+            found = peer.segment(other, see, pixels, peer.embed_texts(other, tokens), (50, 70))
+            assert (found == expected).float().mean() >= 0.999
 
 
 def test_labels_to_measure_with_can_be_told_apart() -> None:
