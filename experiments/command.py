@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from groupvit.checkpoints import latest
 from groupvit.errors import InputError
 from groupvit.training.loop import train
@@ -27,9 +29,12 @@ def errors_in_one_line(*, resumes: bool = False) -> Iterator[None]:
 
 def finish(run: Run, data: Path, out: Path, seed: int = 0, **options: Any) -> None:
     """Train, resume a training, or leave a complete one as it is; one that is stopped ends the script."""
-    if latest(out) == folder_of(out, run.schedule.steps):
+    last, steps = latest(out), run.schedule.steps
+    if last == folder_of(out, steps):
         return
+    if last and (there := torch.load(last / "training.pt", mmap=True)["identity"]["schedule"]["steps"]) != steps:
+        raise InputError(f"{out} holds a training of {there} steps, not of {steps}: name another --out")
     # The tables have more than 200 trainings of 90 MB a checkpoint.
-    state = train(run, data, out, seed=seed, keep=1, resume=latest(out) is not None, **options)
-    if state.step < run.schedule.steps:
+    state = train(run, data, out, seed=seed, keep=1, resume=last is not None, **options)
+    if state.step < steps:
         raise KeyboardInterrupt

@@ -57,7 +57,7 @@ def pretrained(row: str, captions: Path, out: Path, minutes: float, seed: int) -
         return source
     folder = out / (f"{source}-{seed}" if source == "random" else f"{source}-{minutes:g}-minutes-{seed}")
     if source == "random":
-        if not folder.exists():
+        if not (folder / native.WEIGHTS).is_file():
             config = get_run("photos-dino").model
             torch.manual_seed(seed)
             native.save(folder, build_model(config), config)
@@ -101,7 +101,8 @@ def transferred(
     photos = share_of(open_training(dataset, "train"), share, seed)
     torch.manual_seed(seed)
     network = DenseClassifier(load_encoder(source), len(dataset.classes))
-    identity = {"pre-trained": describe_weights(network.encoder, source)["sha256"], "share": share}
+    weights = describe_weights(network.encoder, source)["sha256"]
+    identity = {"pre-trained": weights, "share": share, "photos": photos.names}
     settings = Transfer(identity, steps, batch_size, seed=seed)
     if finetune(network, photos, folder, settings, resume=(folder / "transfer.pt").is_file()) < steps:
         raise KeyboardInterrupt

@@ -2,8 +2,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from experiments import command
 
+from groupvit.errors import InputError
 from groupvit.training.run import vary
 from groupvit.training.runs import get_run
 
@@ -20,3 +22,12 @@ def test_a_training_that_is_stopped_ends_the_script_and_a_whole_one_stays(
     (tmp_path / "out/latest").write_text("step-00000010")
     command.finish(run, tmp_path, tmp_path / "out")
     assert next(ended, None) is None
+
+
+def test_a_whole_training_of_other_steps_is_not_prolonged(tmp_path: Path) -> None:
+    run = vary(get_run("debug"), steps=10)
+    (tmp_path / "step-00000004").mkdir()
+    (tmp_path / "latest").write_text("step-00000004")
+    torch.save({"identity": {"schedule": {"steps": 4}}}, tmp_path / "step-00000004/training.pt")
+    with pytest.raises(InputError, match="holds a training of 4 steps, not of 10: name another --out"):
+        command.finish(run, tmp_path, tmp_path)

@@ -7,6 +7,7 @@ from experiments import table5
 
 import layouts
 from groupvit.checkpoints import native
+from groupvit.errors import InputError
 from groupvit.evaluation.datasets import open_benchmark
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.training import transfer
@@ -40,6 +41,15 @@ def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cells = table5.line("x", "1", again, {"zero-shot": result, "random start": None})
     assert cells["ahead of zero-shot"].startswith("+0.0")
     assert cells["ahead of random start"] == ""
+    layouts.save_lines(tmp_path / "ImageSets/Segmentation/train.txt", ["2007_3"])
+    with pytest.raises(InputError, match="photos was"):
+        table5.transferred(*given)
+
+
+def test_a_random_start_that_was_half_written_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "random-0").mkdir()
+    source = table5.pretrained("random start", tmp_path, tmp_path, 1, 0)
+    assert native.load(Path(source))
 
 
 def test_blurred_photos_keep_their_size_and_masks(tmp_path: Path) -> None:
