@@ -315,9 +315,19 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(data, tmp_path, monkeypatc
     state = train(vary(RUN, steps=3), data, tmp_path, workers=0)
     before = weights(tmp_path)
 
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(document: object, file: object) -> None:
+        write(document, Full(file))
 
+    class Full:
+        def __init__(self, file: Any):
+            self.file, self.flush, self.fileno = file, file.flush, file.fileno
+
+        def write(self, data: bytes) -> int:
+            if self.file.tell() + len(data) > 2000:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+    write = torch.save
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(InputError, match=r"cannot save.*No space left.*step-00000003"):
         save(tmp_path, state.advance())

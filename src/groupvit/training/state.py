@@ -144,7 +144,9 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
-        raise InputError(f"cannot save to {folder}: {error}; {last_saved(out)}") from error
+        hidden = error.__context__  # what the disk said, where torch raises its own over it
+        reason = hidden if isinstance(hidden, OSError) else error
+        raise InputError(f"cannot save to {folder}: {reason}; {last_saved(out)}") from error
     steps = set(out.glob(f"step-{'[0-9]' * 8}"))
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
     if state.best_step is not None:
