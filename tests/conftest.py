@@ -20,6 +20,7 @@ from groupvit import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _CACHE = tempfile.TemporaryDirectory()
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # indexes of shards; nothing a test makes stays in the user's own
 
 

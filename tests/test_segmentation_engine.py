@@ -1,5 +1,6 @@
 """The image encoder in other engines gives what PyTorch gives."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -265,3 +266,12 @@ def test_openvino_tells_nobody_that_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "openvino.tools.ovc.telemetry_stub" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.startswith("openvino_telemetry.")]
+
+
+def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    code = "from groupvit.models.tracing import onnx_runtime; print(onnx_runtime().__version__)"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

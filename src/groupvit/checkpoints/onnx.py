@@ -17,7 +17,7 @@ from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ImageFeatures, ModelConfig, temperature
 from groupvit.models.grouping import Map, SeededGrouping
-from groupvit.models.tracing import EXAMPLE, onnx_graph
+from groupvit.models.tracing import EXAMPLE, onnx_graph, onnx_runtime
 from groupvit.models.trunks import Pixels
 
 _FAR = 1e4  # no cell is near it
@@ -240,9 +240,8 @@ def save(path: Path, model: GroupViT, config: ModelConfig, *, labels: Bank | Non
 def _packages() -> Any:
     with input_error("ONNX files need more packages: pip install 'groupvit[onnx]'", ImportError):
         import onnx
-        import onnxruntime
 
-        return onnx, onnxruntime
+        return onnx, onnx_runtime()
 
 
 def _checked(onnx: Any, graph: Any, properties: dict[str, str]) -> bytes:

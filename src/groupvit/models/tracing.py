@@ -1,6 +1,7 @@
 """Modules as ONNX graphs, for tensors of any size."""
 
 import io
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,14 @@ OPSET = 18
 
 EXAMPLE = (2, 3, 240, 320)
 """Images to trace with. Of a square, learned positions could be traced without being resampled."""
+
+
+def onnx_runtime() -> Any:
+    """Return ONNX Runtime, without its telemetry, which gives this device an id and tells Microsoft of sessions."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def onnx_graph(

@@ -26,7 +26,7 @@ from groupvit.models import ImageFeatures, Ungrouped
 from groupvit.models.grouping import assignment
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.stems import TrunkFeatures, TrunkStem
-from groupvit.models.tracing import EXAMPLE, onnx_graph
+from groupvit.models.tracing import EXAMPLE, onnx_graph, onnx_runtime
 
 Engine = Literal["torch", "onnxruntime", "openvino"]
 """What runs the image encoder; everything else is PyTorch's in either case."""
@@ -234,11 +234,10 @@ class _ONNXRuntime(_Graph):
         """The loaded model."""
 
         def load(file: Path) -> Any:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
+            runtime = onnx_runtime()
+            options = runtime.SessionOptions()
             options.intra_op_num_threads = self.threads
-            return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         return self.loaded(load)
 
