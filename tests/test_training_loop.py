@@ -35,7 +35,7 @@ from groupvit.training.loop import train
 from groupvit.training.objective import Captions, MultiLabel, Nouns
 from groupvit.training.optim import Schedule
 from groupvit.training.run import Data, Run, vary
-from groupvit.training.state import locked, save
+from groupvit.training.state import differences, locked, save
 
 TINY = kills.RUN.model
 SEGMENTS = Nouns("segment", 1.0)
@@ -722,6 +722,9 @@ def test_a_checkpoint_carries_the_nouns_that_were_learnt(data, tmp_path):
     state = train(vary(RUN, steps=1), data, tmp_path, workers=0)
     assert state.nouns
     assert load(tmp_path / "step-00000001")[1].rivals == state.nouns
+    told = [list(differences({"nouns": ["dog", "cat"]}, {"nouns": now})) for now in (["cat", "dog"], ["dog", "cow"])]
+    assert "another order" in told[0][0]
+    assert told[1] == ["1 nouns of its vocabulary are gone and 1 are new"]
 
 
 def test_a_training_of_an_earlier_format_says_how_to_go_on(data, tmp_path):
@@ -733,10 +736,3 @@ def test_a_training_of_an_earlier_format_says_how_to_go_on(data, tmp_path):
     with pytest.raises(InputError, match=r"has format 1, and .* reads 2: .* --init .*step-00000001$"):
         train(run, data, tmp_path / "run", workers=0, resume=True)
     assert train(run, data, tmp_path / "new", workers=0, init=folder).step == 1
-
-
-def test_nothing_is_compiled_for_float32_on_a_cpu(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "bfloat16_is_faster", lambda device: False)
-    monkeypatch.setattr(loop, "compile_blocks", lambda model: pytest.fail("compiled"))
-    train(vary(RUN, steps=1), data, tmp_path, workers=0, compiled=True)
-    assert "quicker without compiling" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def train(
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         mark_started(out, world)
         if compiled and state.step < run.schedule.steps:
-            _compile(state.model, device, bfloat16, world)
+            compile_blocks(state.model)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
         gradient = gradient_of(learner, run.data.chunk)
@@ -114,13 +114,6 @@ def _bfloat16(device: torch.device, world: World) -> bool:
     if lacking and not world.rank:
         print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
     return not lacking
-
-
-def _compile(model: GroupViT, device: torch.device, bfloat16: bool, world: World) -> None:
-    if device.type != "cpu" or bfloat16:
-        compile_blocks(model)
-    elif not world.rank:  # PyTorch's compiler would use its own, slower product
-        print("in float32 a CPU is quicker without compiling, so nothing is compiled", file=sys.stderr)
 
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:

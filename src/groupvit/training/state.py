@@ -238,7 +238,11 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in saved | now:
             yield from differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now and name == "nouns":
-        saved = saved or ()
-        yield f"{len(set(saved) - set(now))} nouns of its vocabulary are gone and {len(set(now) - set(saved))} are new"
+        gone, new = set(saved or ()) - set(now), set(now) - set(saved or ())
+        yield (
+            f"{len(gone)} nouns of its vocabulary are gone and {len(new)} are new"
+            if gone or new
+            else ("the nouns of its vocabulary are in another order")
+        )
     elif saved != now:
         yield f"{name} was {saved} and is {now}"
