@@ -12,6 +12,7 @@ from PIL import Image
 
 import groupvit
 from groupvit import api
+from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
@@ -69,6 +70,10 @@ def test_it_brings_the_embeddings_that_it_gives_its_nouns(photos: Segmenter) -> 
     assert photos.model.rivals is not None
     assert torch.equal(asked, photos.model.rivals[::40])
     torch.testing.assert_close(asked, given, atol=2e-3, rtol=0)
+    assert torch.equal(photos.embed_words(["dog"]), photos.embed_words(("dog",), (SIMPLE_TEMPLATE,)))
+    for words in (("dog",), (["dog"], SIMPLE_TEMPLATE)):
+        with pytest.raises(InputError, match="words and templates are lists of texts"):
+            photos.embed_words(*words)
 
 
 def test_words_that_it_never_saw_are_named(photos: Segmenter) -> None:

@@ -344,6 +344,19 @@ def test_what_a_folder_has_besides_photos_is_said(tmp_path: Path, capsys: pytest
     assert find_photos([str(tmp_path)], recursive=True) == [tmp_path / "a.jpg", tmp_path / "sub/b.jpg"]
 
 
+def test_a_link_that_leads_nowhere_is_a_photo_that_cannot_be_read(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_photo(tmp_path / "in/b.jpg")
+    (tmp_path / "in/a.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "in/c.jpg")
+    assert segment((str(tmp_path / "in"),), labels=("dog", "cat"), model=model, out=tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "passed over 1 .jpg (no regular file)" in said
+    assert "a.jpg" in said
+    assert list((tmp_path / "out").glob("b*.json"))
+
+
 def test_heic_without_its_package_is_passed_over_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groupvit.cli.photo_files.PHOTO_SUFFIXES", {".jpg"})
     (tmp_path / "a.HEIC").touch()

@@ -257,9 +257,9 @@ def test_parquet_with_photos_becomes_shards(tmp_path: Path, columns: dict[str, A
         ("a.csv", b'url,"two\nlines"\n', "none of its columns (url, two lines) is image-column"),
         ("a.csv", b"file,words\na.jpg,a dog\n", "none of its columns (file, words) is caption-column"),
         ("a.csv", b"file,caption\na.jpg,\xff\n", "cannot be read as a table in UTF-8"),
-        ("a.csv", b"file,caption\ngone.jpg,a dog\n", "no photo with a caption; the first of 1 left out: gone.jpg: a"),
+        ("a.csv", b"file,caption\ngone.jpg,a dog\n", "1 of 1 left out are like this: gone.jpg: a"),
         ("a.parquet", b"x", "not a parquet file that can be read"),
-        ("a/x.jpg", b"\xff\xd8\xff", "no photo with a caption; the first of 1 left out: x: no caption"),
+        ("a/x.jpg", b"\xff\xd8\xff", "no photo with a caption; 1 of 1 left out are like this: x: no caption"),
         ("a/x.html", b"x", "neither photos nor parquet in it"),
         ("b", b"x", "no such file or folder"),
         ("a/0.tar", b"x", "a holds shards already: train on it as it is"),
@@ -281,6 +281,19 @@ def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
         pack(tmp_path / (name.partition("/")[0] if name != "b" else "c"), tmp_path / "out")
     assert message in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_usual_fault_of_a_table_is_named_and_where_its_photos_may_lie(tmp_path: Path) -> None:
+    put(tmp_path, **{"a.csv": "file,caption\n,a cat\ngone.jpg,a dog\nlost.jpg,a cow\n"})
+    with pytest.raises(InputError, match=r"2 of 3 left out are like this: gone.jpg: .*lie elsewhere: --photos FOLDER$"):
+        pack(tmp_path / "a.csv", tmp_path / "out")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="nothing is closed to root")
+def test_a_folder_that_is_closed_is_not_called_empty(tmp_path: Path) -> None:
+    put(tmp_path / "in", **{"a.jpg": photo(0), "a.txt": "a dog"}).chmod(0)
+    with pytest.raises(InputError, match="in cannot be read: Permission denied"):
+        pack(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_photo_with_a_dot_in_its_name_is_counted_beside_a_whole_one(tmp_path: Path) -> None:
@@ -346,6 +359,8 @@ def test_photos_that_are_no_shards_yet_are_said_to_be_packed(tmp_path: Path, nam
     for given in (tmp_path / "d", tmp_path / "d" / "*.tar"):
         with pytest.raises(InputError, match=rf"no such shard, but photos; .*: groupvit data pack {tmp_path}/d OUT"):
             find_shards(given)
+    with pytest.raises(InputError, match="typo: no such file or folder"):
+        find_shards(tmp_path / "d" / "typo")
     if name.endswith("parquet"):
         with pytest.raises(InputError, match="is no shard; make some of it: groupvit data pack"):
             find_shards(tmp_path / "d" / name)

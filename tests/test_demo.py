@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,8 +157,14 @@ def test_a_space_that_cannot_be_written_leaves_nothing(
     def full(*_: object) -> None:
         raise InputError("the disk is full")
 
+    def no_space(*_: object, **__: object) -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device"), ("c", "d", "[Errno 28] No space left")])
+
     monkeypatch.setattr(space.native, "save", full)
     with pytest.raises(InputError, match="full"):
+        space.write_space(tmp_path / "space", model)
+    monkeypatch.setattr(space.shutil, "copytree", no_space)
+    with pytest.raises(InputError, match=r"cannot write .*space: \[Errno 28\] No space left on device$"):
         space.write_space(tmp_path / "space", model)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=r"pip install .groupvit\[demo\]"):

@@ -290,7 +290,7 @@ def test_the_mask_of_another_photo_is_not_blamed(tmp_path):
         (first := next((tmp_path / part).glob("0.*"))).rename(first.with_name(f"10{first.suffix}"))
         next((tmp_path / part).glob("1.*")).rename(tmp_path / part / f"0.{suffix}")
     (tmp_path / "masks/0.png").unlink()
-    with pytest.raises(InputError, match=r"has no mask .*masks/0.png \(1 photos have none\)$"):
+    with pytest.raises(InputError, match=r"has no mask .*masks/0.png \(missing: 1\)$"):
         open_masks(tmp_path)
 
 
@@ -298,10 +298,10 @@ def test_a_photo_without_a_mask_is_told_before_anything_is_read(tmp_path):
     folder(tmp_path)
     for name, near in (
         ("0_mask.png", "0_mask.png is named otherwise"),
-        ("0.jpg", "0.jpg is named otherwise or no PNG"),
+        ("0.jpg", "0.jpg is named otherwise, or of a format that changes values: save it as PNG"),
     ):
         next((tmp_path / "masks").glob("0*")).rename(tmp_path / "masks" / name)
-        with pytest.raises(InputError, match=rf"images/0.png has no mask .*masks/0.png \(1 photos have none\); {near}"):
+        with pytest.raises(InputError, match=rf"images/0.png has no mask .*masks/0.png \(missing: 1\); {near}"):
             open_masks(tmp_path)
 
 

@@ -77,6 +77,8 @@ def test_a_strip_grows_by_a_column_and_a_step_taken_again_replaces_its_own(tmp_p
 def test_held_out_photos_are_read_anew_for_each_score(tmp_path):
     """All at once they might not fit into memory."""
     scenes.write(tmp_path, train=1, evaluation=3)
+    with pytest.raises(InputError, match='val: no such folder of held-out photos; name one, or none: --held-out ""'):
+        emergence.evaluation_of(TINY, tmp_path, "val")
     evaluate, model = emergence.evaluation_of(TINY, tmp_path, "eval"), build_model(TINY).eval()
     assert evaluate(model)["oracle_miou"] < 100
     for mask in (tmp_path / "eval/masks").iterdir():

@@ -185,6 +185,10 @@ def test_two_results_are_compared_photo_by_photo(tmp_path):
     [
         ({"photos": 11}, r"b.json is of other photos or masks than .*a.json \(11 and 12 photos\)"),
         ({"benchmark": "pets"}, r"b.json is of pets, .*a.json of voc21"),
+        (
+            {"classes": ("background", "cow", "dog", "cat")},
+            r"b.json has other classes than .*a.json \(cow there, .* here\)",
+        ),
     ],
 )
 def test_results_of_different_data_are_not_compared(changes, said, tmp_path):

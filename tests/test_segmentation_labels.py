@@ -87,7 +87,7 @@ def test_background_with_words_comes_first() -> None:
     ("labels", "said"),
     [
         ([], "no labels"),
-        ("dog", "no labels"),
+        ("dog", "labels are a list of words: .'dog'., not 'dog'"),
         ([" "], "blank"),
         (["dog", "_"], "blank"),
         (["=dog"], "blank"),

@@ -78,7 +78,7 @@ def refuse_difference(
     for name, value in _flat(config).items():
         if not {name, name.partition(".")[0]} & {*expressed} and value != after[name]:
             raise InputError(
-                f"the {layout} layout cannot express {name} = {value!r} (it means {after[name]!r}): "
+                f"the {layout} layout cannot express {name} = {value!r} (there it is always {after[name]!r}): "
                 "keep this model in the native layout"
             )
 

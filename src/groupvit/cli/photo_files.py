@@ -62,11 +62,12 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
             others["subfolder (see --recursive)"] += not recursive
             others["subfolder that is a link"] += recursive and path.is_symlink()
             others["subfolder that cannot be read"] += recursive and not os.access(path, os.R_OK | os.X_OK)
-        elif suffix in PHOTO_SUFFIXES and path.is_file():
+        elif suffix in PHOTO_SUFFIXES and (path.is_file() or not path.exists()):  # a link that leads nowhere is told of
             photos.append(path)
         else:
             heif = " (pip install pillow-heif)" * (suffix in (".heic", ".heif") and suffix not in PHOTO_SUFFIXES)
-            others[(suffix or "without a suffix") + heif] += 1
+            special = " (no regular file)" * (suffix in PHOTO_SUFFIXES)
+            others[(suffix or "without a suffix") + heif + special] += 1
     return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
 
 

@@ -42,7 +42,10 @@ def write_space(folder: Path, model: str) -> None:
     values = {"title": TITLE, "gradio": gradio.__version__, "version": groupvit.__version__}
     values["licence"] = "apache-2.0" if model in api.BUNDLED else "other"
     with new_folder(folder) as space:
-        shutil.copytree(package, space / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
+        try:
+            shutil.copytree(package, space / "groupvit", ignore=shutil.ignore_patterns("__pycache__", *others))
+        except shutil.Error as error:  # of each file its own
+            raise InputError(f"cannot write {folder}: {error.args[0][0][2]}") from error
         if model not in api.BUNDLED:
             native.save(space / "model", *api.load_model(place))
         app = f'from groupvit.demo import serve\n\nserve("{name}", host="0.0.0.0")\n'

@@ -72,7 +72,7 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     done = finetune(network, photos, out, Transfer(identity, **recipe), resume=options.resume)
     print(f"{out}: {done} of {options.steps} steps on {len(photos)} masks")
     if done < options.steps:
-        print("continue with --resume")
+        print("the same command with --resume goes on")
         return
     recipe |= {"crop": CROP, "short_side": SHORT_SIDE, "masks": len(photos), "share": share, "train": options.train}
     described = describe_weights(network, options.model) | {"pre-trained": source["sha256"], "precision": "fp32"}

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 
 from groupvit.data.shards import Members, Sample, image_ending, is_text, rows_of, write_shards
@@ -61,7 +62,11 @@ def pack(
     with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
         shards = write_shards(whole(), unfinished, prefix=out.name)
         if not shards:
-            reason = f"; the first of {len(faults):,} left out: {faults[0]}" if faults else ""
+            kind = mode(fault.kind for fault in faults) if faults else ""
+            usual = [fault for fault in faults if fault.kind == kind]
+            reason = f"; {len(usual):,} of {len(faults):,} left out are like this: {usual[0]}" if usual else ""
+            if kind == "unreadable" and photos is None and source.is_file():
+                reason += "; if the photos lie elsewhere: --photos FOLDER"
             tables = [file for name in ("*.csv", "*.tsv", "captions.txt") for file in sorted(source.glob(name))]
             for table in tables[:1]:
                 reason += f"; if {table.name} has the captions: groupvit data pack {table} {out}"
@@ -72,7 +77,7 @@ def pack(
 def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
     if source.is_dir():
         files, pictures = [], False
-        for root, _, names in os.walk(source):
+        for root, _, names in os.walk(source, onerror=_refuse):
             split = [split_name(name) for name in names]
             images, texts = ({key for key, ending in split if ending in of} for of in (IMAGE_ENDINGS, TEXT_ENDINGS))
             if images & texts:
@@ -124,13 +129,13 @@ def _contents(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
 def _folder(folder: Path) -> Iterator[Sample | Fault]:
     """Yield KEY.jpg with KEY.txt or KEY.json of a folder and those in it, img2dataset's `files` among them."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for root, folders, names in os.walk(folder, onerror=refuse):
+    for root, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         yield from (Fault(_shown(name), "link") for name in folders if os.path.islink(os.path.join(root, name)))
         found, faults = _members(Path(root), names)

@@ -6,6 +6,7 @@ ending (`KEY.seg.png`), and lone ones (`README.md`). Where the JSON says `"kind"
 `tags`, a list of words from a vocabulary, and its captions are made of them.
 """
 
+import glob
 import html
 import io
 import itertools
@@ -85,6 +86,8 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
 
 def _refuse(name: str) -> NoReturn:
     """Say that there is no such shard, and of photos how to make shards of them."""
+    if not (is_url(name) or glob.has_magic(name) or name.endswith((".tar", ".gz")) or os.path.exists(name)):
+        raise InputError(f"{name}: no such file or folder")
     folder = Path(name) if os.path.isdir(name) else Path(name).parent
     files = () if is_url(name) else itertools.chain(folder.glob("*"), folder.glob("*/*"))
     if any(file.suffix == ".parquet" or split_name(file.name)[1] in IMAGE_ENDINGS for file in files):

@@ -131,8 +131,9 @@ def _masks(folder: Path, photos: Mapping[str, Path]) -> dict[str, Path]:
     if missing := [name for name in photos if name not in masks]:
         name = missing[0]
         others = [path.name for path in files if path.stem not in photos or path.suffix.lower() not in MASK_SUFFIXES]
-        near = next((f"; {other} is named otherwise or no PNG" for other in others if name in other), "")
-        raise InputError(f"{photos[name]} has no mask {folder / name}.png ({len(missing)} photos have none){near}")
+        what = "is named otherwise, or of a format that changes values: save it as PNG"
+        near = next((f"; {other} {what}" for other in others if name in other), "")
+        raise InputError(f"{photos[name]} has no mask {folder / name}.png (missing: {len(missing)}){near}")
     pass_over(folder, [path.name for name, path in masks.items() if name not in photos], "masks without a photo")
     return masks
 

@@ -37,6 +37,8 @@ def evaluation_of(config: ModelConfig, data: Path, held_out: str) -> Evaluate:
     """Return what measures a model: mean IoU if `held_out` in `data` is a folder with masks, retrieval of shards."""
     if held_out.endswith(".tar"):
         return Retrieval(held_out, config, data)
+    if not (data / held_out).exists():
+        raise InputError(f'{data / held_out}: no such folder of held-out photos; name one, or none: --held-out ""')
     photos = open_masks(data / held_out)
     with input_error(str(data / held_out), InputError):  # no threshold here, so no bare background either
         parse_labels(photos.labels)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,11 @@ def versions() -> dict[str, str]:
 def load_comparable(path: Path, ours: Dataset | Result, first: Path) -> Result:
     """Read another result; an `InputError` if it cannot be compared with `ours`, which is or will be in `first`."""
     theirs = Result.load(path)
-    if (theirs.benchmark, theirs.classes) != (ours.benchmark, ours.classes):
+    if theirs.benchmark != ours.benchmark:
         raise InputError(f"{path} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
+    if theirs.classes != ours.classes:
+        one, other = next(pair for pair in zip_longest(theirs.classes, ours.classes) if pair[0] != pair[1])
+        raise InputError(f"{path} has other classes than {first} ({one} there, {other} here): compare one benchmark")
     if theirs.names != ours.names:
         sizes = f"{len(theirs.names)} and {len(ours.names)} photos"
         raise InputError(f"{path} is of other photos or masks than {first} ({sizes})")

@@ -106,6 +106,8 @@ def parse_labels(labels: object) -> tuple[Label, ...]:
     Background comes first where it is named, and needs words of its own (`background=wall,floor`). To call background
     whatever no label fits, use a threshold (`View.background`).
     """
+    if isinstance(labels, str) and labels:
+        raise InputError(f"labels are a list of words: [{labels!r}], not {labels!r}")
     if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence) or not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
     given = [_entry(*item) for item in labels.items()] if isinstance(labels, Mapping) else labels

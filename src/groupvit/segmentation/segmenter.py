@@ -35,6 +35,7 @@ from groupvit.segmentation.windows import (
     shared_scores,
 )
 from groupvit.segmentation.words import WordBank
+from groupvit.text.templates import SIMPLE_TEMPLATE
 
 Precision = Literal["bf16", "fp32"]
 """Numbers of the image encoder; embeddings of words, scores and maps are float32 in either case."""
@@ -160,8 +161,12 @@ class Segmenter:
         """Return the labels that `segment` looks for under a view."""
         return self.words.with_rivals(labels) if view.background == "auto" else self.words.without_strangers(labels)
 
-    def embed_words(self, words: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "words embed"]:
+    def embed_words(
+        self, words: Sequence[str], templates: Sequence[str] = (SIMPLE_TEMPLATE,)
+    ) -> Float[Tensor, "words embed"]:
         """Return unit vectors of words (`WordBank.embed`)."""
+        if isinstance(words, str) or isinstance(templates, str):
+            raise InputError("words and templates are lists of texts, such as ['cat', 'dog']")
         return self.words.embed(words, templates)
 
     def _encode(

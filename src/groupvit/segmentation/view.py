@@ -49,7 +49,9 @@ class View:
         if self.background not in ("auto", None) and not (
             isinstance(self.background, Real) and 0 <= self.background <= 1
         ):
-            raise InputError(f"background={self.background!r} must be 'auto', None, or a score between 0 and 1")
+            raise InputError(
+                f"background={self.background!r} must be auto, none (None in Python), or a score between 0 and 1"
+            )
         if self.maps not in ("soft", "hard"):
             raise InputError(f"maps={self.maps!r} must be 'soft' or 'hard'")
         if self.scores not in ("softmax", "gated"):
