@@ -94,6 +94,20 @@ def test_an_interrupted_evaluation_goes_on(evaluate, tmp_path, pets, monkeypatch
     assert (tmp_path / "a.json").read_text() == (tmp_path / "whole.json").read_text()
 
 
+def test_an_interrupted_evaluation_goes_on_without_the_photo_that_stopped_it(evaluate, tmp_path, pets):
+    command = ["pets", "--root", pets, "--precision", "fp32", "--batch-size", "1", "--out"]
+    (pets / "images/Pet_3.jpg").write_bytes(b"")
+    assert evaluate(*command, "a.json")[0] == 2
+    begun = (tmp_path / "a.json.part-0").read_bytes()
+    listing = pets / "annotations/list.txt"
+    listing.write_text("".join(line for line in listing.read_text().splitlines(True) if "Pet_3" not in line))
+    assert evaluate(*command, "whole.json")[0] == 0
+    (tmp_path / "a.json.part-0").write_bytes(begun)
+    assert evaluate(*command, "a.json")[0] == 0
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert not list(tmp_path.glob("*.part-*"))
+
+
 def test_counts_of_other_masks_are_not_reported(evaluate, pets):
     command = ["pets", "--root", pets, "--out", "a.json"]
     assert evaluate(*command)[0] == 0

@@ -146,6 +146,7 @@ def count_into(
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
         return rank == 0
+    del identity["list of photos"]  # each is counted alone, so a photo may be taken out, or come
     with PartialResult(out, identity, rank) as parts:
         names = dataset.names[rank::processes]
         for name in parts.scores.keys() & set(names):
