@@ -277,7 +277,9 @@ def open_benchmark(
 ) -> Dataset:
     """List a benchmark's photos in `root`; an `InputError` names the file that is missing. Options are a folder's."""
     if name not in BENCHMARKS:
-        raise InputError(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
+        raise InputError(
+            f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}; evaluate has classification and retrieval, too"
+        )
     if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
         raise InputError(f"an ignore index is a value in masks, 0 to {(1 << 16) - 1}, not {ignore_index}")
     if name == "folder":
