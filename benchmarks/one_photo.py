@@ -52,9 +52,10 @@ def their_map(model: Any, see: Callable[[Tensor], Any], photo: Image.Image, text
 
 def first_calls(model: GroupViT, other: Any, photo: Image.Image, labels: list[str]) -> dict[str, Any]:
     """A new Segmenter knows no label."""
+    see = peer.seeing(other)
 
     def theirs(padded: bool) -> Tensor:
-        return their_map(other, peer.seeing(other), photo, their_texts(other, labels, padded=padded))
+        return their_map(other, see, photo, their_texts(other, labels, padded=padded))
 
     def new(precision: Precision) -> Segmentation:
         return Segmenter(model, RELEASE, device="cpu", precision=precision).segment(photo, labels)

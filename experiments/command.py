@@ -1,7 +1,7 @@
 """What scripts share: what they do with an error, and with a training that may be there already."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from groupvit.checkpoints import latest
 from groupvit.errors import InputError
 from groupvit.training.loop import train
 from groupvit.training.run import Run
-from groupvit.training.state import folder_of
+from groupvit.training.state import DAMAGES, folder_of
 
 
 @contextmanager
@@ -32,7 +32,10 @@ def finish(run: Run, data: Path, out: Path, seed: int = 0, **options: Any) -> No
     last, steps = latest(out), run.schedule.steps
     if last == folder_of(out, steps):
         return
-    if last and (there := torch.load(last / "training.pt", mmap=True)["identity"]["schedule"]["steps"]) != steps:
+    there = steps
+    with suppress(*DAMAGES):  # of which `train` tells
+        there = torch.load(f"{last}/training.pt", map_location="cpu", mmap=True)["identity"]["schedule"]["steps"]
+    if last and there != steps:
         raise InputError(f"{out} holds a training of {there} steps, not of {steps}: name another --out")
     # The tables have more than 200 trainings of 90 MB a checkpoint.
     state = train(run, data, out, seed=seed, keep=1, resume=last is not None, **options)

@@ -103,6 +103,9 @@ def test_an_interrupted_evaluation_goes_on_without_the_photo_that_stopped_it(eva
     listing.write_text("".join(line for line in listing.read_text().splitlines(True) if "Pet_3" not in line))
     assert evaluate(*command, "whole.json")[0] == 0
     (tmp_path / "a.json.part-0").write_bytes(begun)
+    code, _, err = evaluate(*command[:-1], "--limit", "2", "--out", "a.json")
+    assert code == 2
+    assert "a.json.part-0 has counts of 1 photos that are not to be evaluated now, such as Pet_2" in err
     assert evaluate(*command, "a.json")[0] == 0
     assert (tmp_path / "a.json").read_text() == (tmp_path / "whole.json").read_text()
     assert not list(tmp_path.glob("*.part-*"))

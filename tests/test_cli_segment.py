@@ -355,6 +355,8 @@ def test_a_link_that_leads_nowhere_is_a_photo_that_cannot_be_read(
     assert "passed over 1 .jpg (no regular file)" in said
     assert "a.jpg" in said
     assert list((tmp_path / "out").glob("b*.json"))
+    for name in ("a.jpg", "*.jpg"):
+        assert tmp_path / "in/a.jpg" in find_photos([str(tmp_path / "in" / name)])
 
 
 def test_heic_without_its_package_is_passed_over_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -725,6 +725,8 @@ def test_a_checkpoint_carries_the_nouns_that_were_learnt(data, tmp_path):
     told = [list(differences({"nouns": ["dog", "cat"]}, {"nouns": now})) for now in (["cat", "dog"], ["dog", "cow"])]
     assert "another order" in told[0][0]
     assert told[1] == ["1 nouns of its vocabulary are gone and 1 are new"]
+    [long] = differences({"photos": ["some photo.jpg"] * 5000}, {"photos": []})
+    assert len(long) <= 300
 
 
 def test_a_training_of_an_earlier_format_says_how_to_go_on(data, tmp_path):

@@ -34,11 +34,11 @@ def find_photos(photos: Sequence[str], recursive: bool = False) -> list[Path]:
         if path.is_dir():
             matches, others = _inside(path, recursive)
             problem = "folder has no images" + f" (passed over {others})" * bool(others)
-        elif path.exists():
+        elif path.exists() or path.is_symlink():
             matches, problem = [path], ""
         else:
             found = map(Path, found_below(photo))
-            matches = sorted(p for p in found if p.is_file() and not _is_result(p))
+            matches = sorted(p for p in found if _is_there(p) and not _is_result(p))
             problem = "pattern matches no files" if glob.has_magic(photo) else "no such file"
         if not matches:
             raise InputError(f"{photo}: {problem}")
@@ -62,13 +62,18 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
             others["subfolder (see --recursive)"] += not recursive
             others["subfolder that is a link"] += recursive and path.is_symlink()
             others["subfolder that cannot be read"] += recursive and not os.access(path, os.R_OK | os.X_OK)
-        elif suffix in PHOTO_SUFFIXES and (path.is_file() or not path.exists()):  # a link that leads nowhere is told of
+        elif suffix in PHOTO_SUFFIXES and _is_there(path):
             photos.append(path)
         else:
             heif = " (pip install pillow-heif)" * (suffix in (".heic", ".heif") and suffix not in PHOTO_SUFFIXES)
             special = " (no regular file)" * (suffix in PHOTO_SUFFIXES)
             others[(suffix or "without a suffix") + heif + special] += 1
     return photos, ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a listed path is a file, or a link that leads nowhere, which costs only itself."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _is_result(path: Path) -> bool:

@@ -146,8 +146,11 @@ def count_into(
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
         return rank == 0
-    del identity["list of photos"]  # each is counted alone, so a photo may be taken out, or come
-    with PartialResult(out, identity, rank) as parts:
+    # A photo that stopped an evaluation may be taken out of the list; several processes must have the same one.
+    with PartialResult(out, identity, rank, free=("list of photos",) if processes == 1 else ()) as parts:
+        if others := sorted(parts.scores.keys() - set(dataset.names)):
+            told = f"{len(others)} photos that are not to be evaluated now, such as {others[0]}"
+            raise InputError(f"{out}.part-{rank} has counts of {told}: delete it or choose another --out")
         names = dataset.names[rank::processes]
         for name in parts.scores.keys() & set(names):
             unchanged(dataset, parts.scores[name])

@@ -20,9 +20,10 @@ class PartialResult:
     cut off is dropped, so an evaluation can be stopped at any time. Leaving the context closes this process's file.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0):
+    def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0, free: Collection[str] = ()):
+        """`free` fields of the identity may differ."""
         refuse_remote(out)
-        self.out, self.identity = out, json.loads(json.dumps(identity))
+        self.out, self.identity, self.free = out, json.loads(json.dumps(identity)), free
         self.scores: dict[str, PhotoScores] = {}
         self._read: dict[Path, int] = {}
         self.refresh()
@@ -53,7 +54,8 @@ class PartialResult:
     def _check(self, path: Path, line: bytes) -> None:
         with input_error(f"{path} is no part of an evaluation", *MALFORMED, advice="delete it or choose another --out"):
             identity = dict(json.loads(line)["evaluation"])
-        if differing := list(_differing(self.identity, identity)):
+        fixed = {name: value for name, value in self.identity.items() if name not in self.free}
+        if differing := list(_differing(fixed, identity)):
             raise InputError(
                 f"{path} is of an evaluation with another {' and '.join(differing)}: delete it or choose another --out"
             )

@@ -215,7 +215,9 @@ def load_comparable(path: Path, ours: Dataset | Result, first: Path) -> Result:
     if theirs.benchmark != ours.benchmark:
         raise InputError(f"{path} is of {theirs.benchmark}, {first} of {ours.benchmark}: compare one benchmark")
     if theirs.classes != ours.classes:
-        one, other = next(pair for pair in zip_longest(theirs.classes, ours.classes) if pair[0] != pair[1])
+        one, other = next(
+            pair for pair in zip_longest(theirs.classes, ours.classes, fillvalue="no more") if pair[0] != pair[1]
+        )
         raise InputError(f"{path} has other classes than {first} ({one} there, {other} here): compare one benchmark")
     if theirs.names != ours.names:
         sizes = f"{len(theirs.names)} and {len(ours.names)} photos"

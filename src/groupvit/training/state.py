@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ _FORMAT_VERSION = 2
 DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
 """What reading a file of torch.save raises that is missing, damaged or another program's."""
 # What may change in the middle of a training.
+_LONGEST = 300  # characters about a field that differs
 _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 
 
@@ -144,8 +146,8 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
-        hidden = error.__context__  # what the disk said, where torch raises its own over it
-        reason = hidden if isinstance(hidden, OSError) else error
+        reason = error.__context__ if isinstance(error, RuntimeError) else None  # torch raises its own over the disk's
+        reason = reason if isinstance(reason, OSError) else error
         raise InputError(f"cannot save to {folder}: {reason}; {last_saved(out)}") from error
     steps = set(out.glob(f"step-{'[0-9]' * 8}"))
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
@@ -239,10 +241,7 @@ def differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
             yield from differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now and name == "nouns":
         gone, new = set(saved or ()) - set(now), set(now) - set(saved or ())
-        yield (
-            f"{len(gone)} nouns of its vocabulary are gone and {len(new)} are new"
-            if gone or new
-            else ("the nouns of its vocabulary are in another order")
-        )
+        told = f"{len(gone)} nouns of its vocabulary are gone and {len(new)} are new"
+        yield told if gone or new else "the nouns of its vocabulary are in another order"
     elif saved != now:
-        yield f"{name} was {saved} and is {now}"
+        yield shorten(f"{name} was {saved} and is {now}", _LONGEST, placeholder=" …")  # a list may name thousands
