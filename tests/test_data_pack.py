@@ -366,6 +366,8 @@ def test_photos_that_are_no_shards_yet_are_said_to_be_packed(tmp_path: Path, nam
             find_shards(given)
     with pytest.raises(InputError, match="typo: no such file or folder"):
         find_shards(tmp_path / "d" / "typo")
+    with pytest.raises(InputError, match="typo: no such folder"):
+        find_shards("*.tar", below=tmp_path / "typo")
     if name.endswith("parquet"):
         with pytest.raises(InputError, match="is no shard; make some of it: groupvit data pack"):
             find_shards(tmp_path / "d" / name)

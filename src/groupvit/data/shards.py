@@ -69,6 +69,8 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     head, text = ("" if alone else f"{str(below).rstrip('/')}/"), str(source)
     if not (head + text).strip() or (below is not None and not str(below)):
         raise InputError("no such shard as '', of which an unset variable may be the cause: name a folder or a file")
+    if not alone and not is_url(head) and not os.path.isdir(head):
+        raise InputError(f"{below}: no such folder")
     found: list[File] = []
     for name, files in matching(head, text).items():
         if not files:
