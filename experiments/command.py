@@ -32,11 +32,12 @@ def finish(run: Run, data: Path, out: Path, seed: int = 0, **options: Any) -> No
     last, steps = latest(out), run.schedule.steps
     if last == folder_of(out, steps):
         return
-    there = steps
-    with suppress(*DAMAGES):  # of which `train` tells
-        there = torch.load(f"{last}/training.pt", map_location="cpu", mmap=True)["identity"]["schedule"]["steps"]
-    if last and there != steps:
-        raise InputError(f"{out} holds a training of {there} steps, not of {steps}: name another --out")
+    if last:
+        there = steps
+        with suppress(*DAMAGES):  # of which `train` tells
+            there = torch.load(last / "training.pt", map_location="cpu", mmap=True)["identity"]["schedule"]["steps"]
+        if there != steps:
+            raise InputError(f"{out} holds a training of {there} steps, not of {steps}: name another --out")
     # The tables have more than 200 trainings of 90 MB a checkpoint.
     state = train(run, data, out, seed=seed, keep=1, resume=last is not None, **options)
     if state.step < steps:

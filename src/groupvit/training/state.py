@@ -30,8 +30,8 @@ from groupvit.training.self_supervised import Momentum
 _FORMAT_VERSION = 2
 DAMAGES = (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, TypeError, AttributeError, ValueError)
 """What reading a file of torch.save raises that is missing, damaged or another program's."""
-# What may change in the middle of a training.
 _LONGEST = 300  # characters about a field that differs
+# What may change in the middle of a training.
 _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 
 
@@ -146,8 +146,8 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
-        reason = error.__context__ if isinstance(error, RuntimeError) else None  # torch raises its own over the disk's
-        reason = reason if isinstance(reason, OSError) else error
+        disk = error.__context__  # over which torch raises an error of its own
+        reason = disk if isinstance(error, RuntimeError) and isinstance(disk, OSError) else error
         raise InputError(f"cannot save to {folder}: {reason}; {last_saved(out)}") from error
     steps = set(out.glob(f"step-{'[0-9]' * 8}"))
     kept = set(sorted(path for path in steps if path.name <= folder.name)[-keep:])
