@@ -91,6 +91,8 @@ def test_every_option_is_accepted(run_here: RunCli, tmp_path: Path, model: str) 
         "window": 32,
         "stride": 16,
         "batch_size": 2,
+        "masks": False,
+        "formats": [],
     }
 
 
@@ -312,6 +314,50 @@ def test_pictures_of_an_earlier_run_do_not_stay_beside_another_one_s(tmp_path: P
     kinds = {name.removeprefix("a.jpg.") for name in written(out)}
     assert {"mask-notes.txt", "mask-own.png"} < kinds
     assert not kinds & {"mask-sky.png", "groups-1.jpg"}
+
+
+def test_a_folder_goes_on_where_it_was_interrupted(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = [save_photo(tmp_path / f"photos/{name}.jpg") for name in "abcd"]
+    options = {"labels": ("man=boy,girl", "sky"), "model": model, "out": tmp_path / "out", "batch_size": 1}
+
+    def stopped(self: Segmenter, images: list[Image.Image], *args: Any, **settings: Any) -> Any:
+        if calls.append(0) or len(calls) == 3:
+            raise KeyboardInterrupt
+        return as_before(self, images, *args, **settings)
+
+    calls, as_before = [], Segmenter.segment
+    with monkeypatch.context() as patched:
+        patched.setattr(Segmenter, "segment", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            segment((str(tmp_path / "photos"),), formats=("voc",), **options)
+    assert "groupvit: the same command with --resume goes on" in capsys.readouterr().err
+    assert not (tmp_path / "out/d.jpg.json").exists()
+
+    def done_anew(expected: str, **changes: Any) -> bool:
+        before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.json")}
+        assert segment((str(tmp_path / "photos"),), resume=True, **options | {"formats": ("voc",)} | changes) == 0
+        new = [
+            file for file in sorted((tmp_path / "out").glob("*.json")) if before.get(file) != file.stat().st_mtime_ns
+        ]
+        return "".join(file.name[0] for file in new) == expected
+
+    first = len(list((tmp_path / "out").glob("*.json")))
+    assert 1 <= first <= 2
+    assert done_anew("abcd"[first:])
+    assert f"groupvit: passed over photos that have results: {first}" in capsys.readouterr().err
+    assert done_anew("")
+    assert capsys.readouterr().out == ""
+    os.utime(photos[2], ns=(0, 2**62))
+    assert done_anew("c")
+    os.utime(photos[2], ns=(0, 0))
+    (tmp_path / "out/b.jpg.json").write_text('{"labels": [{}]}')
+    assert done_anew("b")
+    for changes in ({"masks": True}, {"formats": ()}, {"labels": ("man=boy", "sky")}, {"background": 0.5}):
+        assert done_anew("abcd", **changes)
+    with pytest.raises(InputError, match="--resume cannot fill a list of all photos: leave it out, or --format coco"):
+        segment((str(tmp_path / "photos"),), resume=True, formats=("coco",), **options)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path, model: str) -> None:

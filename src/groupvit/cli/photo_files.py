@@ -136,6 +136,16 @@ def earlier(stem: Path) -> dict[str, Any]:
     return {"lists": []}
 
 
+def is_done(stem: Path, photo: Path, record: dict[str, Any], words: dict[str, list[str]]) -> bool:
+    """Whether a run with this record, but for its lists, has written all results of a photo, and after the photo."""
+    before = earlier(stem)
+    with suppress(OSError, LookupError, TypeError):  # of no such run, or of none
+        known = {label["name"]: label["words"] for label in before["labels"] if label["words"]}
+        same = all(before[name] == value for name, value in record.items() if name != "lists") and known == words
+        return same and os.path.getmtime(photo) <= os.path.getmtime(result_file(stem, "json"))
+    return False
+
+
 def remove_others(stem: Path, before: dict[str, Any], kinds: Collection[str]) -> None:
     """Remove the groups and masks that a run `before` wrote for a photo, of which this one writes other `kinds`."""
     with suppress(OSError, LookupError, TypeError):  # of no such run, or its own no more

@@ -15,6 +15,7 @@ from groupvit.cli.formats import Export, Format, path_from
 from groupvit.cli.photo_files import (
     earlier,
     find_photos,
+    is_done,
     keep_others,
     mask_kinds,
     output_names,
@@ -61,6 +62,7 @@ def segment(
     masks: bool = False,
     formats: Annotated[tuple[Format, ...], tyro.conf.arg(name="format", help_behavior_hint="")] = (),
     max_pixels: int = MAX_PIXELS,
+    resume: bool = False,
 ) -> int:
     """Name every pixel of photos with words.
 
@@ -89,10 +91,14 @@ def segment(
         masks: Write a mask of 0 and 255 for each label, too: NAME.mask-LABEL.png.
         formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
+        resume: Pass over photos whose results are there, of these settings and newer than the photo.
     """
     listed, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
     export = Export(formats, files, out, [label.name for label in listed])
+    if resume and export.parts:
+        raise InputError(f"--resume cannot fill a list of all photos: leave it out, or --format {min(export.parts)}")
     keep_others(out, files, export)
+    import groupvit
     from groupvit import api
     from groupvit.segmentation import View
     from groupvit.text.templates import PROMPTS
@@ -103,11 +109,16 @@ def segment(
     with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
     segmenter = api.load(model, precision=precision, engine=engine)
-    settings = {"templates": templates, **asked, "batch_size": batch_size}
+    settings = {"templates": templates, **asked, "batch_size": batch_size, "masks": masks, "formats": [*export.formats]}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
-    record["lists"] = export.lists
-    options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export}
-    return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
+    record |= {"version": groupvit.__version__, "lists": export.lists}
+    options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export, "resume": resume}
+    try:
+        return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
+    except KeyboardInterrupt:
+        if len(files) > 1 and not export.parts:
+            print("groupvit: the same command with --resume goes on", file=sys.stderr)
+        raise
 
 
 def _refuse_photos(labels: Sequence[str], photos: Sequence[str]) -> None:
@@ -139,15 +150,22 @@ def _segment(
     masks: bool,
     max_pixels: int,
     export: Export,
+    resume: bool,
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
-    names, lines, writing = output_names(files), [], []
+    names, lines, writing, single = output_names(files), [], [], len(files) == 1
+    if resume:
+        words = {label.name: [*label.words] for label in labels}
+        left = [i for i, file in enumerate(files) if not is_done(out / names[i], file, record, words)]
+        if len(left) < len(files):
+            print(f"groupvit: passed over photos that have results: {len(files) - len(left)}", file=sys.stderr)
+        files, names = [files[i] for i in left], [names[i] for i in left]
     every = dict.fromkeys(["background", *(label.name for label in labels)])
     kinds = ["overlay.jpg", "groups-1.jpg", *mask_kinds(list(every))]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
-    chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels)
-    bar = progress("segmenting", len(files), shown=len(files) > 1)
+    chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels, single=single)
+    bar = progress("segmenting", len(files), shown=not single)
     share_freed_memory()
 
     def segmented(chunk: "Chunk") -> "Results":
@@ -170,7 +188,7 @@ def _segment(
             if (max(results) + 1) // _TRIM_EVERY > min(results) // _TRIM_EVERY:
                 return_freed_memory()
         lines += [written.result() for written in writing]
-    print("\n".join(lines))
+    print(*lines, sep="\n", end="\n" * bool(lines))
     return int(len(lines) < len(files))
 
 
@@ -220,7 +238,7 @@ def _pixels(chunk: "Chunk") -> int:
 
 
 def _load(
-    files: Sequence[Path], names: Sequence[str], count: int, *, longest: int, max_pixels: int
+    files: Sequence[Path], names: Sequence[str], count: int, *, longest: int, max_pixels: int, single: bool
 ) -> "Iterator[Chunk]":
     """Yield photos to segment together, fewer of large ones; in place of a bad one None, after a line on stderr."""
     from groupvit.photos import load_rgb
@@ -232,7 +250,7 @@ def _load(
                 raise InputError(f"{file}: its name is too long for names of results: shorten it by {excess} bytes")
             chunk[i] = load_rgb(file, str(file), max_pixels)
         except InputError as error:
-            if len(files) == 1:
+            if single:
                 raise
             print("groupvit: error:", error, file=sys.stderr)
             chunk[i] = None
@@ -247,7 +265,6 @@ def _write(
     """Save everything about one photo and return the line that reports it."""
     from PIL import Image
 
-    import groupvit
     from groupvit.segmentation import drawing
 
     drawn = result.reduced(_PIXELS_DRAWN)
@@ -266,7 +283,7 @@ def _write(
     words = {label.name: label.words for label in labels}
     for entry in values["labels"]:
         entry["words"] = words.get(entry["name"], ())
-    text = json.dumps({**record, **values, "version": groupvit.__version__}, indent=2) + "\n"
+    text = json.dumps({**record, **values}, indent=2) + "\n"
     write_atomically(result_file(stem, "json"), text.encode())
     shares = sorted(zip(result.shares, result.names, strict=True), key=lambda pair: -pair[0])
     named = ", ".join(f"{name} {100 * share:.0f} %" for share, name in shares if share >= 0.005)
