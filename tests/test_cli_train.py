@@ -92,8 +92,8 @@ def test_impossible_numbers_are_one_line(run_here, scenes_folder, option):
 def test_numbers_beyond_any_machine_are_one_line(run_here, scenes_folder, option, says):
     code, out, err = run_here("train", "debug", "--data", scenes_folder, *option)
     assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert says in err
+    (line,) = [line for line in err.splitlines() if not line.startswith("bfloat16 is slower on a processor here")]
+    assert says in line
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_one_line(run_here, scenes_folder, tmp_path):

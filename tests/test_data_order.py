@@ -110,5 +110,5 @@ def test_a_process_of_many_pays_for_its_own_samples_only():
     seconds = (time.process_time() - start) / (batches * 4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 5e-6  # 0.2e-6 on a quiet core, untraced
+    assert seconds < 50e-6  # 6e-6 on a core of a Zen 1, traced; 1e-3 if it drew the samples of all
     assert peak < 50e6

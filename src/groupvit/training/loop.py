@@ -82,11 +82,13 @@ def train(
     with locked(out) if first else nullcontext():
         if first and not resume:  # another training may have come and gone while the data were indexed
             _must_be_new(out)
-        bfloat16 = _bfloat16(device, world)
+        bfloat16 = not world.largest(int(not bfloat16_is_faster(device)), device)  # of all processes
         state = prepare(run, seed, photos, words.nouns, device, bfloat16, init, trunk, out if resume else None)
         if len(set(world.texts(f"{state.step} {state.identity()}"))) > 1:
             raise InputError("the processes see different data or checkpoints: give all the same --data and --out")
         mark_started(out, world)
+        if first and not bfloat16:
+            print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
         if compiled and state.step < run.schedule.steps:
             compile_blocks(state.model)
         batches = batches_from(state, cache or out / "cache", workers, device, world)
@@ -106,14 +108,6 @@ def _must_be_new(out: Path) -> None:
         raise InputError(f"{out} holds a training at {last}; add --resume to continue it, or name another --out")
     if (out / "transfer.pt").exists():
         raise InputError(f"{out} holds a transfer; name another --out")
-
-
-def _bfloat16(device: torch.device, world: World) -> bool:
-    """Return True if all processes compute in bfloat16."""
-    lacking = bool(world.largest(int(not bfloat16_is_faster(device)), device))
-    if lacking and not world.rank:
-        print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
-    return not lacking
 
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:
