@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from benchmarks import peer
 from benchmarks.peak import flops, matrix_rates
-from benchmarks.timing import Clock, Rows, alternate, versus
+from benchmarks.timing import Clock, Rows, alternate, versus, worthwhile
 from torch import Tensor
 
 from groupvit.models import RELEASE, GroupViT, build_model
@@ -44,6 +44,7 @@ def rows(rounds: int, clock: Clock, shapes: tuple[tuple[int, int], ...] = SHAPES
         ways = {name: partial(ours, model, images, dtype) for name, dtype in OURS.items()}
         if side == RELEASE.image.image_size:  # the only one that theirs takes
             ways = {name: partial(theirs, other, images, dtype) for name, dtype in THEIRS.items()} | ways
+        ways = worthwhile(ways)
         with torch.no_grad():
             work = flops(ways["ours, float32"])
         with torch.inference_mode():

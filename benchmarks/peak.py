@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from benchmarks.timing import Clock, alternate
+from benchmarks.timing import Clock, alternate, bfloat16_pays
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +19,7 @@ def matrix_rate(
 
 def matrix_rates(clock: Clock) -> dict[torch.dtype, float]:
     """By precision."""
-    return {dtype: matrix_rate(dtype, clock) for dtype in (torch.float32, torch.bfloat16)}
+    return {dtype: matrix_rate(dtype, clock) for dtype in (torch.float32, torch.bfloat16)[: 1 + bfloat16_pays()]}
 
 
 def flops(work: Callable[[], object]) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from benchmarks import straightforward
-from benchmarks.timing import Clock, Rows, alternate, versus
+from benchmarks.timing import Clock, Rows, alternate, versus, worthwhile
 from PIL import Image
 
 from groupvit.evaluation.datasets import CLASSES
@@ -43,7 +43,7 @@ def ways() -> dict[str, Way]:
 
 def rows(photos: Sequence[Image.Image], rounds: int, clock: Clock) -> Rows:
     """A few photos again and again, each way a call for all of them, for medians and their spread."""
-    compared = ways()
+    compared = worthwhile(ways())
     calls = {name: partial(way, photos) for name, way in compared.items()}
     seconds, maps, table = alternate(calls, rounds, clock), {name: call() for name, call in calls.items()}, []
     yardstick, *_ = compared

@@ -6,10 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 Way = Callable[[], object]
 Clock = Callable[[], float]
 Rows = list[dict[str, str]]
+Kind = TypeVar("Kind")
 
 
 def alternate(ways: Mapping[str, Way], rounds: int, clock: Clock = time.perf_counter) -> dict[str, list[float]]:
@@ -24,6 +26,19 @@ def alternate(ways: Mapping[str, Way], rounds: int, clock: Clock = time.perf_cou
             if counted:
                 seconds[name].append(spent)
     return seconds
+
+
+def worthwhile(ways: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Leave out ways in bfloat16 where float32 is faster: a processor that imitates bfloat16 takes minutes a call."""
+    return {name: way for name, way in ways.items() if not name.endswith("bfloat16") or bfloat16_pays()}
+
+
+def bfloat16_pays() -> bool:
+    import torch
+
+    from groupvit.machine import bfloat16_is_faster
+
+    return bfloat16_is_faster(torch.device("cpu"))
 
 
 def times_faster(own: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from benchmarks import loader, peer
 from benchmarks.peak import flops, matrix_rates
-from benchmarks.timing import Clock, Rows, alternate, versus
+from benchmarks.timing import Clock, Rows, alternate, bfloat16_pays, versus, worthwhile
 
 from groupvit.data import scenes
 from groupvit.data.batches import Batch
@@ -90,16 +90,18 @@ def rows(rounds: int, clock: Clock, data: Path) -> Rows:
         batch = replace(whole, prompts=whole.prompts[:, :prompts])
         objective = (Captions(), MultiLabel(prompts, style="release")) if prompts else (Captions(),)
         run = replace(recipe, objective=objective)
-        ways = {
+        possible = {
             PEER: their_step(run, batch, bfloat16=False),
             "transformers, bfloat16": their_step(run, batch, bfloat16=True),
             "ours, float32": our_step(run, batch, bfloat16=False),
             "ours, bfloat16": our_step(run, batch),
         }
+        ways = worthwhile(possible)
         work = {name: flops(way) for name, way in ways.items()}
+        fast = "bfloat16" if bfloat16_pays() else "float32"
         with suppress(NotImplementedError):
-            ways["ours, compiled, bfloat16"] = our_step(run, batch, compiled=True)
-            work["ours, compiled, bfloat16"] = work["ours, bfloat16"]  # fused kernels hide their products
+            ways[f"ours, compiled, {fast}"] = our_step(run, batch, bfloat16=bfloat16_pays(), compiled=True)
+            work[f"ours, compiled, {fast}"] = work[f"ours, {fast}"]  # fused kernels hide their products
         seconds = alternate(ways, rounds, clock)
         for name in ways:
             rate = work[name] / statistics.median(seconds[name])

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from benchmarks import gpu, one_photo, peer, segmentation, straightforward, training_step
 from benchmarks.growth import SIZES
-from benchmarks.peak import flops, matrix_rate
+from benchmarks.peak import flops, matrix_rate, matrix_rates
 from benchmarks.startup import launch
-from benchmarks.timing import alternate, exponent, times_faster, versus
+from benchmarks.timing import alternate, exponent, times_faster, versus, worthwhile
 from PIL import Image
 from torch import nn
 
@@ -74,6 +74,15 @@ def test_ways_take_turns_and_the_first_round_is_not_counted(calls: list[str]) ->
     seconds = alternate(ways, 2, clock.__next__)
     assert calls == ["ours", "theirs"] * 3
     assert seconds == {"ours": [1.0, 2.0], "theirs": [3.0, 4.0]}
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_bfloat16_is_not_waited_for_where_it_is_slower(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("groupvit.machine.bfloat16_is_faster", lambda device: pays)
+    ways = dict.fromkeys(("ours, float32", "ours, bfloat16", "transformers"), list)
+    assert list(worthwhile(ways)) == [name for name in ways if pays or name != "ours, bfloat16"]
+    monkeypatch.setattr("benchmarks.peak.matrix_rate", lambda *_: 1.0)
+    assert len(matrix_rates(time.perf_counter)) == 1 + pays
 
 
 def test_the_ratio_is_that_of_medians_and_its_spread_that_of_rounds() -> None:
