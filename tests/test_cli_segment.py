@@ -356,6 +356,10 @@ def test_a_folder_goes_on_where_it_was_interrupted(
     assert done_anew("b")
     for changes in ({"masks": True}, {"formats": ()}, {"labels": ("man=boy", "sky")}, {"background": 0.5}):
         assert done_anew("abcd", **changes)
+    assert done_anew("abcd")
+    config = native.load(Path(model))[1]
+    native.save(Path(model), build_model(config), config)  # another one under the same name
+    assert done_anew("abcd")
     with pytest.raises(InputError, match="--resume cannot fill a list of all photos: leave it out, or --format coco"):
         segment((str(tmp_path / "photos"),), resume=True, formats=("coco",), **options)
 

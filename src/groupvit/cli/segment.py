@@ -91,7 +91,7 @@ def segment(
         masks: Write a mask of 0 and 255 for each label, too: NAME.mask-LABEL.png.
         formats: Files for other tools, besides (docs/SEGMENTING.md).
         max_pixels: Pass over larger photos.
-        resume: Pass over photos whose results are there, of these settings and newer than the photo.
+        resume: Pass over photos whose results are there, of these weights and settings and newer than the photo.
     """
     listed, files = _all_labels(labels, labels_file, photos), find_photos(photos, recursive)
     export = Export(formats, files, out, [label.name for label in listed])
@@ -100,6 +100,7 @@ def segment(
     keep_others(out, files, export)
     import groupvit
     from groupvit import api
+    from groupvit.models import weights_digest
     from groupvit.segmentation import View
     from groupvit.text.templates import PROMPTS
 
@@ -111,7 +112,7 @@ def segment(
     segmenter = api.load(model, precision=precision, engine=engine)
     settings = {"templates": templates, **asked, "batch_size": batch_size, "masks": masks, "formats": [*export.formats]}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
-    record |= {"version": groupvit.__version__, "lists": export.lists}
+    record |= {"sha256": weights_digest(segmenter.model), "version": groupvit.__version__, "lists": export.lists}
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export, "resume": resume}
     try:
         return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)

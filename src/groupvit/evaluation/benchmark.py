@@ -1,6 +1,5 @@
 """A model on a whole benchmark."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from groupvit.evaluation.scoring import chunks, score_prediction, stage_scores
 from groupvit.evaluation.thresholds import pending_counts, settle, unchanged
 from groupvit.evaluation.whole_photos import ClassFolder, Retrieval, classify
 from groupvit.files import refuse_remote, write_atomically
+from groupvit.models import weights_digest
 from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
 from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
@@ -93,12 +93,8 @@ def describe(segmenter: Segmenter, source: str) -> dict[str, Any]:
 
 def describe_weights(model: nn.Module, source: str) -> dict[str, Any]:
     """Return where weights come from, their number and a hash of them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     count = sum(parameter.numel() for parameter in model.parameters())
-    return {"source": source, "sha256": digest.hexdigest(), "parameters": count}
+    return {"source": source, "sha256": weights_digest(model), "parameters": count}
 
 
 def processes() -> tuple[int, int]:

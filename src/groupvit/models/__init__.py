@@ -9,7 +9,7 @@ from groupvit.models.config import (
     TextEncoderConfig,
     with_stages,
 )
-from groupvit.models.dual_encoder import SEGMENT_LOGIT_BIAS, GroupViT, build_model, temperature
+from groupvit.models.dual_encoder import SEGMENT_LOGIT_BIAS, GroupViT, build_model, temperature, weights_digest
 from groupvit.models.grouping import Assignment
 from groupvit.models.image_encoder import ImageFeatures, Ungrouped
 from groupvit.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -31,5 +31,6 @@ __all__ = [
     "build_model",
     "normalize",
     "temperature",
+    "weights_digest",
     "with_stages",
 ]

@@ -1,5 +1,6 @@
 """GroupViT: an image encoder and a text encoder that meet in one space (Fig. 3)."""
 
+import hashlib
 import math
 
 import torch
@@ -70,6 +71,15 @@ class GroupViT(nn.Module):
     def encode_text(self, tokens: Int[Tensor, "texts length"]) -> Float[Tensor, "texts embed"]:
         """Unit vectors of tokenised texts."""
         return self.embed_text_features(self.text_encoder(tokens))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a SHA-256 of a model's weights: their names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
