@@ -90,13 +90,13 @@ def rows(rounds: int, clock: Clock, data: Path) -> Rows:
         batch = replace(whole, prompts=whole.prompts[:, :prompts])
         objective = (Captions(), MultiLabel(prompts, style="release")) if prompts else (Captions(),)
         run = replace(recipe, objective=objective)
-        possible = {
+        ways: dict[str, Callable[[], None]] = {
             PEER: their_step(run, batch, bfloat16=False),
             "transformers, bfloat16": their_step(run, batch, bfloat16=True),
             "ours, float32": our_step(run, batch, bfloat16=False),
             "ours, bfloat16": our_step(run, batch),
         }
-        ways = worthwhile(possible)
+        ways = worthwhile(ways)
         work = {name: flops(way) for name, way in ways.items()}
         fast = "bfloat16" if bfloat16_pays() else "float32"
         with suppress(NotImplementedError):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from groupvit.errors import InputError, input_error
 from groupvit.files import cache_folder, write_atomically
-from groupvit.models import ImageFeatures, Ungrouped
+from groupvit.models import ImageFeatures, Ungrouped, weights_digest
 from groupvit.models.grouping import assignment
 from groupvit.models.image_encoder import ImageEncoder
 from groupvit.models.stems import TrunkFeatures, TrunkStem
@@ -121,11 +121,10 @@ class _Graph:
     @cached_property
     def file(self) -> Path:
         """Where the graph lies, by its weights, its options and what wrote it; written if need be."""
-        digest = hashlib.sha256(f"{torch.__version__} {self.module!r} {_options(self.module)}".encode())
+        made_of = f"{torch.__version__} {self.module!r} {_options(self.module)} {weights_digest(self.module)}"
+        digest = hashlib.sha256(made_of.encode())
         for source in (Path(__file__), *sorted(Path(__file__).parents[1].glob("models/*.py"))):
             digest.update(source.read_bytes())
-        for tensor in self.module.state_dict().values():
-            digest.update(tensor.contiguous().numpy())
         file = cache_folder() / "engines" / f"{digest.hexdigest()[:32]}.onnx"
         if not file.is_file():
             return self._written(file)
