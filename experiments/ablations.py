@@ -1,25 +1,27 @@
-"""Tables 1 to 3 of the paper (§4.2) in miniature, on scenes: what each part of GroupViT is worth; then what groups are.
+"""Tables 1 to 4 of the paper (§4.2) in miniature, on scenes: what each part of GroupViT is worth; then what groups are.
 
     python -m experiments.ablations 1 --out runs/ablations --record    # hard or soft, with multi-label loss or without
     python -m experiments.ablations 2 --out runs/ablations --record    # how many group tokens and output tokens
     python -m experiments.ablations 3 --out runs/ablations --record    # one stage or two, on a third of the data or all
-    python -m experiments.ablations 4 --out runs/ablations --record    # groups or patches, with the same losses
+    python -m experiments.ablations 4 --out runs/ablations --record    # GroupViT or a ViT whose patches are clustered
+    python -m experiments.ablations groups-or-patches --out runs/ablations --record    # with the same losses
     python -m experiments.ablations untrained --out runs/ablations --record    # how well random weights cut
 
 Tables 1 to 3 in two columns: the losses of the paper and ours with nouns, otherwise the runs `scenes-64-release` and
-`scenes-64`. `--size 48` asks whether they come out alike at another image size: 36 patches instead of 64. The fourth,
-with nouns alone, asks what Table 4 leaves open here: are there groups that beat patches? A training takes four to
-seven minutes of one core, with patches of 4 px twice as long. A complete one is not done again, not even for another
-table, so after an interruption the same command goes on where it was.
+`scenes-64`. `--size 48` asks whether they come out alike at another image size: 36 patches instead of 64. Table 4 has
+the paper's losses. "groups-or-patches", with nouns alone, asks what it leaves open here: are there groups that beat
+patches? A training takes four to seven minutes of one core, with patches of 4 px twice as long. A complete one is not
+done again, not even for another table, so after an interruption the same command goes on where it was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from experiments.clustering import clustered, refined
+from experiments.clustering import CLUSTERINGS, clustered, refined
 from experiments.command import errors_in_one_line, finish
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import mean_and_range, random_weights, row
@@ -75,6 +77,11 @@ TABLES: dict[str, dict[str, Variant]] = {
         for name, stages in (("one stage", ONE), ("two stages", TWO))
     },
     "4": {
+        **{f"ViT, {clustering}": lambda run: plain_run(run, nouns=False) for clustering in CLUSTERINGS},
+        "GroupViT, no multi-label loss": without_multi_label,
+        "GroupViT": lambda run: run,
+    },
+    "groups-or-patches": {
         "patches alone": lambda run: plain_run(run, nouns=True),
         "16 groups": lambda run: run,
         "16 groups, refined": lambda run: run,
@@ -88,15 +95,23 @@ TABLES: dict[str, dict[str, Variant]] = {
 }
 """Each table's lines, and what a line changes of a run."""
 
-REFINED = ", refined"
-"""Ends the lines that refine another line's groups."""
+COLUMNS = {"4": ["paper"], "groups-or-patches": ["nouns"]}
+"""The tables that do not have both columns."""
+
+REGROUPED = {"refined": refined} | {name: partial(clustered, method=name) for name in CLUSTERINGS}
+"""What is done to a trained model whose line ends with such a word."""
+
+
+def key(table: str) -> str:
+    """Return the name of a table in file names and docs/results.json."""
+    return f"table{table}" if table.isdigit() else table
 
 
 def trained_as(losses: str, change: Variant) -> str:
     """Return the name of a line's training: that of the first line, of any table, which trains the same."""
     run = get_run(LOSSES[losses])
     lines = ((table, line, same) for table in TABLES for line, same in TABLES[table].items())
-    name = next(f"table{table}-{losses}-{line}" for table, line, same in lines if same(run) == change(run))
+    name = next(f"{key(table)}-{losses}-{line}" for table, line, same in lines if same(run) == change(run))
     return name.replace(", ", "-").replace(" ", "-")
 
 
@@ -105,16 +120,17 @@ def protocol_for(size: int) -> Protocol:
     return replace(SCENES, view=replace(SCENES.view, short_side=size + 16))
 
 
-def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, *, refine: bool = False) -> Result:
+def result_of(run: Run, folder: Path, data: Path, dataset: Dataset, seed: int, line: str) -> Result:
     """Return the result of a training, of which both are made if they are not there; without groups, of its patches."""
-    file = folder / ("refined.json" if refine else "result.json")
+    regrouped = next((name for name in REGROUPED if line.endswith(f", {name}")), "")
+    file = folder / f"{regrouped or 'result'}.json"
     if not file.is_file() or Result.load(file).names != dataset.names:
         finish(run, data, folder, seed)
         segmenter = api.load(folder, engine="torch", precision="fp32")
         if not any(stage.has_grouping for stage in run.model.image.stages):
-            segmenter = clustered(segmenter, "pixel-wise")
-        protocol = protocol_for(run.model.image.image_size)
-        evaluate(refined(segmenter) if refine else segmenter, dataset, protocol).save(file)
+            regrouped = regrouped or "pixel-wise"
+        segmenter = REGROUPED[regrouped](segmenter) if regrouped else segmenter
+        evaluate(segmenter, dataset, protocol_for(run.model.image.image_size)).save(file)
     return Result.load(file)
 
 
@@ -146,7 +162,7 @@ def trained(
     table: str, trainings: Path, data: Path, dataset: Dataset, seeds: int, size: int, steps: int | None
 ) -> Iterator[dict[str, str]]:
     """Yield a table's lines, whose trainings and scores are made if they are not there."""
-    for losses in LOSSES if table != "4" else ("nouns",):
+    for losses in COLUMNS.get(table, LOSSES):
         for line, change in TABLES[table].items():
             results = []
             for seed in range(seeds):
@@ -154,12 +170,12 @@ def trained(
                 run = with_image(change(get_run(LOSSES[losses])), image_size=size)
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
                 folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
-                results.append(result_of(run, folder, data, dataset, seed, refine=line.endswith(REFINED)))
-            yield {"losses": losses, f"Table {table}": line, **cells(results)}
+                results.append(result_of(run, folder, data, dataset, seed, line))
+            yield {"losses": losses, f"Table {table}" if table.isdigit() else table: line, **cells(results)}
 
 
 def main(
-    table: Annotated[Literal["1", "2", "3", "4", "untrained"], tyro.conf.Positional],
+    table: Annotated[Literal["1", "2", "3", "4", "groups-or-patches", "untrained"], tyro.conf.Positional],
     out: Path = Path("runs/ablations"),
     seeds: int = 3,
     size: int = 64,
@@ -179,7 +195,7 @@ def main(
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at = commit() if record else ""
-    name = table if table == "untrained" else f"table{table}"
+    name = key(table)
     name = name if size == 64 else f"{name}-{size}px"
     trainings = out if size == 64 else out / f"{size}px"
     trainings = trainings / f"{steps}-steps" if steps else trainings  # a trial is no part of the table

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from groupvit.data import scenes
 from groupvit.models import Stage
-from groupvit.training.objective import MultiLabel, Nouns, terms_of
+from groupvit.training.objective import Captions, MultiLabel, Nouns, terms_of
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
 
@@ -43,9 +43,21 @@ def test_table_3_varies_stages_and_data(tmp_path: Path) -> None:
     assert sum(Path(shard).match(ablations.THIRD) for shard in shards) == 10
 
 
-def test_table_4_varies_the_groups_and_keeps_the_losses_weights() -> None:
+def test_table_4_clusters_a_vit_that_has_seen_captions_alone() -> None:
+    base = get_run(ablations.LOSSES["paper"])
+    runs = {line: change(base) for line, change in ablations.TABLES["4"].items()}
+    vit = runs.pop("ViT, pixel-wise")
+    assert vit.objective == (Captions(),)
+    assert not any(stage.has_grouping for stage in vit.model.image.stages)
+    assert [line for line, run in runs.items() if run == vit] == ["ViT, k-means", "ViT, mean-shift", "ViT, spectral"]
+    assert runs["GroupViT"] == base
+    assert runs["GroupViT, no multi-label loss"].objective == vit.objective
+    assert all((run.data, run.schedule) == (vit.data, vit.schedule) for run in runs.values())
+
+
+def test_groups_or_patches_varies_the_groups_and_keeps_the_losses_weights() -> None:
     base = get_run(ablations.LOSSES["nouns"])
-    for line, change in ablations.TABLES["4"].items():
+    for line, change in ablations.TABLES["groups-or-patches"].items():
         run = change(base)
         weights = sum(term.weight for term in terms_of(run.objective, Nouns))
         assert weights == sum(term.weight for term in terms_of(base.objective, Nouns))
@@ -62,17 +74,26 @@ def test_patches_and_refined_groups_are_scored_and_trained_once(
     small = vary(ablations.with_image(get_run("debug"), image_size=32, dim=32, heads=1), batch_size=8)
     monkeypatch.setattr(ablations, "get_run", lambda name: small)
     monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
-    lines = {name: ablations.TABLES["4"][name] for name in ("patches alone", "16 groups", "16 groups, refined")}
-    monkeypatch.setitem(ablations.TABLES, "4", lines)
+    lines = {
+        name: ablations.TABLES["groups-or-patches"][name]
+        for name in ("patches alone", "16 groups", "16 groups, refined")
+    }
+    monkeypatch.setitem(ablations.TABLES, "groups-or-patches", lines)
+    ablations.main("groups-or-patches", out=tmp_path, seeds=1, size=32, steps=2, limit=3)
+    clustered = {line: ablations.TABLES["4"][line] for line in ("ViT, pixel-wise", "ViT, k-means")}
+    monkeypatch.setitem(ablations.TABLES, "4", clustered)
     ablations.main("4", out=tmp_path, seeds=1, size=32, steps=2, limit=3)
     printed = capsys.readouterr().out
     assert printed.count("'losses': 'nouns'") == 3
-    assert printed.count("'best names': ''") == 1
+    assert printed.count("'losses': 'paper'") == 2
+    assert printed.count("'best names': ''") == 2
     groups = "table1-nouns-hard-seed0"  # the first line that trains the same: this run has no multi-label loss
-    assert {file.parent.name for file in tmp_path.glob("32px/2-steps/table*/*.json")} == {
-        "table4-nouns-patches-alone-seed0",
+    assert {file.parent.name for file in tmp_path.glob("32px/2-steps/*/*.json")} == {
+        "groups-or-patches-nouns-patches-alone-seed0",
         groups,
+        "table4-paper-ViT-pixel-wise-seed0",
     }
+    assert len([*tmp_path.glob("32px/2-steps/table4-*/*.json")]) == 2
     assert (tmp_path / "32px" / "2-steps" / groups / "refined.json").is_file()
 
 
@@ -103,7 +124,7 @@ def test_trainings_share_a_name_if_and_only_if_they_are_the_same() -> None:
             run = change(get_run(ablations.LOSSES["nouns"]))
             assert runs.setdefault(ablations.trained_as("nouns", change), run) == run
     assert all(a == b or runs[a] != runs[b] for a in runs for b in runs)
-    assert len(runs) == 4 + 5 + 4 + 5
+    assert len(runs) == 4 + 5 + 4 + 1 + 5
 
 
 def test_a_table_is_printed_and_nothing_is_trained_twice(
