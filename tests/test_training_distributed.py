@@ -18,28 +18,30 @@ from groupvit.checkpoints import latest
 from groupvit.data import scenes
 from groupvit.errors import InputError
 from groupvit.training.distributed import ALONE, World, _store_of_this_start, connected, mark_started, restarted
-from test_training_step import CASES, gradients
+from test_training_step import CASES, RIVALS, gradients
+
+EVERY = {(name, chunk): case for name, case in CASES.items() for chunk in (0, 4)} | {("rivals", 0): RIVALS}
 
 GRADIENTS = """
 import sys
 from dataclasses import replace
 import torch
-from test_training_step import CASES, KEYS, batch_of, model_of
+from test_training_step import KEYS, batch_of, model_of
+from test_training_distributed import EVERY
 from groupvit.training.distributed import connected
 from groupvit.training.step import Learner, gradient_of
 
 with connected() as (world, _):
     found, own = {}, world.own(16)
-    for name, case in CASES.items():
-        for chunk in (0, 4):
-            model, (batch, words) = model_of(case, torch.float64), batch_of(case)
-            parts = ("images", "captions", "prompts", "present", "known", "human")
-            half = {part: getattr(batch, part)[own] for part in parts}
-            learner = Learner(model, case.objective, words, world=world)
-            terms = gradient_of(learner, chunk)(replace(batch, **half), KEYS[own])
-            terms = {name: term.detach() for name, term in terms.items()}
-            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            found[name, chunk] = terms, grads, dict(model.named_buffers())
+    for (name, chunk), case in EVERY.items():
+        model, (batch, words) = model_of(case, torch.float64), batch_of(case)
+        parts = ("images", "captions", "prompts", "present", "known", "human")
+        half = {part: getattr(batch, part)[own] for part in parts}
+        learner = Learner(model, case.objective, words, world=world).to(torch.float64)
+        terms = gradient_of(learner, chunk)(replace(batch, **half), KEYS[own])
+        terms = {name: term.detach() for name, term in terms.items()}
+        grads = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+        found[name, chunk] = terms, grads, dict(learner.named_buffers())
     torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
 """
 
@@ -134,15 +136,15 @@ def test_loss_and_gradients_are_those_of_one_process(tmp_path: Path, processes: 
     torchrun(GRADIENTS, tmp_path, tmp_path, processes=processes)
     for rank in range(processes):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert set(found) == {(name, chunk) for name in CASES for chunk in (0, 4)}
-        for (name, _), (terms, grads, buffers) in found.items():
-            expected_terms, expected, model = gradients(CASES[name], torch.float64)
+        assert found.keys() == EVERY.keys()
+        for (name, chunk), (terms, grads, buffers) in found.items():
+            expected_terms, expected, learner = gradients(EVERY[name, chunk], torch.float64)
             for key, value in expected_terms.items():
                 torch.testing.assert_close(terms[key], value, atol=1e-10, rtol=0)
             assert grads.keys() == expected.keys()
             for key, gradient in expected.items():
                 torch.testing.assert_close(grads[key], gradient, atol=1e-10, rtol=0, msg=f"{name}: {key}")
-            for key, value in model.named_buffers():
+            for key, value in learner.named_buffers():
                 torch.testing.assert_close(buffers[key], value, atol=1e-10, rtol=0)
 
 

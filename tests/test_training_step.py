@@ -26,6 +26,7 @@ from groupvit.training.objective import (
     Vocabulary,
     terms_of,
 )
+from groupvit.training.self_supervised import Classify, Dino, Moco
 from groupvit.training.step import Learner, gradient_of
 
 IMAGE = ImageEncoderConfig(16, 4, 32, 2, stages=(Stage(2, 6, 6), Stage(1, 3, 3)), drop_path=0.3)
@@ -83,6 +84,8 @@ CASES["trunk, patches, early maps"] = Case(
     TRUNK, (Captions(), Nouns("segment", 0.5), Nouns("patch", 0.5), Teacher(0.25)), early=True
 )
 CASES["trunk, its classifier alone"] = Case(TRUNK, (Teacher(0.25),))
+RIVALS = Case(PLAIN, (Dino(prototypes=16, local_crops=1, hidden=8), Moco(hidden=8), Classify()))
+"""Of photos alone, and so without chunks."""
 TOKENIZER = Tokenizer(24)
 KEYS = noise.sample_keys(0, 7, torch.arange(16))
 
@@ -101,7 +104,8 @@ def batch_of(case: Case) -> tuple[Batch, Vocabulary]:
     human = torch.arange(16) < 9
     known = present | human[:, None] | torch.tensor([True, False, True, False])
     classes = [[nouns[i % 4], f"thing {i % 7}"] for i in range(1000)] if terms_of(case.objective, Teacher) else []
-    words = {noun: 3 + i for i, noun in enumerate(nouns)} if terms_of(case.objective, Nouns) else {}
+    named = any(isinstance(term, Nouns | Classify) for term in case.objective)
+    words = {noun: 3 + i for i, noun in enumerate(nouns)} if named else {}
     side = case.model.image.image_size
     return Batch(
         torch.randint(0, 256, (16, 3, side, side), dtype=torch.uint8, generator=generator),
@@ -123,15 +127,16 @@ def model_of(case: Case, dtype: torch.dtype) -> GroupViT:
 
 def gradients(
     case: Case, dtype: torch.dtype, chunk: int = 0, *, bfloat16: bool = False
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], GroupViT]:
-    """Terms, every parameter's gradient, and the model with what its BatchNorm has seen."""
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Learner]:
+    """Terms, every parameter's gradient, and the model and its objective with what their BatchNorm has seen."""
     model, (batch, words) = model_of(case, dtype), batch_of(case)
     if case.early:
         with torch.no_grad():
             batch = replace(batch, images=batch.images[:0], early=model.image_encoder.early(batch.images))
-    terms = gradient_of(Learner(model, case.objective, words, bfloat16), chunk)(batch, KEYS)
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return terms, {name: gradient for name, gradient in found.items() if gradient is not None}, model
+    learner = Learner(model, case.objective, words, bfloat16).to(dtype)
+    terms = gradient_of(learner, chunk)(batch, KEYS)
+    found = {name: parameter.grad for name, parameter in learner.named_parameters()}
+    return terms, {name: gradient for name, gradient in found.items() if gradient is not None}, learner
 
 
 @pytest.mark.parametrize("chunk", [4, 8])
