@@ -3,9 +3,9 @@
     python -m experiments.table5 --captions SHARDS --evaluation FOLDER --out runs/table5 --record
 
 Every row is a network, pre-trained or not, fine-tuned on a share of VOC 2012's training masks, beside GroupViT without
-any mask; rows after that of the random start are compared with it, too. Rivals are pre-trained on the same photos for
-the same time. What is trained or scored already is not done again, and rows that are recorded stay: `--rows` and
-`--shares` make the table in parts.
+any mask, and beside the row of the random start if that is there. Rivals are pre-trained on the same photos for the
+same time. What is trained or scored already is not done again, and rows that are recorded stay: `--rows` and `--shares`
+make the table in parts.
 """
 
 import json
@@ -24,6 +24,7 @@ from experiments.record import RESULTS, commit, print_rows, record_table
 from groupvit import api
 from groupvit.checkpoints import native
 from groupvit.cli.transfer import load_encoder
+from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import describe_weights, evaluate_into
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.protocols import PAPER_2022
@@ -187,9 +188,11 @@ def main(
         blur: Score photos reduced to this short side and enlarged again: 160, as the photos with masks are.
         record: Write the rows to docs/results.json and the table to docs/RESULTS.md.
     """
+    if record and (minutes, batch_size, limit) != (45, 16, None):
+        raise InputError("--record is for the table's own --minutes and --batch-size, and for all photos")
     began_at = commit() if record else ""
     if unknown := [row for row in rows if row not in ROWS]:
-        raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(ROWS)}")
+        raise InputError(f"no row {unknown[0]!r}: there are {', '.join(ROWS)}")
     dataset = open_from(evaluation, "voc2012")
     training = len(open_training(dataset, "train"))
     dataset, ending, what = dataset.first(limit), "", ""
@@ -201,19 +204,18 @@ def main(
         {**line(row + what, "0", result, {"zero-shot": zero, "random start": None}), "commit": began_at}
         for row, result in zeros.items()
     ]
-    starts: dict[tuple[int, float], Result] = {}
     for seed in seeds:
         for row in rows:
             source = pretrained(row, captions, out, minutes, seed)
             for share in shares:
                 CONSOLE.print(f"seed {seed}: {row}, {share:g} % of the masks …")
-                folder = out / f"transfer-{ROWS[row]}-{seed}-{share:g}"
+                folder, start = (out / f"transfer-{ROWS[name]}-{seed}-{share:g}" for name in (row, "random start"))
                 result = transferred(source, dataset, folder, share, seed, steps, batch_size, ending)
                 masks = f"{max(1, round(training * share / 100))} ({share:g} %), seed {seed}"
-                others = {"zero-shot": zero, "random start": starts.get((seed, share))}
+                file = start / f"result{ending}.json"
+                random = Result.load(file) if start != folder and file.is_file() else None
+                others = {"zero-shot": zero, "random start": random}
                 cells = line(row + what, masks, result, others)
-                if row == "random start":
-                    starts[seed, share] = result
                 table.append({**cells, "commit": (folder / "commit").read_text()})
     print_rows(table)
     if record:

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from groupvit.checkpoints.trunks import holds_vit, load_vit, read_vit_config
+from groupvit.cli.transfer import load_encoder
 from groupvit.errors import InputError
-from groupvit.models import IMAGENET_MEAN
+from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
+from groupvit.models.dense import DenseClassifier
 
 State = dict[str, Tensor]
 
@@ -92,11 +94,14 @@ MOCO: dict[str, Callable[[State, State], Any]] = {
 
 
 def gap(path: Path, model: Any) -> float:
-    """How far the features of what was read are from those of the network it was made of."""
-    images, tokens = torch.randn(2, 3, 48, 32), 1 + hasattr(model.embeddings, "distillation_token")
+    """How far the features that `groupvit transfer` reads are from those of the network the file was made of."""
+    pixels, tokens = torch.randint(256, (2, 3, 48, 32)), 1 + hasattr(model.embeddings, "distillation_token")
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
+        images = (pixels / 255 - mean) / std
         expected = model(images, interpolate_pos_encoding=True).last_hidden_state[:, tokens:]
-        return float((load_vit(path)(images)[1].flatten(2).mT - expected).abs().max())
+        (found,) = DenseClassifier(load_encoder(str(path)), 21).features(pixels.byte())
+        return float((found.flatten(2).mT - expected).abs().max())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -139,6 +144,8 @@ def test_mocos_vit_has_twelve_heads_and_is_the_one_with_gradients(layout: str, t
 def test_a_distilled_deit_keeps_both_of_its_tokens(tmp_path: Path) -> None:
     model = network(3, "DeiT")
     model.save_pretrained(tmp_path / "folder")
+    statistics = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    (tmp_path / "folder" / "preprocessor_config.json").write_text(json.dumps(statistics))
     torch.save({"model": in_timms_names(model) | {"head_dist.weight": torch.zeros(3)}}, tmp_path / "deit.pth")
     save_file(in_timms_names(model), tmp_path / "timm.safetensors")
     for name in ("folder", "deit.pth", "timm.safetensors"):

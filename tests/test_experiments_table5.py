@@ -46,6 +46,13 @@ def test_a_row_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         table5.transferred(*given)
 
 
+def test_a_trial_is_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--record is for"):
+        table5.main(tmp_path, tmp_path, tmp_path, record=True, limit=3)
+    with pytest.raises(InputError, match="--record is for"):
+        table5.main(tmp_path, tmp_path, tmp_path, record=True, minutes=1)
+
+
 def test_a_random_start_that_was_half_written_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "random-0").mkdir()
     source = table5.pretrained("random start", tmp_path, tmp_path, 1, 0)
