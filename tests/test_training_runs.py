@@ -44,6 +44,7 @@ SMALL = (
         "debug",
     ),
 )
+RIVALS = ("dino-vit-s", "moco-vit-s")
 TRUNKS = ("photos-trunk", "photos-trunk-gpu")
 
 
@@ -143,7 +144,7 @@ def size(module: torch.nn.Module) -> int:
 
 
 def test_every_run_and_data_set_stands_in_the_tables_of_this_test() -> None:
-    assert set(RUNS) == {*SMALL, *TRUNKS, *PRETRAINING}
+    assert set(RUNS) == {*SMALL, *TRUNKS, *RIVALS, *PRETRAINING}
     assert COUNTED == PAIRS
 
 
@@ -170,6 +171,25 @@ def test_pretraining_has_the_numbers_of_the_paper(name: str) -> None:
     assert sum(stage.depth for stage in image.stages) == 12
     assert image.hard_assignment == row.hard
     assert (text.layers, text.context_length) == (12, 77)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "lr", "decay", "epochs", "score"),
+    [
+        ("dino-vit-s", 1024, 5e-4, 0.04, 10, "37.6, Context 22.8"),
+        ("moco-vit-s", 4096, 1.5e-4, 0.1, 40, "36.1, Context 23.0"),
+    ],
+)
+def test_the_rivals_have_their_authors_numbers_and_groupvits_vit(
+    name: str, batch_size: int, lr: float, decay: float, epochs: int, score: str
+) -> None:
+    run, photos = RUNS[name], 1_281_167  # rates are published for 256 photos
+    assert run.model.image == RUNS["clip-vit-s"].model.image
+    assert run.data.train == RUNS["paper"].data.train
+    assert (run.data.batch_size, run.optimizer.weight_decay) == (batch_size, decay)
+    assert run.schedule.lr == pytest.approx(lr * batch_size / 256)
+    assert (run.schedule.steps, run.schedule.warmup) == (300 * photos // batch_size, epochs * photos // batch_size)
+    assert score in told(name)[2]
 
 
 @pytest.mark.parametrize("name", [name for name in PRETRAINING if name != "paper"])

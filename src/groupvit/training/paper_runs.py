@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from groupvit.models import PAPER, RELEASE, ModelConfig, Stage, with_stages
 from groupvit.training.objective import Captions, MultiLabel
-from groupvit.training.optim import Schedule
+from groupvit.training.optim import Optimizer, Schedule
 from groupvit.training.run import Data, Run
+from groupvit.training.self_supervised import Dino, Moco, PhotoTerm
 
 PAIRS = {"cc3m": 2_891_445, "cc12m": 11_156_203, "yfcc14m": 14_615_499, "redcaps": 11_866_987}
 """Captioned photos that the authors' trainings counted in each data set; whoever downloads today finds fewer."""
@@ -55,6 +56,31 @@ AS_PRINTED = Run(
     ),
 )
 
+IMAGENET = 1_281_167
+
+
+def _photos_alone(term: PhotoTerm, batch_size: int, lr: float, weight_decay: float, *, warmup: int) -> Run:
+    """A rival of Table 5 by its authors' recipe for ImageNet, on as many photos as 300 epochs of it.
+
+    The paper does not say how it pre-trained them on other photos.
+    """
+    plain = with_stages(RELEASE, Stage(12))
+    return Run(
+        model=replace(plain, text=replace(plain.text, layers=1), multi_label_scale=False),
+        data=Data(BOTH, batch_size=batch_size, crop=(1.0, 1.0)),
+        objective=(term,),
+        schedule=Schedule(
+            steps=300 * IMAGENET // batch_size,
+            warmup=warmup * IMAGENET // batch_size,
+            lr=lr,
+            lr_start=0.0,
+            lr_end=1e-6,
+            save_every=1000,
+        ),
+        optimizer=Optimizer(weight_decay),
+    )
+
+
 PAPER_RUNS: dict[str, Run] = {
     "groupvit-s-gcc-yfcc": _release(train="{cc3m,cc12m,yfcc14m}/*.tar"),
     "groupvit-s-gcc-redcaps": _release(train="{cc3m,cc12m,redcaps}/*.tar", prompts=0),
@@ -69,5 +95,7 @@ PAPER_RUNS: dict[str, Run] = {
     "groupvit-s-cc12m": _release(),
     "groupvit-s-1stage-cc12m-yfcc": _release(_one_stage(), BOTH),
     "clip-vit-s": _release(with_stages(RELEASE, Stage(12)), BOTH, prompts=0),
+    "dino-vit-s": _photos_alone(Dino(), 1024, 2e-3, 0.04, warmup=10),
+    "moco-vit-s": _photos_alone(Moco(), BATCH, 2.4e-3, 0.1, warmup=40),
     "paper": AS_PRINTED,
 }
