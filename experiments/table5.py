@@ -45,7 +45,7 @@ ROWS = {
     "ImageNet trunk": "efficientnet-lite2",
     "GroupViT": "photos-trunk",
 }
-"""What each row is pre-trained as: a run of this table, or a model that is there."""
+"""What each row is pre-trained as: a run of this table, or a model that is there. Tags: and the nouns of captions."""
 ZERO_SHOT = "GroupViT, zero-shot"
 AS_IN_PAPER = f"{ZERO_SHOT}, {PAPER_2022.name}"
 _BLURRED = ", photos of "
