@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from groupvit.checkpoints import native
+from groupvit.cli.formats import Export
 from groupvit.cli.photo_files import find_photos, mask_kinds, output_names
 from groupvit.cli.segment import segment
 from groupvit.errors import InputError
@@ -356,6 +357,7 @@ def test_a_folder_goes_on_where_it_was_interrupted(
     assert done_anew("b")
     for changes in ({"masks": True}, {"formats": ()}, {"labels": ("man=boy", "sky")}, {"background": 0.5}):
         assert done_anew("abcd", **changes)
+    assert done_anew("abcd", labels=("sky", "man=boy,girl"))  # other values in the label maps
     assert done_anew("abcd")
     config = native.load(Path(model))[1]
     native.save(Path(model), build_model(config), config)  # another one under the same name
@@ -630,3 +632,49 @@ def test_a_photo_among_the_labels_is_named(
     with pytest.raises(InputError, match=r"was taken for a label: put photos before --labels") as error:
         segment(photos, labels=("dog", label))
     assert str(error.value).startswith(label)
+
+
+def test_going_on_takes_no_photo_for_another_of_the_same_name(tmp_path: Path, model: str) -> None:
+    options = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out", "recursive": True}
+    save_photo(tmp_path / "photos/b/1.jpg", (40, 30))
+    assert segment((str(tmp_path / "photos"),), **options) == 0
+    earlier = save_photo(tmp_path / "photos/a/1.jpg", (60, 30))
+    os.utime(earlier, ns=(0, 0))
+    assert segment((str(tmp_path / "photos"),), resume=True, **options) == 0
+    found = {name: json.loads((tmp_path / "out" / name).read_text()) for name in ("1.jpg.json", "1.jpg-2.json")}
+    assert [Path(each["photo"]).parent.name for each in found.values()] == ["a", "b"]
+
+
+def test_a_list_of_all_photos_outlives_a_run_that_is_interrupted(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        save_photo(tmp_path / f"photos/{name}.jpg")
+    options: Any = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out", "formats": ("coco", "voc")}
+    assert segment((str(tmp_path / "photos"),), **options) == 0
+    before = (tmp_path / "out/coco.json").read_bytes()
+    assert len(json.loads(before)["images"]) == 3
+    (tmp_path / "out/labelmap.txt").unlink()
+
+    def full(self: Export, stem: Path, *args: Any) -> None:
+        added(self, stem, *args)
+        if stem.name == "b.jpg":
+            raise InputError("the disk is full")
+
+    added = Export.add
+    monkeypatch.setattr(Export, "add", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        segment((str(tmp_path / "photos"),), batch_size=1, **options)
+    assert (tmp_path / "out/coco.json").read_bytes() == before
+    assert (tmp_path / "out/labelmap.txt").read_text().startswith("background:0,0,0::")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "runs/nosuch"}, {"batch_size": 0}, {"max_pixels": -1}],
+)
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path: Path, model: str, changes: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"labels": ("dog", "sky"), "model": model, "out": tmp_path / "out"}
+    with pytest.raises(InputError):
+        segment((str(save_photo(tmp_path / "a.jpg")),), **options | changes)
+    assert not (tmp_path / "out").exists()

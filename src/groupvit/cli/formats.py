@@ -38,7 +38,7 @@ class Export:
 
         for name in formats:
             check(name, labels)
-        self.formats, self.out, self.names, self.labels = dict.fromkeys(formats), out, (), tuple(labels)
+        self.formats, self.out, self.labels = dict.fromkeys(formats), out, tuple(labels)
         self.parts: dict[str, list[bytes]] = {name: [] for name in self.formats if name not in _OF_EACH}
         folders = [os.path.dirname(os.path.abspath(photo)) for photo in photos if self.parts]
         with input_error("one list cannot name photos of several drives", ValueError):
@@ -46,6 +46,7 @@ class Export:
         self.earlier: dict[str, str] = {}  # lists as they were
         self.heads: dict[str, dict[str, Any]] = {}  # of COCO's lists: all but the annotations
         self.annotations = Counter[str]()
+        self.label_map_written = False
 
     @property
     def lists(self) -> list[str]:
@@ -69,11 +70,15 @@ class Export:
 
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""
-        self.names = result.names
+        from groupvit.segmentation.formats import voc_labels
+
         for name in self.formats:
             polygons = name.endswith("-polygons")
             if name == "voc":
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
+                if not self.label_map_written:
+                    write_atomically(self.out / "labelmap.txt", voc_labels(result.names).encode())
+                    self.label_map_written = True
             elif name == "labelme":
                 place = os.path.join(os.path.realpath(photo.parent), photo.name)
                 text = json.dumps(result.to_labelme(path_from(self.out, place)))
@@ -100,18 +105,14 @@ class Export:
         if items:
             self.parts[name].append(zlib.compress(json.dumps(items)[1:-1].encode(), 1))
 
-    def close(self) -> None:
-        """Write the files for all photos."""
-        from groupvit.segmentation.formats import voc_labels
-
+    def finish(self) -> None:
+        """Write the lists of all photos; after an interruption those of an earlier run stay."""
         for name, parts in self.parts.items():
             if head := self.heads.get(name):
                 del head["annotations"]
                 self._write(name, b'{"annotations": [', parts, b"], " + json.dumps(head).encode()[1:])
             elif parts:
                 self._write(name, b"[", parts, b"]")
-        if self.names and "voc" in self.formats:
-            write_atomically(self.out / "labelmap.txt", voc_labels(self.names).encode())
 
     def _write(self, name: str, head: bytes, parts: Sequence[bytes], tail: bytes) -> None:
         pieces = (b", " * bool(i) + zlib.decompress(part) for i, part in enumerate(parts))

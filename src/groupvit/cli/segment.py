@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -107,15 +107,18 @@ def segment(
     asked: dict[str, Any] = {"background": None if background == "none" else background, "maps": maps}
     asked |= {"short_side": short_side, "window": window, "stride": stride}
     view = View(templates=PROMPTS[templates], **asked)
+    if min(batch_size, max_pixels) < 1:
+        raise InputError("batch size and max pixels must be at least 1")
+    segmenter = api.load(model, precision=precision, engine=engine)
+    known = segmenter.labels_of(listed, view)
     with input_error(f"cannot make the folder {out}", OSError, advice="choose another --out"):
         out.mkdir(parents=True, exist_ok=True)
-    segmenter = api.load(model, precision=precision, engine=engine)
     settings = {"templates": templates, **asked, "batch_size": batch_size, "masks": masks, "formats": [*export.formats]}
     record = {"model": model, "precision": segmenter.precision, "engine": segmenter.engine, "settings": settings}
     record |= {"sha256": weights_digest(segmenter.model), "version": groupvit.__version__, "lists": export.lists}
     options = {"out": out, "masks": masks, "max_pixels": max_pixels, "export": export, "resume": resume}
     try:
-        return _segment(files, segmenter, segmenter.labels_of(listed, view), view, record=record, **options)
+        return _segment(files, segmenter, known, view, record=record, **options)
     except KeyboardInterrupt:
         if len(files) > 1 and not export.parts:
             print("groupvit: the same command with --resume goes on", file=sys.stderr)
@@ -157,7 +160,7 @@ def _segment(
     batch_size = record["settings"]["batch_size"]
     names, lines, writing, single = output_names(files), [], [], len(files) == 1
     if resume:
-        words = {label.name: [*label.words] for label in labels}
+        words = [(label.name, [*label.words]) for label in labels]
         left = [i for i, file in enumerate(files) if not is_done(out / names[i], file, record, words)]
         if len(left) < len(files):
             print(f"groupvit: passed over photos that have results: {len(files) - len(left)}", file=sys.stderr)
@@ -175,7 +178,7 @@ def _segment(
             results = segmenter.segment(list(images.values()), labels, view, batch_size=batch_size)
         return dict.fromkeys(chunk) | dict(zip(images, results, strict=True))
 
-    with closing(export), bar as advance, ThreadPoolExecutor(_THREADS) as pool, _two_workers() as workers:
+    with bar as advance, ThreadPoolExecutor(_THREADS) as pool, _two_workers() as workers:
         for results in _two_at_once(workers, segmented, _ahead(pool, chunks)):
             lines += [written.result() for written in writing]
             writing.clear()
@@ -189,6 +192,7 @@ def _segment(
             if (max(results) + 1) // _TRIM_EVERY > min(results) // _TRIM_EVERY:
                 return_freed_memory()
         lines += [written.result() for written in writing]
+    export.finish()
     print(*lines, sep="\n", end="\n" * bool(lines))
     return int(len(lines) < len(files))
 
