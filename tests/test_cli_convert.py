@@ -51,6 +51,11 @@ def test_a_round_through_all_layouts_changes_no_bit(source: Path, tmp_path: Path
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "4", "5", "source"]
 
 
+def test_a_photo_that_nothing_is_compared_on_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--photo is what --verify compares"):
+        convert(str(source), tmp_path / "model.pth", to="release", photo=tmp_path / "a.jpg")
+
+
 def test_the_command_converts(source: Path, tmp_path: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli("convert", "source", "deep/model.pth", "--to", "release", "--verify")
     assert (code, err) == (0, "")

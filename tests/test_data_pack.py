@@ -284,6 +284,16 @@ def test_a_source_that_cannot_be_packed_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("option", ["photos", "image_column", "caption_column"])
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: str) -> None:
+    put(tmp_path, **{"in/a.jpg": photo(0), "in/a.txt": "a dog", "b.parquet": b"x"})
+    asked: Any = {option: tmp_path if option == "photos" else "there"}
+    sources = (tmp_path / "in", tmp_path / "b.parquet") if option == "photos" else (tmp_path / "in",)
+    for source in sources:
+        with pytest.raises(InputError, match=f"--{option.replace('_', '-')} does nothing with such a source"):
+            pack(source, tmp_path / "out", **asked)
+
+
 def test_the_usual_fault_of_a_table_is_named_and_where_its_photos_may_lie(tmp_path: Path) -> None:
     put(tmp_path, **{"a.csv": "file,caption\n,a cat\ngone.jpg,a dog\nlost.jpg,a cow\n"})
     with pytest.raises(InputError, match=r"2 of 3 left out are like this: gone.jpg: .*lie elsewhere: --photos FOLDER$"):

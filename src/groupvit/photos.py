@@ -41,12 +41,15 @@ _TURNS = {
 _EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 
 
-def load_rgb(file: str | Path | BinaryIO | bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_rgb(
+    file: str | Path | BinaryIO | bytes, name: str, max_pixels: int = MAX_PIXELS, advice: str = "shrink it"
+) -> Image.Image:
     """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.
 
-    A file that is absent, truncated, larger than `max_pixels` or no image is an `InputError` about `name`.
+    A file that is absent, truncated, larger than `max_pixels` or no image is an `InputError` about `name`; `advice` is
+    for a large one.
     """
-    with naming(name, max_pixels), opened(file) as image:
+    with naming(name, max_pixels, advice), opened(file) as image:
         return to_rgb(image)
 
 
@@ -56,7 +59,7 @@ def rgb_of(image: object) -> Image.Image:
     Arrays are uint8, uint16 or bool: (height, width), or uint8 with 3 or 4 channels. Others are an `InputError`.
     """
     if isinstance(image, str | Path):
-        return load_rgb(image, str(image))
+        return load_rgb(image, str(image), advice="shrink it, or open it with PIL yourself")
     if isinstance(image, np.ndarray):
         pixels = image[..., 0] if image.shape[2:] == (1,) else image
         kinds = {2: (np.uint8, np.uint16, bool), 3: (np.uint8,) * (pixels.shape[-1:] in ((3,), (4,)))}
@@ -71,11 +74,7 @@ def rgb_of(image: object) -> Image.Image:
 
 
 @contextlib.contextmanager
-def naming(
-    name: str,
-    max_pixels: int = MAX_PIXELS,
-    advice: str = "shrink it, or segment it with a larger --max-pixels (Python takes one that PIL has opened)",
-) -> Iterator[None]:
+def naming(name: str, max_pixels: int = MAX_PIXELS, advice: str = "shrink it") -> Iterator[None]:
     """Turn whatever goes wrong in the block into an `InputError` about the file `name`; `advice` is for a large one."""
     _SETTINGS.acquire()
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels

@@ -46,6 +46,8 @@ def convert(
         raise InputError(f"{dst} exists: name a path that does not")
     if labels and to != "onnx":
         raise InputError("--labels go into an ONNX file: add --to onnx, or drop them")
+    if photo and not verify:
+        raise InputError("--photo is what --verify compares: add --verify, or drop it")
     source = api.locate(src, revision=revision, allow_pickle=allow_pickle)
     if to == "onnx":
         _write_onnx(source, dst, labels, "Apache-2.0" if src in api.BUNDLED else f"that of {src}")

@@ -10,11 +10,11 @@ from groupvit.errors import InputError
 from groupvit.machine import cores
 
 _Shards = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARD...", help_behavior_hint="")]
-_Place = Annotated[Path, tyro.conf.Positional]
+_Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 _CORES = cores()
 
 
-def scenes(folder: _Place, *, train: int = 30_000, evaluation: int = 500, size: int = 64, seed: int = 0) -> None:
+def scenes(folder: _Folder, *, train: int = 30_000, evaluation: int = 500, size: int = 64, seed: int = 0) -> None:
     """Write the synthetic scenes: captioned shards to train on, and pictures with masks to evaluate on.
 
     FOLDER/train/*.tar holds pictures and captions, FOLDER/eval holds other pictures with masks. A folder that holds the
@@ -90,7 +90,12 @@ def doctor(
 
 
 def pack(
-    source: _Place, out: _Place, *, photos: Path | None = None, image_column: str = "", caption_column: str = ""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    *,
+    photos: Path | None = None,
+    image_column: str = "",
+    caption_column: str = "",
 ) -> int:
     """Pack photos and captions into shards of 1,000 photos: OUT/OUT-0000.tar, …
 

@@ -253,7 +253,7 @@ def _load(
         try:
             if (excess := len(os.fsencode(names[i])) - longest) > 0:
                 raise InputError(f"{file}: its name is too long for names of results: shorten it by {excess} bytes")
-            chunk[i] = load_rgb(file, str(file), max_pixels)
+            chunk[i] = load_rgb(file, str(file), max_pixels, "shrink it, or give a larger --max-pixels")
         except InputError as error:
             if single:
                 raise

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Options:
     """What to train, where, and how; the comments are the help."""
 
-    run: tyro.conf.Positional[str]  # Name of the run; an unknown one lists all.
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # Its name; an unknown one lists all.
     data: str  # Folder with the run's tar shards, or a URL of one (s3://…, https://…).
     out: Path | None = None  # Folder of the training, by default runs/RUN.
     seed: int = 0  # Of the weights, the order, the augmentation and the noise.

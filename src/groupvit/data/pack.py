@@ -58,7 +58,7 @@ def pack(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there already; name a new folder for the shards")
     with input_error(f"{source} cannot be read", OSError):
-        samples = _open(source, photos or source.parent, image_column, caption_column)
+        samples = _open(source, photos, image_column, caption_column)
     with input_error(f"cannot write shards to {out}", OSError), new_folder(out) as unfinished:
         shards = write_shards(whole(), unfinished, prefix=out.name)
         if not shards:
@@ -74,23 +74,27 @@ def pack(
     return Packed(len(shards), len(captions), sum(captions), faults)
 
 
-def _open(source: Path, photos: Path, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
+def _open(source: Path, photos: Path | None, image_column: str, caption_column: str) -> Iterator[Sample | Fault]:
+    columns = {"--image-column": image_column, "--caption-column": caption_column}
     if source.is_dir():
         files, pictures = [], False
         for root, _, names in os.walk(source, onerror=_refuse):
             split = [split_name(name) for name in names]
             images, texts = ({key for key, ending in split if ending in of} for of in (IMAGE_ENDINGS, TEXT_ENDINGS))
             if images & texts:
+                _refuse_options(source, {"--photos": photos, **columns})
                 return _folder(source)
             pictures |= bool(images)
             files += [Path(root, name) for name in names if name.lower().endswith(_PARQUET) and name[0] != "."]
         if not files and pictures:
+            _refuse_options(source, {"--photos": photos, **columns})
             return _folder(source)
         files.sort()
         if files[0].with_suffix(".tar").exists() if files else any(source.glob("*.tar")):
             raise InputError(f"{source} holds shards already: train on it as it is")
         if not files:
             raise InputError(f"{source}: neither photos nor parquet in it")
+        _refuse_options(source, {"--photos": photos})
         return _parquet(files, image_column, caption_column)
     if not source.is_file():
         what = "a pipe or a device, of which nothing is read" if source.exists() else "no such file or folder"
@@ -101,8 +105,15 @@ def _open(source: Path, photos: Path, image_column: str, caption_column: str) ->
     if source.suffix.lower() in _NO_TABLES:
         raise InputError(f"{source} is no table: give a folder of photos and captions, a CSV or TSV, or parquet")
     if source.suffix.lower() in _PARQUET:
+        _refuse_options(source, {"--photos": photos})
         return _parquet([source], image_column, caption_column)
-    return _table(source, photos, image_column, caption_column)
+    return _table(source, photos or source.parent, image_column, caption_column)
+
+
+def _refuse_options(source: Path, asked: dict[str, object]) -> None:
+    """Refuse options that would do nothing with this kind of source."""
+    if useless := [option for option, value in asked.items() if value]:
+        raise InputError(f"{source}: {useless[0]} does nothing with such a source: leave it out")
 
 
 def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tuple[str, ...] | None = None) -> Any:
