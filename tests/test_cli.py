@@ -156,6 +156,20 @@ def test_an_input_error_is_one_line_and_exit_code_2(monkeypatch: Any, capsys: py
     assert capsys.readouterr() == ("", "groupvit: error: the photo is empty: a.png\n")
 
 
+def test_a_lack_of_memory_is_one_line_and_exit_code_2(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_command(monkeypatch, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("groupvit: error: out of memory: ")
+
+
+def test_an_address_to_evaluate_is_refused_as_it_was_given(run_here: RunCli) -> None:
+    code, out, err = run_here("evaluate", "photos-trunk", "retrieval", "--root", "s3://bucket/x.tar")
+    assert (code, out) == (2, "")
+    assert "--root s3://bucket/x.tar: only training data is read from an address, download it first" in err
+
+
 def test_an_interruption_is_one_line_and_exit_code_130(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fake_command(monkeypatch, KeyboardInterrupt())
     with pytest.raises(SystemExit) as stop:

@@ -143,9 +143,9 @@ def test_protocols_do_not_change():
 
 def test_a_synonym_that_is_another_class_is_that_class_s(tmp_path):
     LAYOUTS["folder"](tmp_path)
-    (tmp_path / "classes.txt").write_text("dog\nPuppy\ncat=cat,boat\nship\nperson\npedestrian\n")
+    (tmp_path / "classes.txt").write_text("dog\nPuppy\ncat=cat,boat\nship\nPerson\npedestrian\n")
     labels = {label.name: label.words for label in CALIBRATED_NATIVE.labels(open_benchmark("folder", tmp_path))}
-    assert "man" in labels.pop("person")
+    assert "man" in labels.pop("Person")
     assert labels.pop("pedestrian") == ("pedestrian",)
     assert labels == {"dog": ("dog",), "Puppy": ("Puppy",), "cat": ("cat", "boat"), "ship": ("ship",)}
 

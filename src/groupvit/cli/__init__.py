@@ -17,7 +17,7 @@ import tyro
 import groupvit
 from groupvit.cli import convert, data, demo, evaluate, segment, train, transfer
 from groupvit.errors import InputError
-from groupvit.machine import keep_freed_memory
+from groupvit.machine import enough_memory, keep_freed_memory
 
 
 def _command(function: Callable[..., int | None]) -> Any:
@@ -104,7 +104,8 @@ def _run(argv: Sequence[str]) -> int | None:
         if not end.code:
             raise
         raise InputError(_summary(box.getvalue())) from None
-    return command()
+    with enough_memory("this machine has too little for it, or other programs take too much"):
+        return command()
 
 
 def _refuse_slips(argv: Sequence[str]) -> None:
@@ -119,6 +120,8 @@ def _refuse_slips(argv: Sequence[str]) -> None:
         address = re.match(r"[a-z][a-z0-9+.-]+://", value, re.IGNORECASE)
         if address and option in ("--out", "--cache", "--pictures", "--space"):
             raise InputError(f"{option} {value}: only data is read from an address, results go to a disk")
+        if address and option == "--root":
+            raise InputError(f"--root {value}: only training data is read from an address, download it first")
         if option == "--out" and not value:
             raise InputError("--out is empty, of which an unset variable may be the cause: name a folder or a file")
 

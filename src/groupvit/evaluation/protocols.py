@@ -57,7 +57,7 @@ class Protocol:
     def _words(self, name: str, benchmark: str) -> tuple[str, ...]:
         if self.class_names == "release":
             return (RELEASE_NAMES.get(benchmark.rstrip("0123456789"), {}).get(name, name),)
-        return tuple(SYNONYMS.get(name, (name,))) if self.class_names == "synonyms" else (name,)
+        return tuple(SYNONYMS.get(name.lower(), (name,))) if self.class_names == "synonyms" else (name,)
 
     def calibrated(self, dataset: Dataset) -> bool:
         """Return True if the threshold is chosen on the photos themselves, which takes two."""

@@ -63,7 +63,7 @@ class Retrieval:
         if not photos:
             raise InputError(f"{shards} holds no photos")
         self.digest = digest.hexdigest()
-        self.photos = torch.stack(photos)
+        self.photos = photos
         self.captions = tokenizer(captions)
         self.owners = torch.tensor(owners)
 
@@ -74,8 +74,9 @@ class Retrieval:
     def __call__(self, model: GroupViT) -> dict[str, float]:
         """Return R@1, R@5 and R@10 from text to image and from image to text, in percent."""
         device = model.logit_scale.device
-        chunks = (model.image_encoder.preprocess(chunk.to(device)) for chunk in self.photos.split(_CHUNK))
-        images = torch.cat([model.encode_image(chunk) for chunk in chunks]).float()
+        chunks = (torch.stack(self.photos[i : i + _CHUNK]) for i in range(0, len(self), _CHUNK))
+        encode, prepare = model.encode_image, model.image_encoder.preprocess
+        images = torch.cat([encode(prepare(chunk.to(device))) for chunk in chunks]).float()
         texts = torch.cat([model.encode_text(chunk.to(device)) for chunk in self.captions.split(_CHUNK)]).float()
         similarity = (texts @ images.T).cpu()
         captions = [(self.owners == photo).nonzero()[:, 0] for photo in range(len(images))]
