@@ -274,6 +274,15 @@ def test_a_vocabulary_that_is_edited_makes_the_index_of_its_shards_anew(tagged):
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, False]
 
 
+def test_the_share_of_photos_with_captions_by_people_is_known(tagged):
+    photos = CaptionedPhotos.open(tagged)
+    made_of_tags = [
+        photos.sayable(shard, row) is not None for shard in range(len(tagged)) for row in range(photos.counts[shard])
+    ]
+    assert 0 < sum(made_of_tags) < len(photos)
+    assert photos.human_share() == pytest.approx(1 - sum(made_of_tags) / len(photos))
+
+
 def test_tags_without_a_vocabulary_are_refused_whether_indexed_before_or_not(tagged):
     words = tagged[1].parent / "coco-tags-vocabulary.txt"
     listed = words.read_bytes()

@@ -163,7 +163,7 @@ def test_chance_is_the_caption_loss_of_embeddings_that_are_all_the_same(loss_for
     same = torch.nn.functional.normalize(torch.ones(8, 4), dim=-1)
     loss = contrastive_loss(same, same, torch.tensor(10.0), loss_form)
     assert (
-        Captions(0.5, loss_form).chance(8)
+        Captions(0.5, loss_form).chance(8.0)
         == pytest.approx(0.5 * float(loss))
         == pytest.approx(0.5 * directions * math.log(8))
     )
@@ -306,8 +306,8 @@ def replayed(alarm: Alarm, rows: tuple[tuple[float, ...], ...]) -> dict[int, str
 
 
 def test_healthy_trainings_give_no_warning():
-    assert replayed(Alarm(20, Captions(0.1).chance(32)), SCENES_STEPS) == {}
-    assert replayed(Alarm(20, Captions().chance(32)), RELEASE_STEPS) == {}
+    assert replayed(Alarm(20, Captions(0.1).chance(32.0)), SCENES_STEPS) == {}
+    assert replayed(Alarm(20, Captions().chance(32.0)), RELEASE_STEPS) == {}
 
 
 def test_a_collapse_is_told_while_it_happens():

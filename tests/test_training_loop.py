@@ -185,6 +185,16 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
         train(run, data, tmp_path, workers=0, resume=True)
 
 
+def test_captions_alone_learn_nothing_from_tags(data, tmp_path):
+    tagged = [replace(sample, tags=("sky",)) for shard in find_shards(data / "train") for sample in read_shard(shard)]
+    write_shards(tagged, tmp_path, prefix="train")
+    (tmp_path / "train-vocabulary.txt").write_text("sky\n")
+    run = vary(RUN, train="*.tar", objective=(Captions(),))
+    with pytest.raises(InputError, match=r"\*.tar: all photos have tags, and this run learns from captions alone"):
+        train(run, tmp_path, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_captions_and_tags_train_together(data, tmp_path):
     """Half of the photos have captions, and half tags of a source that knows two things and neither ball nor colour."""
     samples = list(read_shard(*find_shards(data / "train")))
@@ -521,6 +531,25 @@ def test_an_evaluation_that_fails_loses_no_step(data, tmp_path):
     with pytest.raises(InputError, match="no photos any more"):
         train(RUN, data, tmp_path, workers=0, evaluate=evaluate)
     assert (tmp_path / "latest").read_text() == "step-00000003"
+
+
+def test_an_evaluation_that_failed_is_made_up_for(data, tmp_path):
+    answers: Any = iter([{"score": 0.1}, InputError("a mask is gone"), InputError("still"), {"score": 0.3}])
+
+    def evaluate(_: object) -> dict[str, float]:
+        if isinstance(answer := next(answers), InputError):
+            raise answer
+        return answer
+
+    run = vary(RUN, steps=4, evaluate_every=2)
+    for message in ("a mask is gone", "still"):
+        with pytest.raises(InputError, match=message):
+            train(run, data, tmp_path, workers=0, evaluate=evaluate, resume=message == "still")
+        assert (tmp_path / "best").read_text() == "step-00000002"
+    for _ in range(2):  # once
+        train(run, data, tmp_path, workers=0, evaluate=evaluate, resume=True)
+        assert (tmp_path / "best").read_text() == "step-00000004"
+    assert [line["score"] for line in metrics(tmp_path) if "score" in line] == [0.1, 0.3]
 
 
 def test_a_first_ctrl_c_says_what_a_second_one_does_and_a_closed_terminal_stops(capfd: Any) -> None:

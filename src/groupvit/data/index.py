@@ -214,6 +214,11 @@ class CaptionedPhotos:
     def __len__(self) -> int:
         return int(self.counts.sum())
 
+    def human_share(self) -> float:
+        """Return the share of the photos that have captions by people, and no tags."""
+        tags = [_columns(index)["tags"] for index in self.indexes if index.vocabulary]
+        return 1 - sum(len(column) - column.null_count for column in tags) / len(self)
+
     def _cell(self, column: str, shard: int, row: int) -> Any:
         return _columns(self.indexes[shard])[column][row].as_py()
 

@@ -120,7 +120,7 @@ class Alarm:
 
     def _signs(self, step: int, values: dict[str, Any]) -> dict[str, bool]:
         # After twice the warm-up healthy: 0.9 of chance and less; collapsed: 0.99 and more.
-        stuck = step > 2 * self.warmup and values.get("caption", 0.0) > 0.98 * self.chance
+        stuck = step > 2 * self.warmup and values.get("caption", 0.0) > 0.98 * self.chance > 0
         signs = {
             "captions and photos are not told apart, the caption loss is that of chance": stuck,
             "the gradient explodes, its norm is above 1000": not values.get("grad_norm", 0.0) <= 1000,  # healthy: 105

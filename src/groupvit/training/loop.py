@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +24,7 @@ from groupvit.training.distributed import ALONE, World, mark_started
 from groupvit.training.health import Alarm, distinct_share, watched
 from groupvit.training.loader import batches_from, make_vocabulary, open_photos
 from groupvit.training.monitor import EVERY, Progress, draw_curves
-from groupvit.training.objective import Captions, terms_of
+from groupvit.training.objective import OF_CAPTIONS, Captions, terms_of
 from groupvit.training.optim import set_rate
 from groupvit.training.prepare import prepare
 from groupvit.training.run import Run, check
@@ -78,6 +79,8 @@ def train(
     check(run, seed, workers, keep, world.size)
     with world.first_goes_first():  # it indexes the shards that are not
         photos = open_photos(shards, indexers)
+    if all(isinstance(term, OF_CAPTIONS) for term in run.objective) and not photos.human_share():
+        raise InputError(f"{run.data.train}: all photos have tags, and this run learns from captions alone")
     words = make_vocabulary(run.data, run.objective, photos, Tokenizer(run.model.text.context_length)).to(device)
     with locked(out) if first else nullcontext():
         if first and not resume:  # another training may have come and gone while the data were indexed
@@ -112,7 +115,8 @@ def _must_be_new(out: Path) -> None:
 
 def _progress(state: TrainingState, out: Path, tensorboard: bool, world: World) -> Progress:
     run = state.run
-    chance = sum((term.chance(run.data.batch_size) for term in terms_of(run.objective, Captions)), start=0.0)
+    human = run.data.batch_size * state.photos.human_share()
+    chance = sum((term.chance(human) for term in terms_of(run.objective, Captions)), start=0.0)
     file = None if world.rank else out / "metrics.jsonl"
     alarm = Alarm(run.schedule.warmup, chance)
     return Progress(file, state.step, run.schedule.steps, run.data.batch_size, alarm, tensorboard=tensorboard)
@@ -165,6 +169,9 @@ def _loop(
     scales = {name: scale for name, scale in model.named_parameters() if name.endswith("logit_scale")}
     if not state.step:
         _drawn(state, draw, progress, out, keep)
+    if evaluate and state.unscored:
+        state = _evaluated(state, evaluate, progress, out, keep)
+        save(out, state, keep=keep)
     with stop_requests() as stop:
         while state.step < schedule.steps:
             try:
@@ -210,7 +217,7 @@ def _loop(
 
 def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out: Path, keep: int) -> TrainingState:
     state.weights.eval()
-    with _none_lost(state, out, keep):
+    with _none_lost(replace(state, unscored=True), out, keep):
         scores = evaluate(state.weights)
     state.model.train()
     progress.write(state.step, scores)

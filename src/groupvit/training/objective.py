@@ -127,9 +127,9 @@ class Captions:
         given = (of.pooled[human], of.captions[human], scale, self.form, of.own_human)
         return of.world.size * losses.contrastive_loss(*given)
 
-    def chance(self, batch_size: int) -> float:
-        """Return the weighted loss of a model that tells no photo of a batch from another."""
-        return (2 if self.form == "paper" else 1) * self.weight * math.log(batch_size)
+    def chance(self, photos: float) -> float:
+        """Return the weighted loss of a model that tells none of a batch's photos with human captions from another."""
+        return (2 if self.form == "paper" else 1) * self.weight * math.log(max(1, photos))
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,8 @@ class Teacher:
         return losses.teacher_loss(F.normalize(cells, dim=-1), F.normalize(classes, dim=-1), taught, scale)
 
 
+OF_CAPTIONS = (Captions, LocalAlignment)
+"""The terms that learn nothing from photos with tags."""
 PairTerm = Captions | LocalAlignment | MultiLabel | Nouns | Teacher
 Term = PairTerm | PhotoTerm
 Objective = tuple[Term, ...]

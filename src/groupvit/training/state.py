@@ -39,7 +39,8 @@ _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 class TrainingState:
     """A training after `step` optimiser steps, which took the first `step` batches of the order.
 
-    `best_score` is the highest that was seen so far, at `best_step`. `extras` are what terms train beside the model.
+    `best_score` is the highest that was seen so far, at `best_step`. `unscored`: an error ended the evaluation of this
+    step. `extras` are what terms train beside the model.
     """
 
     run: Run
@@ -52,6 +53,7 @@ class TrainingState:
     step: int = 0
     best_step: int | None = None
     best_score: float = -math.inf
+    unscored: bool = False
     extras: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     @property
@@ -70,8 +72,8 @@ class TrainingState:
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
         """Return the training with this step as the best one if the first of its scores is the highest so far."""
-        score = next(iter(scores.values()), -math.inf)
-        return replace(self, best_step=self.step, best_score=score) if score > self.best_score else self
+        score, state = next(iter(scores.values()), -math.inf), replace(self, unscored=False)
+        return replace(state, best_step=self.step, best_score=score) if score > self.best_score else state
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for a training to be continued."""
@@ -170,6 +172,7 @@ def _document(state: TrainingState) -> dict[str, Any]:
         "step": state.step,
         "best_step": state.best_step,
         "best_score": state.best_score,
+        "unscored": state.unscored,
         "held_out": state.run.data.held_out,
         "optimizer": state.optimizer.state_dict(),  # the schedule is a function of the step
         "model": state.model.state_dict() if state.average is not None else None,
@@ -210,6 +213,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
         state = replace(state, **{name: saved[name] for name in ("step", "best_step", "best_score")})
+        state = replace(state, unscored=saved.get("unscored", False))
     others = saved.get("held_out", state.run.data.held_out) != state.run.data.held_out
     if state.best_step is None or others or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
