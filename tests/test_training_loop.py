@@ -533,6 +533,23 @@ def test_an_evaluation_that_fails_loses_no_step(data, tmp_path):
     assert (tmp_path / "latest").read_text() == "step-00000003"
 
 
+def test_a_process_that_is_killed_while_it_evaluates_loses_no_step(data, tmp_path):
+    run, seen = vary(RUN, steps=3, save_every=100), []
+
+    def killed(_: object) -> dict[str, float]:
+        seen.append((tmp_path / "latest").read_text())
+        raise KeyboardInterrupt  # which nothing catches, as nothing catches a kill
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, data, tmp_path, workers=0, evaluate=killed)
+    assert seen == ["step-00000003"]
+    before = (tmp_path / "step-00000003" / "model.safetensors").stat().st_mtime_ns
+    train(run, data, tmp_path, workers=0, evaluate=lambda _: {"score": 0.5}, resume=True)
+    assert (tmp_path / "best").read_text() == "step-00000003"
+    assert (tmp_path / "step-00000003" / "model.safetensors").stat().st_mtime_ns == before
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 def test_an_evaluation_that_failed_is_made_up_for(data, tmp_path):
     answers: Any = iter([{"score": 0.1}, InputError("a mask is gone"), InputError("still"), {"score": 0.3}])
 

@@ -171,7 +171,6 @@ def _loop(
         _drawn(state, draw, progress, out, keep)
     if evaluate and state.unscored:
         state = _evaluated(state, evaluate, progress, out, keep)
-        save(out, state, keep=keep)
     with stop_requests() as stop:
         while state.step < schedule.steps:
             try:
@@ -208,7 +207,7 @@ def _loop(
             ended = state.step == schedule.steps
             if evaluate and (ended or state.step % schedule.evaluate_every == 0):
                 state = _evaluated(state, evaluate, progress, out, keep)
-            if ended or state.step % schedule.save_every == 0 or state.best_step == state.step:
+            if ended or state.step % schedule.save_every == 0:
                 _save_once(out, state, keep, world)
                 progress.restart_clock(state.step)
         _save_once(out, state, keep, world)
@@ -216,13 +215,17 @@ def _loop(
 
 
 def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out: Path, keep: int) -> TrainingState:
+    """Save, evaluate, and save what came out: whatever ends an evaluation, no step is lost, and `train` repeats it."""
+    if not is_saved(out, state.step):
+        save(out, replace(state, unscored=True), keep=keep)
     state.weights.eval()
-    with _none_lost(replace(state, unscored=True), out, keep):
-        scores = evaluate(state.weights)
+    scores = evaluate(state.weights)
     state.model.train()
     progress.write(state.step, scores)
+    state = state.scored(scores)
+    save(out, state, keep=keep)
     progress.restart_clock(state.step)
-    return state.scored(scores)
+    return state
 
 
 def _drawn(state: TrainingState, draw: Draw | None, progress: Progress, out: Path, keep: int) -> None:

@@ -39,8 +39,8 @@ _FREE = {"chunk", "held_out", "evaluate_every", "save_every"}
 class TrainingState:
     """A training after `step` optimiser steps, which took the first `step` batches of the order.
 
-    `best_score` is the highest that was seen so far, at `best_step`. `unscored`: an error ended the evaluation of this
-    step. `extras` are what terms train beside the model.
+    `best_score` is the highest that was seen so far, at `best_step`. `unscored`: the evaluation of this step has not
+    ended. `extras` are what terms train beside the model.
     """
 
     run: Run
@@ -134,19 +134,19 @@ def last_saved(out: Path) -> str:
 def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     """Write `out/step-N`, move the pointers `latest` and `best`, and drop all but the newest `keep` and the best.
 
-    A pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place.
+    A pointer moves only after everything is on disk: a crash or a full disk leaves the previous checkpoint in place. Of
+    a step that is saved already only `training.pt` is written again.
     """
     folder = folder_of(out, state.step)
     try:
-        with new_folder(folder, locked=True) as partial:
-            native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
-            with (partial / "training.pt").open("wb") as file:
-                torch.save(_document(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-        write_atomically(out / "latest", folder.name.encode())
+        if is_saved(out, state.step):
+            _write_training(folder, state)
+        else:
+            with new_folder(folder, locked=True) as partial:
+                native.save(partial, state.weights, replace(state.run.model, rivals=state.nouns))
+                _write_training(partial, state)
+                shutil.rmtree(folder, ignore_errors=True)
+            write_atomically(out / "latest", folder.name.encode())
     except (OSError, RuntimeError, InputError) as error:
         disk = error.__context__  # over which torch raises an error of its own
         reason = disk if isinstance(error, RuntimeError) and isinstance(disk, OSError) else error
@@ -162,6 +162,16 @@ def save(out: Path, state: TrainingState, *, keep: int = 2) -> Path:
     for other in (steps | set(out.glob(f"step-{'[0-9]' * 8}.partial"))) - kept:
         shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def _write_training(folder: Path, state: TrainingState) -> None:
+    part = folder / "training.pt.partial"
+    with part.open("wb") as file:
+        torch.save(_document(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / "training.pt")
+    sync_folder(folder)
 
 
 def _document(state: TrainingState) -> dict[str, Any]:
