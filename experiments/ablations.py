@@ -195,8 +195,7 @@ def main(
         record: Write the figures to docs/results.json and the table to docs/RESULTS.md.
     """
     began_at = commit() if record else ""
-    name = key(table)
-    name = name if size == 64 else f"{name}-{size}px"
+    name = key(table) if size == 64 else f"{key(table)}-{size}px"
     trainings = out if size == 64 else out / f"{size}px"
     trainings = trainings / f"{steps}-steps" if steps else trainings  # a trial is no part of the table
     data = out / f"data-v{scenes.VERSION}"

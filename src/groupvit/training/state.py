@@ -68,7 +68,7 @@ class TrainingState:
         for module in self.extras.modules():
             if isinstance(module, Momentum):
                 module.follow((self.step + 1) / self.run.schedule.steps)
-        return replace(self, step=self.step + 1)
+        return replace(self, step=self.step + 1, unscored=False)
 
     def scored(self, scores: dict[str, float]) -> "TrainingState":
         """Return the training with this step as the best one if the first of its scores is the highest so far."""
