@@ -105,8 +105,9 @@ def shared_scores(
     largest = 2**12
     for w, (owners, scores) in ((window, final) for window in windows for final in window.finals):
         if len(total) > largest:  # most rows have no pixel any more
-            used, rows = rows.unique(return_inverse=True)
-            total, count, largest = total[used], count[used], max(largest, 2 * len(used))
+            used = torch.bincount(rows.flatten(), minlength=len(total)) > 0
+            rows = (used.cumsum(dim=0) - 1)[rows]
+            total, count, largest = total[used], count[used], max(largest, 2 * int(used.sum()))
         groups = len(scores)
         pairs = rows[w.inside] * groups + enlarged_argmax(owners, patch)[: w.height, : w.width]
         occurring = torch.bincount(pairs.flatten(), minlength=len(total) * groups) > 0
