@@ -119,7 +119,7 @@ def _packed(path: Path, ending: str) -> None:
     table = path.with_name(f"table.{ending}")
     shutil.copyfile(path, table)
     (path.parent / "a.jpg").write_bytes(photo())
-    list(pack._open(table, path.parent, "", ""))
+    list(pack._open(table, None, "", ""))
 
 
 def _parquet_seed(folder: Path) -> bytes:

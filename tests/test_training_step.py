@@ -205,18 +205,20 @@ def test_no_graph_is_kept_for_more_than_a_chunk_and_the_second_pass_keeps_to_the
 
 def test_early_maps_teach_what_the_images_do_and_leave_the_trunk_as_it_is() -> None:
     case = CASES["trunk, patches, early maps"]
-    terms, early, model = gradients(case, torch.float64)
+    terms, early, learner = gradients(case, torch.float64)
     again, whole, _ = gradients(replace(case, early=False), torch.float64)
     assert terms.keys() == {"caption", "segment_nouns", "patch_nouns", "teacher"}
     for key, value in terms.items():
         torch.testing.assert_close(again[key], value, atol=1e-10, rtol=0)
     assert early.keys() == whole.keys()
     assert not [name for name in whole if ".trunk." in name]
-    assert {"image_encoder.stem.from_last.weight", "teacher_logit_scale"} < whole.keys()
+    assert {"model.image_encoder.stem.from_last.weight", "model.teacher_logit_scale"} < whole.keys()
     for key, gradient in whole.items():
         torch.testing.assert_close(early[key], gradient, atol=1e-10, rtol=0, msg=key)
     untouched = model_of(case, torch.float64).image_encoder.trunk
     assert untouched is not None
-    assert model.image_encoder.trunk is not None
-    for one, two in zip(untouched.state_dict().values(), model.image_encoder.trunk.state_dict().values(), strict=True):
+    assert learner.model.image_encoder.trunk is not None
+    for one, two in zip(
+        untouched.state_dict().values(), learner.model.image_encoder.trunk.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, two)
