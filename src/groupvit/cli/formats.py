@@ -70,13 +70,13 @@ class Export:
 
     def add(self, stem: Path, photo: Path, result: "Segmentation") -> None:
         """Write the photo's own files, and keep its part of the others."""
-        from groupvit.segmentation.formats import voc_labels
-
         for name in self.formats:
             polygons = name.endswith("-polygons")
             if name == "voc":
                 write_picture(stem.with_name(f"{stem.name}.voc.png"), result.to_voc())
                 if not self.label_map_written:
+                    from groupvit.segmentation.formats import voc_labels
+
                     write_atomically(self.out / "labelmap.txt", voc_labels(result.names).encode())
                     self.label_map_written = True
             elif name == "labelme":

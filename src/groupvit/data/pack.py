@@ -82,8 +82,8 @@ def _open(source: Path, photos: Path | None, image_column: str, caption_column: 
             split = [split_name(name) for name in names]
             images, texts = ({key for key, ending in split if ending in of} for of in (IMAGE_ENDINGS, TEXT_ENDINGS))
             if images & texts:
-                _refuse_options(source, {"--photos": photos, **columns})
-                return _folder(source)
+                files, pictures = [], True
+                break
             pictures |= bool(images)
             files += [Path(root, name) for name in names if name.lower().endswith(_PARQUET) and name[0] != "."]
         if not files and pictures:

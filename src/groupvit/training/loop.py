@@ -229,21 +229,14 @@ def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out
 
 
 def _drawn(state: TrainingState, draw: Draw | None, progress: Progress, out: Path, keep: int) -> None:
-    with _none_lost(state, out, keep):
-        picture = draw(state.weights, state.step) if draw else None
-    if picture is not None:
-        progress.show(state.step, picture)
-
-
-@contextmanager
-def _none_lost(state: TrainingState, out: Path, keep: int) -> Iterator[None]:
-    """Save the training before an error of the block, of memory, too, ends it."""
     try:
-        yield
-    except (InputError, RuntimeError, MemoryError):
+        picture = draw(state.weights, state.step) if draw else None
+    except (InputError, RuntimeError, MemoryError):  # of which a picture is no reason to lose steps
         if state.step:
             save(out, state, keep=keep)
         raise
+    if picture is not None:
+        progress.show(state.step, picture)
 
 
 def _save_once(out: Path, state: TrainingState, keep: int, world: World) -> None:

@@ -19,6 +19,7 @@ def _one_stage(group_tokens: int = 64, output_groups: int = 8) -> ModelConfig:
     return with_stages(RELEASE, Stage(6, group_tokens, output_groups), Stage(6))
 
 
+PLAIN = with_stages(RELEASE, Stage(12))
 SOFT = replace(_one_stage(), image=replace(_one_stage().image, hard_assignment=False))
 
 
@@ -64,9 +65,8 @@ def _photos_alone(term: PhotoTerm, batch_size: int, lr: float, weight_decay: flo
 
     The paper does not say how it pre-trained them on other photos.
     """
-    plain = with_stages(RELEASE, Stage(12))
     return Run(
-        model=replace(plain, text=replace(plain.text, layers=1), multi_label_scale=False),
+        model=replace(PLAIN, text=replace(PLAIN.text, layers=1), multi_label_scale=False),
         data=Data(BOTH, batch_size=batch_size, crop=(1.0, 1.0)),
         objective=(term,),
         schedule=Schedule(
@@ -94,7 +94,7 @@ PAPER_RUNS: dict[str, Run] = {
     "groupvit-s-1stage-cc12m-64-16": _release(_one_stage(64, 16)),
     "groupvit-s-cc12m": _release(),
     "groupvit-s-1stage-cc12m-yfcc": _release(_one_stage(), BOTH),
-    "clip-vit-s": _release(with_stages(RELEASE, Stage(12)), BOTH, prompts=0),
+    "clip-vit-s": _release(PLAIN, BOTH, prompts=0),
     "dino-vit-s": _photos_alone(Dino(), 1024, 2e-3, 0.04, warmup=10),
     "moco-vit-s": _photos_alone(Moco(), BATCH, 2.4e-3, 0.1, warmup=40),
     "paper": AS_PRINTED,
