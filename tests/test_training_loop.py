@@ -550,6 +550,16 @@ def test_a_process_that_is_killed_while_it_evaluates_loses_no_step(data, tmp_pat
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_picture_that_fails_leaves_no_evaluation_out(data, tmp_path):
+    def draw(_: object, step: int) -> None:
+        if step == 3:
+            raise InputError("no picture")
+
+    with pytest.raises(InputError, match="no picture"):
+        train(RUN, data, tmp_path, workers=0, evaluate=lambda _: {"score": 0.5}, draw=draw)
+    assert (tmp_path / "best").read_text() == "step-00000003"
+
+
 def test_an_evaluation_that_failed_is_made_up_for(data, tmp_path):
     answers: Any = iter([{"score": 0.1}, InputError("a mask is gone"), InputError("still"), {"score": 0.3}])
 

@@ -203,10 +203,10 @@ def _loop(
             progress.step(state.step, rate, {**terms, "grad_norm": norm, **temperatures, **health})
             if progress.skips_on_end == SKIPS:
                 raise InputError(f"no finite gradient in {SKIPS} steps up to {state.step - 1}; {last_saved(out)}")
-            _drawn(state, draw, progress, out, keep)
             ended = state.step == schedule.steps
             if evaluate and (ended or state.step % schedule.evaluate_every == 0):
                 state = _evaluated(state, evaluate, progress, out, keep)
+            _drawn(state, draw, progress, out, keep)
             if ended or state.step % schedule.save_every == 0:
                 _save_once(out, state, keep, world)
                 progress.restart_clock(state.step)

@@ -58,6 +58,7 @@ AS_PRINTED = Run(
 )
 
 IMAGENET = 1_281_167
+"""Photos of its training set."""
 
 
 def _photos_alone(term: PhotoTerm, batch_size: int, lr: float, weight_decay: float, *, warmup: int) -> Run:
