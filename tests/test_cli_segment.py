@@ -317,6 +317,23 @@ def test_pictures_of_an_earlier_run_do_not_stay_beside_another_one_s(tmp_path: P
     assert not kinds & {"mask-sky.png", "groups-1.jpg"}
 
 
+def test_lines_come_while_other_photos_are_segmented(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abcd":
+        save_photo(tmp_path / f"photos/{name}.jpg")
+    said, as_before = [], Segmenter.segment
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        said.append(capsys.readouterr().out)
+        return as_before(*args, **settings)
+
+    monkeypatch.setattr(Segmenter, "segment", noted)
+    segment((str(tmp_path / "photos"),), labels=("sky", "road"), model=model, out=tmp_path / "out", batch_size=1)
+    assert "a.jpg.overlay.jpg: " in "".join(said)
+    assert [line.split(".")[0][-1] for line in ("".join(said) + capsys.readouterr().out).splitlines()] == [*"abcd"]
+
+
 def test_a_folder_goes_on_where_it_was_interrupted(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,12 +136,13 @@ def earlier(stem: Path) -> dict[str, Any]:
     return {"lists": []}
 
 
-def is_done(stem: Path, photo: Path, record: dict[str, Any], words: list[tuple[str, list[str]]]) -> bool:
+def is_done(stem: Path, photo: Path, record: dict[str, Any], words: dict[str, list[str]]) -> bool:
     """Whether a run with this record, but for its lists, has written all results of a photo, and after the photo."""
     before = earlier(stem)
     with suppress(OSError, LookupError, TypeError):  # of no such run, or of none
-        known = [(label["name"], label["words"]) for label in before["labels"] if label["words"]]
-        same = all(before[name] == value for name, value in record.items() if name != "lists") and known == words
+        known = {label["name"]: label["words"] for label in before["labels"] if label["words"]}
+        same = all(before[name] == value for name, value in record.items() if name != "lists")
+        same &= [*known.items()] == [*words.items()]  # in their order, too
         same &= os.path.realpath(stem.parent / before["path"]) == os.path.realpath(photo)
         return same and os.path.getmtime(photo) <= os.path.getmtime(result_file(stem, "json"))
     return False

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -158,19 +158,19 @@ def _segment(
 ) -> int:
     """Segment, write and report every photo that can be read; return 1 if there are others."""
     batch_size = record["settings"]["batch_size"]
-    names, lines, writing, single = output_names(files), [], [], len(files) == 1
+    names, single = output_names(files), len(files) == 1
+    words = {label.name: [*label.words] for label in labels}
     if resume:
-        words = [(label.name, [*label.words]) for label in labels]
         left = [i for i, file in enumerate(files) if not is_done(out / names[i], file, record, words)]
         if len(left) < len(files):
             print(f"groupvit: passed over photos that have results: {len(files) - len(left)}", file=sys.stderr)
         files, names = [files[i] for i in left], [names[i] for i in left]
-    every = dict.fromkeys(["background", *(label.name for label in labels)])
-    kinds = ["overlay.jpg", "groups-1.jpg", *mask_kinds(list(every))]
+    kinds = ["overlay.jpg", "groups-1.jpg", *mask_kinds([*dict.fromkeys(["background", *words])])]
     longest = _LONGEST_NAME - max(len(os.fsencode(f".{kind}")) for kind in (kinds if masks else kinds[:2]))
     chunks = _load(files, names, batch_size, longest=longest, max_pixels=max_pixels, single=single)
     bar = progress("segmenting", len(files), shown=not single)
     share_freed_memory()
+    writing, done = list[Future[str]](), 0
 
     def segmented(chunk: "Chunk") -> "Results":
         images = {i: image for i, image in chunk.items() if image}
@@ -180,21 +180,26 @@ def _segment(
 
     with bar as advance, ThreadPoolExecutor(_THREADS) as pool, _two_workers() as workers:
         for results in _two_at_once(workers, segmented, _ahead(pool, chunks)):
-            lines += [written.result() for written in writing]
-            writing.clear()
+            done, writing = done + _report(writing), []
             for i, result in results.items():
                 if result is None:
                     continue
                 export.add(out / names[i], files[i], result)
                 facts = {"photo": str(files[i]), "path": path_from(out, os.path.realpath(files[i])), **record}
-                writing.append(pool.submit(_write, out / names[i], result, labels, facts, masks=masks))
+                writing.append(pool.submit(_write, out / names[i], result, words, facts, masks=masks))
             advance(len(results), len(results))
             if (max(results) + 1) // _TRIM_EVERY > min(results) // _TRIM_EVERY:
                 return_freed_memory()
-        lines += [written.result() for written in writing]
+        done += _report(writing)
     export.finish()
-    print(*lines, sep="\n", end="\n" * bool(lines))
-    return int(len(lines) < len(files))
+    return int(done < len(files))
+
+
+def _report(writing: list[Future[str]]) -> int:
+    """Print the lines of photos that are being written, and return how many there were."""
+    for written in writing:
+        print(written.result(), flush=True)
+    return len(writing)
 
 
 @contextmanager
@@ -265,7 +270,7 @@ def _load(
 
 
 def _write(
-    stem: Path, result: "Segmentation", labels: Sequence["Label"], record: dict[str, Any], *, masks: bool
+    stem: Path, result: "Segmentation", words: dict[str, list[str]], record: dict[str, Any], *, masks: bool
 ) -> str:
     """Save everything about one photo and return the line that reports it."""
     from PIL import Image
@@ -285,7 +290,6 @@ def _write(
     for i, kind in enumerate(kinds):
         write_picture(result_file(stem, kind), Image.fromarray(result.label_map == i).convert("L"))
     values = result.to_dict()
-    words = {label.name: label.words for label in labels}
     for entry in values["labels"]:
         entry["words"] = words.get(entry["name"], ())
     text = json.dumps({**record, **values}, indent=2) + "\n"

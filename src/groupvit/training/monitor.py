@@ -21,6 +21,7 @@ from torch import Tensor
 
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
+from groupvit.progress import LINE_EVERY
 from groupvit.training.health import Alarm
 
 EVERY = 10
@@ -144,7 +145,7 @@ class Progress:
             self._say(f"step {step}: warning: {warning}")
         description = f"loss {numbers['loss']:.3f}, {speed:.0f} photos/s"
         self.bar.update(self.task, completed=step, description=description)
-        if self.bar.disable and now - self.printed > 30:
+        if self.bar.disable and now - self.printed > LINE_EVERY:
             left = (self.steps - step) * self.batch_size / max(speed, 1e-9)
             with suppress(OSError):
                 print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
