@@ -246,9 +246,7 @@ def test_colour_factors_of_one_change_nothing_and_each_image_has_its_own():
 
 
 def test_colour_factors_fill_their_range():
-    factors = torch.stack([draw_color(np.random.default_rng(seed), 0.3) for seed in range(300)])
-    assert ((factors >= 0.7) & (factors <= 1.3)).all()
-    assert (factors.min(dim=0).values < 0.72).all()
-    assert (factors.max(dim=0).values > 1.28).all()
-    assert torch.equal(draw_color(np.random.default_rng(0), 0.0), torch.ones(3))
-    assert draw_color(np.random.default_rng(0), 5.0).min() >= 0
+    factors = torch.stack([draw_color(np.random.default_rng(seed)) for seed in range(300)])
+    assert ((factors >= 0.6) & (factors <= 1.4)).all()
+    assert (factors.min(dim=0).values < 0.62).all()
+    assert (factors.max(dim=0).values > 1.38).all()

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import groupvit
 from groupvit.errors import InputError
+from groupvit.evaluation import pictures
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
 from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row
@@ -125,6 +127,17 @@ def test_a_background_of_words_is_drawn_in_its_own_place(photo, tmp_path):
     dataset = Dataset("folder", tmp_path, ("cat", "Background=wall", "dog"), ("tom",), lambda _: photo)
     paths = draw(evaluate(segmenter, dataset, PAPER_2022), segmenter, dataset, PAPER_2022, tmp_path / "pictures")
     assert len(paths) == 4
+
+
+def test_a_long_photo_has_groups_whatever_windows_a_trunk_has(photo, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    segmenter, rows = groupvit.load("photos-trunk", engine="torch", precision="fp32"), []
+    long = replace(photo, image=photo.image.resize((320, 100)), mask=np.zeros((100, 320), np.uint8))
+    dataset = Dataset("folder", tmp_path, CLASSES, ("tom",), lambda _: long)
+    monkeypatch.setattr(pictures, "row", lambda photo, groups, *rest: rows.append(groups) or row(photo, groups, *rest))
+    result = Result("folder", CLASSES, {}, {}, (), (score_prediction(long, long.mask, len(CLASSES)),))
+    pictures.draw(result, segmenter, dataset, CALIBRATED_NATIVE, tmp_path / "pictures")
+    assert [[stage.shape for stage in groups] for groups in rows] == [[(100, 320)]] * 2
 
 
 def test_charts_without_matplotlib_are_refused_before_anything(tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ def test_configurations_survive_json(config):
         (lambda c: c["image"].pop("dim"), "model.image.dim"),
         (lambda c: c["image"].update(dim="384"), "model.image.dim"),
         (lambda c: c["image"]["stages"][1].update(depth=1.5), r"model.image.stages\[1\].depth"),
-        (lambda c: c.update(projector_norm="layer"), "no model.projector_norm any more"),
         (lambda c: c.update(text=3), "model.text"),
     ],
 )
@@ -33,10 +32,3 @@ def test_a_configuration_from_before_a_field_was_added_means_its_default():
     values = RELEASE.to_dict()
     del values["teacher_loss"], values["rivals"]
     assert ModelConfig.from_dict(values) == RELEASE
-
-
-def test_a_configuration_from_before_fields_were_deleted_means_what_is_left():
-    values = RELEASE.to_dict()
-    assert ModelConfig.from_dict(values | {"projector_norm": "batch", "logit_bias": False}) == RELEASE
-    with pytest.raises(InputError, match=r"no model.logit_bias any more: use the version that wrote"):
-        ModelConfig.from_dict(values | {"logit_bias": True})

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from groupvit.data.shards import find_shards, scan_shard
+from groupvit.models import TextEncoderConfig
 from groupvit.text.tokenizer import Tokenizer, _backend, clean
 
 CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
@@ -93,7 +94,7 @@ def test_a_long_text_ends_with_end_of_text_at_the_last_position():
 
 
 def test_end_of_text_is_the_greatest_id():
-    assert max(_backend().get_vocab().values()) == Tokenizer.end_of_text == Tokenizer.vocab_size - 1
+    assert max(_backend().get_vocab().values()) == Tokenizer.end_of_text == TextEncoderConfig().vocab_size - 1
 
 
 def test_no_text_makes_no_row():

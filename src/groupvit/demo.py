@@ -255,7 +255,7 @@ def _load_beside_gradio(model: str) -> Segmenter:
 
 
 def load_gradio() -> Any:
-    """Import Gradio without the stubs for editors that it writes beside itself each time: a third of the import."""
+    """Import Gradio without the stubs for editors that it writes beside itself each time: half of the import."""
     getfile = inspect.getfile
 
     def no_source(thing: Any) -> str:

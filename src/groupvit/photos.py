@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -42,7 +41,7 @@ _EIGHT_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 
 
 def load_rgb(
-    file: str | Path | BinaryIO | bytes, name: str, max_pixels: int = MAX_PIXELS, advice: str = "shrink it"
+    file: str | Path | bytes, name: str, max_pixels: int = MAX_PIXELS, advice: str = "shrink it"
 ) -> Image.Image:
     """Load an image as 8-bit RGB: first frame, turned upright, transparency on white.
 
@@ -101,7 +100,7 @@ def naming(name: str, max_pixels: int = MAX_PIXELS, advice: str = "shrink it") -
         _SETTINGS.release()
 
 
-def opened(file: str | Path | BinaryIO | bytes) -> Image.Image:
+def opened(file: str | Path | bytes) -> Image.Image:
     if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe may never end
         raise ValueError("it is a folder, a pipe or a device")
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())

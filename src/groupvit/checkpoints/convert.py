@@ -1,6 +1,5 @@
 """Checkpoints from one layout to another, verified to the bit and by published logits."""
 
-import io
 import os
 import tempfile
 from http.client import HTTPException
@@ -17,6 +16,7 @@ from groupvit.checkpoints import LAYOUTS, load
 from groupvit.errors import InputError, input_error
 from groupvit.files import refuse_remote
 from groupvit.models import GroupViT, temperature
+from groupvit.photos import load_rgb
 from groupvit.text.tokenizer import Tokenizer
 
 PHOTO = "http://images.cocodataset.org/val2017/000000039769.jpg"
@@ -72,9 +72,7 @@ def compare_logits(model: GroupViT, golden: tuple[float, ...], photo: Path | Non
 
 def pixels(photo: Path | None) -> Float[Tensor, "1 3 224 224"]:
     """Return the photo as CLIP's image processor prepares it."""
-    source = photo or io.BytesIO(download(PHOTO))
-    with input_error(f"{photo or PHOTO} cannot be read", OSError), Image.open(source) as file:
-        image = file.convert("RGB")
+    image = load_rgb(photo or download(PHOTO), str(photo or PHOTO))
     short = min(image.size)
     image = image.resize((image.width * 224 // short, image.height * 224 // short), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from groupvit import __version__
 from groupvit.errors import InputError, input_error
 from groupvit.files import refuse_pointer, write_atomically
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD, GroupViT, ModelConfig, build_model
@@ -152,20 +152,13 @@ def save(
         state = _compacted(state if model.rivals is None else state | {_RIVALS: model.rivals})
     document = {
         "format_version": _FORMAT_VERSION if compact else 1,
-        "groupvit_version": _version(),
+        "groupvit_version": __version__,
         "model": config.to_dict(),
         "image": IMAGE_NORMALISATION,
         "metadata": metadata or {},
     }
     write_safetensors(folder / WEIGHTS, state, {"format": "pt", _HEADER: json.dumps(document)})
     write_json(folder / CONFIG, {"note": f"a copy for readers: the loader uses the one inside {WEIGHTS}", **document})
-
-
-def _version() -> str:
-    try:
-        return version("groupvit")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
 
 
 def recognises(path: Path) -> bool:

@@ -80,7 +80,7 @@ Trunk = TypeVar("Trunk", EfficientNetLite, ViTTrunk)
 
 
 def load_trunk(name: str, folder: Path | None) -> EfficientNetLite | ViTTrunk:
-    """Load the pre-trained trunk that a configuration's `stem` names; a "vit" is the one in the folder."""
+    """Load the pre-trained trunk that a configuration's `stem` names; a "vit" is the one in the folder or file."""
     if name != "vit":
         return load_efficientnet(cast(EfficientNetVariant, name))
     if folder is None:

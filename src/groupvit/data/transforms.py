@@ -3,8 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +24,7 @@ class Crop(NamedTuple):
     mirrored: bool = False
 
 
-def load_crop(
-    file: str | Path | BinaryIO | bytes, name: str, size: int, draw: Callable[[int, int], Crop]
-) -> Image.Image:
+def load_crop(file: bytes, name: str, size: int, draw: Callable[[int, int], Crop]) -> Image.Image:
     """Load the crop that `draw` chooses from the upright width and height, resized to a square (bilinear, antialiased).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, if the box keeps `size` pixels a side.
@@ -105,9 +102,9 @@ def draw_crop(width: int, height: int, scale: tuple[float, float], generator: np
     return Crop(left, top, left + box_width, top + box_height, mirrored=bool(coin < 0.5))
 
 
-def draw_color(generator: np.random.Generator, strength: float = 0.4) -> Float[Tensor, "3"]:
-    """Draw factors of brightness, contrast and saturation for `jitter_color`, each in 1 ± `strength`."""
-    return torch.from_numpy(generator.uniform(max(0.0, 1 - strength), 1 + strength, size=3)).float()
+def draw_color(generator: np.random.Generator) -> Float[Tensor, "3"]:
+    """Draw factors of brightness, contrast and saturation for `jitter_color`, each in 1 ± 0.4."""
+    return torch.from_numpy(generator.uniform(0.6, 1.4, size=3)).float()
 
 
 def jitter_color(

@@ -21,6 +21,7 @@ from groupvit.files import refuse_remote, write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
 
+_WHOLE = 10**6  # pixels of a window that no photo fills
 _WRITTEN = 21  # classes: in a larger matrix the numbers could not be read
 
 
@@ -96,7 +97,7 @@ def _row_of(
     segmented = segmenter.segment(photo.image, labels, view)
     groups = segmented.groups
     if not groups:
-        groups = segmenter.segment(photo.image, labels, short_side=view.short_side).groups
+        groups = segmenter.segment(photo.image, labels, short_side=view.short_side, window=_WHOLE).groups
     return row(photo, groups, class_indices(segmented, dataset.classes)[segmented.label_map], dataset.classes)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from groupvit.evaluation.results import Result
 
+_NAMED = 12  # classes
+
 
 def report(result: Result) -> str:
     """Return the numbers of a result."""
@@ -18,12 +20,13 @@ def report(result: Result) -> str:
     return "\n".join(lines)
 
 
-def unseen(result: Result, most: int = 12) -> str:
-    """Return which classes no mask shows, at `most` so many by name, and what does not count; "" if all are there."""
+def unseen(result: Result) -> str:
+    """Return which classes no mask shows, the first ones by name, and what does not count; "" if all are there."""
     absent = [name for name, pixels in zip(result.classes, result.matrix.sum(axis=1), strict=True) if not pixels]
     if not absent:
         return ""
-    names = ", ".join(absent[:most]) + (f" and {len(absent) - most} more" if len(absent) > most else "")
+    more = len(absent) - _NAMED
+    names = ", ".join(absent[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     uncounted = 100 - 100 * result.matrix.sum() / sum(photo.pixels for photo in result.photos)
     own = ": pixels of a class must have the index of its line" * (result.benchmark == "folder")
     told = f"no mask shows {names} ({len(absent)} of {len(result.classes)} classes)"

@@ -1,11 +1,9 @@
 """Result files: every photo's pixel counts and what made them, from which all numbers can be computed again."""
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -13,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+import torch
 from jaxtyping import Int
 
+from groupvit import __version__
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation import metrics
 from groupvit.evaluation.datasets import Dataset
@@ -202,11 +203,8 @@ def _digest(lines: Sequence[str]) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what counted."""
-    installed = {"python": platform.python_version()}
-    for package in ("groupvit", "torch", "numpy", "pillow"):
-        with suppress(importlib.metadata.PackageNotFoundError):  # run from a source tree
-            installed[package] = importlib.metadata.version(package)
-    return installed
+    packages = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+    return {"python": platform.python_version(), "groupvit": __version__, **packages}
 
 
 def load_comparable(path: Path, ours: Dataset | Result, first: Path) -> Result:

@@ -129,14 +129,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Invert `to_dict`, also that of earlier versions; an unknown, missing or mistyped field is an `InputError`."""
-        if changed := [name for name, value in _GONE.items() if values.get(name, value) != value]:
-            raise InputError(f"this groupvit has no model.{changed[0]} any more: use the version that wrote the model")
-        return _parse(cls, {name: value for name, value in values.items() if name not in _GONE}, "model")
+        """Invert `to_dict`; an unknown, missing or mistyped field is an `InputError`."""
+        return _parse(cls, values, "model")
 
 
-_GONE = {"projector_norm": "batch", "logit_bias": False}
-"""Fields that earlier checkpoints have, and the only value that is still built."""
 _ADDED = ("teacher_loss", "rivals", "seeded", "vit", "class_tokens", "patch_dropout")
 """Fields that the first checkpoints do not have, whose defaults say what those are."""
 

@@ -165,9 +165,11 @@ class Segmenter:
         self, words: Sequence[str], templates: Sequence[str] = (SIMPLE_TEMPLATE,)
     ) -> Float[Tensor, "words embed"]:
         """Return unit vectors of words (`WordBank.embed`)."""
-        if isinstance(words, str) or isinstance(templates, str):
+        if isinstance(words, str) or isinstance(templates, str) or not all(isinstance(word, str) for word in words):
             raise InputError("words and templates are lists of texts, such as ['cat', 'dog']")
-        return self.words.embed(words, templates)
+        if not words:
+            raise InputError("no words: give a list of texts")
+        return self.words.embed(words, View(templates=tuple(templates)).templates)  # which refuses those without {}
 
     def _encode(
         self,

@@ -42,7 +42,6 @@ class Tokenizer:
     A longer text is cut, and its row still ends with the end token. As in CLIP, a typed `<|endoftext|>` is that token.
     """
 
-    vocab_size = 49408
     start_of_text = 49406
     end_of_text = 49407
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -68,7 +69,8 @@ def train(
 
     `draw` gets the model and the step before the first and after each one; TensorBoard shows the pictures it returns.
     `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
-    imported. A trunk has its published weights, a "vit" those in the folder `trunk`; `cache` is the folder of its maps.
+    imported. A trunk has its published weights, a "vit" those in the folder or file `trunk`; its maps are kept in the
+    folder `cache`.
     Each process of several (`distributed.connected`) calls this with its own `world`; the first one writes.
     """
     first = world.rank == 0
@@ -193,7 +195,7 @@ def _loop(
             set_rate(state.optimizer, rate := schedule.rate(state.step))
             keys = noise.sample_keys(state.seed, state.step, positions)
             with watched(model.image_encoder, active=(reported := (state.step + 1) % EVERY == 0)) as health:
-                terms, norm = step(learner, gradient, state.optimizer, batch, keys)
+                terms, norm = step(learner, partial(gradient, batch, keys), state.optimizer)
             for extra in state.extras.values() if reported else ():
                 health |= extra.health  # pyright: ignore[reportOperatorIssue]
             if reported and batch.human.any():

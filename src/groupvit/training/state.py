@@ -218,13 +218,12 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
             state.model.load_state_dict(saved["model"])
             state.average.n_averaged.fill_(saved["step"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.extras.load_state_dict(saved.get("extras", {}))
+        state.extras.load_state_dict(saved["extras"])
         torch.set_rng_state(saved["generators"]["cpu"])
         if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-        saved.setdefault("unscored", False)  # earlier versions did not say
         state = replace(state, **{name: saved[name] for name in ("step", "best_step", "best_score", "unscored")})
-    others = saved.get("held_out", state.run.data.held_out) != state.run.data.held_out
+    others = saved["held_out"] != state.run.data.held_out
     if state.best_step is None or others or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
         return replace(state, best_step=None, best_score=-math.inf)

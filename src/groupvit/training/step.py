@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -169,14 +168,14 @@ def _total(terms: Terms) -> Float[Tensor, ""]:
 
 
 def step(
-    model: nn.Module, gradient: Callable[[Any, Keys], Terms], optimizer: torch.optim.Optimizer, batch: Any, keys: Keys
+    model: nn.Module, gradient: Callable[[], Terms], optimizer: torch.optim.Optimizer
 ) -> tuple[Terms, Float[Tensor, ""]]:
     """Take one step; return the loss's terms with their total, and the norm of the gradient before clipping.
 
     A gradient that is not finite changes nothing. It is the mean over all processes, so they agree on that.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
-    terms = {name: term.detach() for name, term in gradient(batch, keys).items()}
+    terms = {name: term.detach() for name, term in gradient().items()}
     norm = nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
     if torch.isfinite(norm):
         optimizer.step()

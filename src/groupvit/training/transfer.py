@@ -6,6 +6,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def finetune(network: DenseClassifier, photos: Any, out: Path, transfer: Transfe
     groups = [{"params": encoder, "lr_scale": _ENCODER_RATE}, {"params": list(network.heads.parameters())}]
     optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = Schedule(transfer.steps, warmup=transfer.steps // 20, lr=transfer.lr, lr_end=0.0)
-    bfloat16, keys = bfloat16_is_faster(device), torch.empty(0, dtype=torch.int64)
+    bfloat16 = bfloat16_is_faster(device)
 
-    def gradient(batch: _Batch, _: Any) -> Terms:
+    def gradient(batch: _Batch) -> Terms:
         images, masks = (each.to(device) for each in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             logits = network(images)
@@ -92,7 +93,7 @@ def finetune(network: DenseClassifier, photos: Any, out: Path, transfer: Transfe
                     with progress.waiting():
                         batch = next(batches)
                     set_rate(optimizer, rate := schedule.rate(done))
-                    terms, norm = step(network, gradient, optimizer, batch, keys)
+                    terms, norm = step(network, partial(gradient, batch), optimizer)
                     done += 1
                     progress.step(done, rate, {**terms, "grad_norm": norm})
                     if progress.skips_on_end == SKIPS:

@@ -25,7 +25,7 @@ def draw_view(
     (of 80 %), grey (of 20 %), blur and solarisation. Blur is as wide for a photo of 224 px as published, and shrinks
     with smaller ones.
     """
-    drawn = noise.uniform(keys, 12).T
+    drawn = noise.uniform(keys, 11).T
     views = _cropped(images.float(), drawn[:5], size, area).round().to(torch.uint8)
     strengths = drawn.new_tensor([0.4, 0.4, 0.2])
     factors = 1 + strengths * (2 * drawn[5:8].T - 1) * (drawn[8] < 0.8)[:, None]
