@@ -4,40 +4,32 @@
     python -m experiments.photos bundle runs/photos-trunk --captions SHARDS
     python -m experiments.photos score photos-trunk --captions SHARDS --evaluation FOLDER --record
     python -m experiments.photos compare photos-trunk photos --captions SHARDS --evaluation FOLDER --record
-    python -m experiments.photos picture photos-trunk --evaluation FOLDER --out docs/photos/segments.jpg
 
 `FOLDER` holds the benchmarks (`BENCHMARKS`, docs/DATASETS.md), `SHARDS` the run's shards and `flickr8k-test-*.tar`.
 `--plain` is a plain ViT trained on the same photos with captions alone (the run `photos-plain`); its patches are
 grouped by k-means, as in Table 4.
 """
 
-import io
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from experiments.clustering import clustered
 from experiments.command import errors_in_one_line
-from experiments.demo import PHOTOS, photograph
 from experiments.given_truth import evaluate_given
 from experiments.predictions import evaluate_predictions
 from experiments.record import commit, print_rows, record_table
 from experiments.scenes import random_weights
 from experiments.trunk_baselines import trunk_baselines
-from PIL import Image, ImageOps
 from rich.console import Console
 
 from groupvit import api
 from groupvit.checkpoints import latest, native
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.shards import find_shards
-from groupvit.errors import InputError
 from groupvit.evaluation.baselines import trivial_baselines
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, open_benchmark
@@ -45,9 +37,8 @@ from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import Protocol, get_protocol
 from groupvit.evaluation.results import Result, difference
 from groupvit.evaluation.whole_photos import Retrieval
-from groupvit.files import write_atomically
 from groupvit.models import GroupViT
-from groupvit.segmentation import Segmenter, drawing
+from groupvit.segmentation import Segmenter
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.loader import make_vocabulary
@@ -259,67 +250,6 @@ def compare(
         record_table(card, table, lines, began_at)
 
 
-def picture(
-    model: Annotated[str, tyro.conf.Positional],
-    evaluation: Path,
-    out: Path,
-    seed: int = 0,
-    kilobytes: int = 400,
-) -> None:
-    """Draw the picture of the model card: photos and their named segments, whatever comes out.
-
-    scikit-image's photographs with the words of `experiments.demo`, and twelve photos of VOC 2012 with VOC's classes,
-    and words for what is none of them as background, as is a best score below a half.
-
-    Args:
-        model: Name, checkpoint or hub id.
-        evaluation: Folder with the benchmarks.
-        out: The JPEG.
-        seed: What chooses VOC's photos.
-        kilobytes: The most that the file may have.
-    """
-    segmenter, voc = api.load(model), open_from(evaluation, "voc2012")
-    protocol = choose(segmenter)
-    view = replace(protocol.view_of(segmenter.config, voc), background=0.5)  # likelier than all others together
-    asked = [(name, photograph(name), PHOTOS[name]) for name in PHOTOS]
-    names = random.Random(seed).sample(voc.names, min(12, len(voc)))
-    asked += [(name, voc.read(name).image, protocol.labels(voc)) for name in names]
-    cells = []
-    for name, photo, labels in asked:
-        result = segmenter.segment(photo, labels, view)
-        small = ImageOps.contain(photo, (320, 320))
-        index_map = Image.fromarray(result.label_map).resize(small.size, Image.Resampling.NEAREST)
-        segments = drawing.overlay(small, np.asarray(index_map), result.names)
-        cells.append(drawing.panel([small, segments], [name, "named segments"]))
-    write_jpeg(_grid(cells, columns=2), out, kilobytes)
-
-
-def _grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Arrange pictures row by row, in columns as wide as the widest."""
-    width, lines = (
-        max(picture.width for picture in pictures),
-        [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
-    )
-    tops = list(accumulate((max(picture.height for picture in line) + 8 for line in lines), initial=0))
-    canvas = Image.new("RGB", (columns * (width + 16) - 16, tops[-1]), "white")
-    for top, line in zip(tops[:-1], lines, strict=True):
-        for column, own in enumerate(line):
-            canvas.paste(own, (column * (width + 16), top))
-    return canvas
-
-
-def write_jpeg(image: Image.Image, out: Path, kilobytes: int) -> None:
-    """Write the JPEG at the best quality that fits into so many kilobytes."""
-    for quality in range(90, 0, -5):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality, optimize=True)
-        if file.tell() <= 1000 * kilobytes:
-            write_atomically(out, file.getvalue())
-            print(f"{out}: quality {quality}, {file.tell() / 1000:.0f} kB")
-            return
-    raise InputError(f"{out} does not fit into {kilobytes} kB")
-
-
 if __name__ == "__main__":
     with errors_in_one_line():
-        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare, "picture": picture})
+        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare})

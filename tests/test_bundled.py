@@ -75,7 +75,6 @@ def test_it_brings_the_embeddings_that_it_gives_its_nouns(photos: Segmenter) -> 
         with pytest.raises(InputError, match="words and templates are lists of texts"):
             photos.embed_words(*words)
     for words, said in (
-        (([1, 2],), "words and templates are lists of texts"),
         (([],), "no words"),
         ((["dog"], []), "with {} in the place of the word"),
         ((["dog"], ["a photo"]), "with {} in the place of the word"),

@@ -1,10 +1,7 @@
-import numpy as np
 import pytest
 from experiments import photos
 from experiments.trunk_baselines import trunk_baselines
-from PIL import Image
 
-from groupvit.errors import InputError
 from layouts import LAYOUTS
 from test_evaluation_scoring import random_segmenter
 from test_experiments_trunk_baselines import ONE, made
@@ -38,27 +35,3 @@ def test_a_model_with_a_trunk_is_asked_about_whole_photos():
     assert photos.choose(made(ONE)).name == "calibrated-whole"
     assert photos.choose(random_segmenter()).name == "calibrated-native"
     assert photos.choose(random_segmenter(), "paper-2022").name == "paper-2022"
-
-
-def test_the_picture_has_every_photo_and_is_small(evaluation, monkeypatch):
-    monkeypatch.setattr(photos, "photograph", lambda name: Image.effect_noise((300, 200), 50).convert("RGB"))
-    model = made(ONE)
-    monkeypatch.setattr(photos.api, "load", lambda source: model)
-    shown = []
-    panel = photos.drawing.panel
-    monkeypatch.setattr(photos.drawing, "panel", lambda own, titles: shown.append(titles[0]) or panel(own, titles))
-    out = evaluation / "segments.jpg"
-    photos.picture("model", evaluation, out, kilobytes=200)
-    assert shown[:4] == [*photos.PHOTOS]
-    assert sorted(shown[4:]) == [f"2007_{i}" for i in range(4)]
-    assert out.stat().st_size <= 200_000
-    with Image.open(out) as picture:
-        assert picture.format == "JPEG"
-        assert min(picture.size) > 4 * 200
-
-
-def test_what_does_not_fit_is_not_written(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    with pytest.raises(InputError, match="does not fit into 1 kB"):
-        photos.write_jpeg(Image.fromarray(noise), tmp_path / "a.jpg", 1)
-    assert not list(tmp_path.iterdir())

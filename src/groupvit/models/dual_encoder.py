@@ -1,4 +1,4 @@
-"""GroupViT: an image encoder and a text encoder that meet in one space (Fig. 3)."""
+"""GroupViT: an image encoder and a text encoder that meet in one space (Fig. 2)."""
 
 import hashlib
 import math

@@ -165,7 +165,7 @@ class Segmenter:
         self, words: Sequence[str], templates: Sequence[str] = (SIMPLE_TEMPLATE,)
     ) -> Float[Tensor, "words embed"]:
         """Return unit vectors of words (`WordBank.embed`)."""
-        if isinstance(words, str) or isinstance(templates, str) or not all(isinstance(word, str) for word in words):
+        if isinstance(words, str) or isinstance(templates, str):
             raise InputError("words and templates are lists of texts, such as ['cat', 'dog']")
         if not words:
             raise InputError("no words: give a list of texts")
