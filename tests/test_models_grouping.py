@@ -92,6 +92,23 @@ def test_cosine_logits_do_not_depend_on_the_length_of_projected_tokens():
     assert logits.abs().max() <= 10.001
 
 
+def test_cosine_logits_stay_below_a_hundred():
+    module = assign(logits="cosine")
+    with torch.no_grad():
+        module.scale.fill_(math.log(1000))
+    assert 50 < module.similarity(tokens(5), tokens(7)).abs().max() <= 100
+
+
+@pytest.mark.parametrize("eps", [0.0, 1.0])
+def test_a_segment_alone_is_what_its_own_group_would_be(eps):
+    config = ImageEncoderConfig(dim=16, heads=2, assign_eps=eps, group_residual=False)
+    block = GroupingBlock(config, 1, 1)
+    segments = tokens(4)
+    for i in range(4):
+        grouped, _ = block(tokens(1), segments[:, i : i + 1])
+        torch.testing.assert_close(block.alone(segments)[:, i : i + 1], grouped)
+
+
 def test_dot_logits_are_unscaled():
     """Eq. 3 has no factor; the release divides by the root of the dimension."""
     scaled, plain = assign(logits="scaled_dot"), assign(logits="dot")
@@ -179,6 +196,17 @@ def test_seeded_groups_start_as_k_means_from_a_regular_grid(rows, columns):
         assert assignment.joined[i].tolist() == joined.tolist()
         for group in set(joined):
             torch.testing.assert_close(merged[i, group], segments[i, torch.from_numpy(joined == group)].mean(dim=0))
+
+
+def test_a_seed_without_cells_stays_where_it_was_and_shares_fall_with_the_square_of_the_distance():
+    local = torch.tensor([1.2, 1.2, 1.2, 0.8, 0.8, 0.8], dtype=torch.float64)  # tiles with the means 1.2, 1 and 0.8
+    _, assignment = SeededGrouping(3, plain=True)(local.view(1, 1, 1, 6), torch.randn(1, 6, 4, dtype=torch.float64))
+    assert assignment.joined.tolist() == [[0, 0, 0, 2, 2, 2]]
+    across = torch.linspace(-1, 1, 6, dtype=torch.float64) / 4
+    places = torch.stack([local, across])
+    centres = torch.stack([places[:, :3].mean(dim=1), torch.tensor([1.0, 0.0]), places[:, 3:].mean(dim=1)])
+    distances = (centres[:, :, None] - places[None]).square().sum(dim=1)
+    torch.testing.assert_close(assignment.soft[0], (-20 * distances).softmax(dim=0))
 
 
 def test_the_number_of_seeds_is_about_what_was_asked_for_at_any_aspect():

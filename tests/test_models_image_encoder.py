@@ -81,6 +81,14 @@ def test_images_of_a_batch_do_not_see_each_other():
     assert torch.equal(single.assignments[0].hard, whole.assignments[0].hard[1:2])
 
 
+def test_every_stage_draws_its_own_noise(monkeypatch):
+    drawn, gumbel = [], noise.gumbel
+    monkeypatch.setattr(noise, "gumbel", lambda keys, *shape: drawn.append(keys) or gumbel(keys, *shape))
+    encoder()(images(32, 32), noise.sample_keys(0, 0, torch.arange(2)))
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+
+
 def test_without_keys_nothing_is_random_and_with_keys_something_is():
     module = encoder(drop_path=0.5)
     batch = images(32, 32)

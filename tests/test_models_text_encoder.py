@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from groupvit.models.config import TextEncoderConfig
@@ -15,6 +16,16 @@ def tokens(*lengths: int) -> torch.Tensor:
         row[:length] = torch.randint(1, 98, (length,), generator=torch.Generator().manual_seed(length))
         row[length] = 99
     return rows
+
+
+def test_weights_start_as_clips():
+    model = TextEncoder(TextEncoderConfig(64, 2, 2))
+    expected = {model.token_embedding.weight: 0.02, model.pos_embed: 0.01}
+    for block in model.blocks:
+        expected |= {block.attn.qkv.weight: 64**-0.5, block.attn.proj.weight: (64 * 4) ** -0.5}
+        expected |= {block.mlp.fc1.weight: 128**-0.5, block.mlp.fc2.weight: (64 * 4) ** -0.5}
+    for weight, std in expected.items():
+        assert float(weight.std()) == pytest.approx(std, rel=0.1)
 
 
 def test_text_after_end_of_text_changes_nothing():

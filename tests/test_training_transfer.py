@@ -95,6 +95,14 @@ def test_every_encoder_gives_logits_of_cells_and_learns_in_whole(encoder: Any, s
 
 
 @torch.no_grad()
+def test_the_length_of_a_networks_features_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, pixels = DenseClassifier(vit(), 5), torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    before, maps = network(pixels), network.features(pixels)
+    monkeypatch.setattr(network, "features", lambda _: [100 * each for each in maps])
+    torch.testing.assert_close(network(pixels), before)
+
+
+@torch.no_grad()
 def test_a_plain_vits_patches_are_its_segments() -> None:
     config = replace(SMALL, image=replace(SMALL.image, stages=(Stage(2),)))
     encoder = build_model(config).eval().image_encoder
