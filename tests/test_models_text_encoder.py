@@ -25,7 +25,7 @@ def test_weights_start_as_clips():
         expected |= {block.attn.qkv.weight: 64**-0.5, block.attn.proj.weight: (64 * 4) ** -0.5}
         expected |= {block.mlp.fc1.weight: 128**-0.5, block.mlp.fc2.weight: (64 * 4) ** -0.5}
     for weight, std in expected.items():
-        assert float(weight.std()) == pytest.approx(std, rel=0.1)
+        assert weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 def test_text_after_end_of_text_changes_nothing():
