@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from groupvit.data.batches import Batch
 from groupvit.models import (
@@ -17,8 +18,19 @@ from groupvit.models import (
 )
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training import losses
+from groupvit.training.distributed import ALONE
 from groupvit.training.embedding import encode_images, encode_texts, loss_terms, texts_of
-from groupvit.training.objective import Captions, LocalAlignment, MultiLabel, Nouns, Objective, Vocabulary
+from groupvit.training.objective import (
+    Captions,
+    Embeddings,
+    Images,
+    LocalAlignment,
+    MultiLabel,
+    Nouns,
+    Objective,
+    Teacher,
+    Vocabulary,
+)
 
 CONFIG = ModelConfig(
     ImageEncoderConfig(16, 8, 32, 2, stages=(Stage(1, 3, 3),), group_residual=False),
@@ -134,6 +146,21 @@ def test_the_prior_is_what_is_predicted_of_a_photo_that_tells_nothing():
     probability = torch.where(batch.present, words.log_odds.sigmoid(), 1 - words.log_odds.sigmoid())
     for name in ("segment_nouns", "patch_nouns"):
         torch.testing.assert_close(terms[name], -probability.log().sum(dim=1).mean())
+
+
+def test_the_teacher_compares_cells_of_patches_with_the_mean_word_of_each_class():
+    words = Vocabulary.from_counts({"dog": 2, "cat": 1}, 10, TOKENIZER, [["cat"], ["dog", "wolf"]])
+    assert words.classes.tolist() == [[0, 1, 0], [0.5, 0, 0.5]]
+    model = build_model(replace(CONFIG, teacher_loss=True))
+    texts, patches = F.normalize(torch.randn(3, 8), dim=-1), F.normalize(torch.randn(4, 16, 8), dim=-1)
+    taught, nothing, nowhere = torch.randn(4, 4, 2).softmax(dim=-1), torch.zeros(4, 0, 8), torch.zeros(4, 0).bool()
+    images = Images(patches[:, 0], nothing, patches, nowhere, nowhere, taught, ())
+    of_texts = (patches[:, 0], texts, texts, nothing, nowhere)
+    of = Embeddings(make_batch(), words, ALONE, images, patches[:, 0], nothing, nowhere, *of_texts)
+    cells = F.normalize(patches.view(4, 2, 2, 2, 2, 8).mean(dim=(2, 4)).flatten(1, 2), dim=-1)
+    classes = F.normalize(torch.stack([texts[1], texts[0] + texts[2]]), dim=-1)
+    expected = losses.teacher_loss(cells, classes, taught, temperature(model.teacher_logit_scale))
+    torch.testing.assert_close(Teacher()(model, of), expected)
 
 
 def test_distinct_prompts_are_encoded_once_and_are_positives_of_all_who_drew_them():
