@@ -177,9 +177,11 @@ def test_a_damaged_training_is_one_line_that_names_the_file(data, tmp_path):
         torch.save(document | other, state)
         with pytest.raises(InputError, match=r"training.pt is damaged|nouns"):
             train(run, data, tmp_path, workers=0, resume=True)
-    torch.save({key: value for key, value in document.items() if key != "optimizer"}, state)
-    with pytest.raises(InputError, match=r"training.pt is damaged or missing: 'optimizer'; resume from another step"):
-        train(run, data, tmp_path, workers=0, resume=True)
+    for gone in ("optimizer", "extras", "unscored", "held_out"):
+        torch.save({key: value for key, value in document.items() if key != gone}, state)
+        said = f"training.pt is damaged or missing: '{gone}'; resume from another step"
+        with pytest.raises(InputError, match=said):
+            train(run, data, tmp_path, workers=0, resume=True)
     (tmp_path / "latest").write_text("step-00000099")
     with pytest.raises(InputError, match=r"latest names no checkpoint"):
         train(run, data, tmp_path, workers=0, resume=True)

@@ -223,7 +223,7 @@ def restore(out: Path, state: TrainingState) -> TrainingState:
         if torch.cuda.is_available() and len(saved["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
         state = replace(state, **{name: saved[name] for name in ("step", "best_step", "best_score", "unscored")})
-    others = saved["held_out"] != state.run.data.held_out
+        others = saved["held_out"] != state.run.data.held_out
     if state.best_step is None or others or not folder_of(out, state.best_step).is_dir():  # after a step back
         (out / "best").unlink(missing_ok=True)
         return replace(state, best_step=None, best_score=-math.inf)
