@@ -19,8 +19,13 @@ def progress(title: str, count: int | None, *, shown: bool = True) -> Iterator[C
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    options = {"console": Console(stderr=True), "disable": not (shown and sys.stderr.isatty())}
-    bar = Progress(TextColumn(title), *columns, redirect_stdout=sys.stdout.isatty(), **options)
+    bar = Progress(
+        TextColumn(title),
+        *columns,
+        console=Console(stderr=True),
+        disable=not (shown and sys.stderr.isatty()),
+        redirect_stdout=sys.stdout.isatty(),  # what is printed into a file or a pipe stays there
+    )
     began = printed = time.perf_counter()
     seen = 0
     with bar:
