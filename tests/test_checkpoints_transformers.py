@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import skimage.data
 import torch
 import transformers
 from torch import Tensor
@@ -23,6 +24,7 @@ from groupvit.models import (
     build_model,
     with_stages,
 )
+from groupvit.text.tokenizer import Tokenizer
 
 from_pretrained: Any = transformers.GroupViTModel.from_pretrained
 SMALL = replace(
@@ -67,6 +69,21 @@ def test_there_and_back_changes_no_bit_and_keeps_the_configuration(config: Model
     assert loaded_config == config
     assert not loaded.training
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def test_their_processor_gives_texts_and_photos_as_our_own(tmp_path: Path) -> None:
+    config = replace(SMALL, text=replace(SMALL.text, context_length=12, vocab_size=49408))
+    layout.save(tmp_path, build_model(config), config)
+    processor: Any = transformers.AutoProcessor.from_pretrained(tmp_path)
+    texts = ["a photo of a cat.", "two dogs, it's  raining", "dog " * 50, "fire_hydrant", ""]
+    photo = skimage.data.chelsea()
+    given = processor(text=texts, images=photo, return_tensors="pt", padding="max_length", truncation=True)
+    ours = Tokenizer(12)(texts)
+    for row, mask, reference in zip(given["input_ids"], given["attention_mask"], ours, strict=True):
+        length = int(mask.sum())
+        assert torch.equal(row[:length], reference[:length])
+        assert not reference[length:].any()
+    assert given["pixel_values"].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

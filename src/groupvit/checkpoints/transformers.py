@@ -16,6 +16,7 @@ from groupvit.checkpoints.native import CONFIG, IMAGE_NORMALISATION, WEIGHTS, St
 from groupvit.checkpoints.release import as_state, read_pickle
 from groupvit.errors import InputError, input_error
 from groupvit.models import RELEASE, GroupViT, ModelConfig
+from groupvit.text.tokenizer import write_vocabulary
 
 PICKLE = "pytorch_model.bin"
 _SCALE = "multi_label_logit_scale"
@@ -199,7 +200,10 @@ def load(path: Path) -> tuple[GroupViT, ModelConfig]:
 
 
 def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
-    """Write a folder that `transformers` loads, its image processor's numbers among them."""
+    """Write a folder that `transformers` loads, with what its processor needs: the images' numbers and the tokenizer.
+
+    A model of another vocabulary than CLIP's has no tokenizer.
+    """
     document, size = config_document(config), config.image.image_size
     state, metadata = encode(model.state_dict()), {"format": "pt"}
     if config.multi_label_scale:
@@ -215,3 +219,7 @@ def save(path: Path, model: GroupViT, config: ModelConfig) -> None:
     native.write_safetensors(path / WEIGHTS, state, metadata)
     native.write_json(path / CONFIG, document)
     native.write_json(path / "preprocessor_config.json", processor)
+    if config.text.vocab_size == RELEASE.text.vocab_size:
+        write_vocabulary(path)
+        tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length}
+        native.write_json(path / "tokenizer_config.json", tokenizer)

@@ -9,6 +9,7 @@ import gzip
 import html
 import importlib.resources
 from collections.abc import Sequence
+from pathlib import Path
 
 import ftfy
 import tokenizers
@@ -16,11 +17,19 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from groupvit.errors import input_error
+
 
 @functools.cache
 def _backend() -> tokenizers.Tokenizer:
     file = importlib.resources.files("groupvit.text") / "clip_tokenizer.json.gz"
     return tokenizers.Tokenizer.from_str(gzip.decompress(file.read_bytes()).decode())
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Write CLIP's `vocab.json` and `merges.txt`, of which other packages build this tokenizer."""
+    with input_error(f"cannot write the vocabulary in {folder}", Exception):  # the package raises nothing narrower
+        _backend().model.save(str(folder))
 
 
 def repaired(text: str) -> str:
