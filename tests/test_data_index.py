@@ -27,6 +27,12 @@ def shards(tmp_path):
     return write_shards(samples(23), tmp_path / "shards", prefix="train", per_shard=10)
 
 
+def rewrite(shards, samples):
+    for shard in shards:
+        shard.unlink()
+    write_shards(samples, shards[0].parent, prefix="train", per_shard=9)
+
+
 def test_every_sample_is_one_read_away(shards):
     photos = CaptionedPhotos.open(shards)
     assert photos.counts.tolist() == [10, 10, 3]
@@ -104,7 +110,7 @@ def test_what_is_up_to_date_is_not_made_again(shards, monkeypatch):
 
 def test_a_shard_that_is_indexed_anew_is_read_anew(shards):
     assert CaptionedPhotos.open(shards[:1]).captions(0, 1) == samples(2)[1].captions
-    write_shards(samples(23)[::-1], shards[0].parent, prefix="train", per_shard=9)
+    rewrite(shards, samples(23)[::-1])
     photos = CaptionedPhotos.open(shards[:1])
     assert photos.captions(0, 1) == samples(23)[21].captions
     assert photos.noun_counts()[0]["dog"] == 9
@@ -135,7 +141,7 @@ def test_a_damaged_index_is_made_again(shards, damage):
 def test_a_shard_that_changed_after_indexing_is_refused_while_reading(shards):
     photos = CaptionedPhotos.open(shards)
     photos.read(0, 0)
-    write_shards(samples(23)[::-1], shards[0].parent, prefix="train", per_shard=9)
+    rewrite(shards, samples(23)[::-1])
     with pytest.raises(InputError, match=r"train-0001.tar has changed since it was indexed"):
         photos.read(1, 0)
 

@@ -53,10 +53,33 @@ def test_the_same_samples_make_the_same_bytes(shards, tmp_path):
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in shards]
 
 
-def test_a_shard_that_fails_is_not_left_half_written(tmp_path):
-    with pytest.raises(InputError, match="sample bad: the image is of no format"):
-        write_shards([*samples(3), Sample("bad", b"%PDF-1", ("x",))], tmp_path, prefix="train")
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Sample("bad", b"%PDF-1", ("x",)), "sample bad: the image is of no format"),
+        (samples(3)[2], r"two samples of a shard have the key"),
+    ],
+)
+def test_shards_are_written_all_or_none(tmp_path, bad, message):
+    with pytest.raises(InputError, match=message):
+        write_shards([*samples(3), bad], tmp_path, prefix="train", per_shard=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_text_is_no_list_of_captions(tmp_path):
+    bad = samples(1)[0]
+    object.__setattr__(bad, "captions", "a cat")  # past the tests' check of types
+    with pytest.raises(InputError, match="sample 00000: its captions are one text"):
+        write_shards([bad], tmp_path, prefix="train")
+
+
+def test_shards_do_not_mix_with_others_of_their_prefix(tmp_path):
+    write_shards(samples(1), tmp_path, prefix="train")
+    with pytest.raises(InputError, match=r"train-0000\.tar is there already"):
+        write_shards(samples(3), tmp_path, prefix="train")
+    write_shards(samples(3), tmp_path, prefix="train-2012")
+    write_shards(samples(2), tmp_path, prefix="t")
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}-0000.tar" for name in ("train", "train-2012", "t")}
 
 
 @pytest.mark.parametrize(("file_format", "ending"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])

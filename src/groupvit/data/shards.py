@@ -17,6 +17,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -237,20 +238,31 @@ def read_shard(shard: File) -> Iterator[Sample]:
 
 
 def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, per_shard: int = 1000) -> list[Path]:
-    """Write `prefix-0000.tar`, … with `per_shard` samples each; the same samples make the same bytes."""
+    """Write `prefix-0000.tar`, … with `per_shard` samples each, all or none; the same samples make the same bytes.
+
+    A folder that holds shards of this prefix is an `InputError`: what is left of them would be trained on, too.
+    """
     samples, paths = iter(samples), []
     Path(folder).mkdir(parents=True, exist_ok=True)
-    while first := list(itertools.islice(samples, 1)):
-        path = Path(folder) / f"{prefix}-{len(paths):04d}.tar"
-        with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
-            for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
-                with input_error(f"sample {sample.key!r} cannot be written", UnicodeError):
-                    _add_sample(shard, sample)
-        paths.append(path)
+    if there := [file for file in Path(folder).iterdir() if re.fullmatch(rf"{re.escape(prefix)}-\d+\.tar", file.name)]:
+        raise InputError(f"{min(there)} is there already: remove it, or give another folder or prefix")
+    with ExitStack() as whole:
+        while first := list(itertools.islice(samples, 1)):
+            paths.append(Path(folder) / f"{prefix}-{len(paths):04d}.tar")
+            keys = set[str]()
+            with tarfile.open(whole.enter_context(replacing(paths[-1])), "w") as shard:
+                for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
+                    if sample.key in keys:
+                        raise InputError(f"two samples of a shard have the key {sample.key!r}: give each its own")
+                    keys.add(sample.key)
+                    with input_error(f"sample {sample.key!r} cannot be written", UnicodeError):
+                        _add_sample(shard, sample)
     return paths
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
+    if isinstance(sample.captions, str):
+        raise InputError(f"sample {sample.key}: its captions are one text, not a tuple of texts")
     if not any(map(is_text, sample.captions)):
         raise InputError(f"sample {sample.key} has no caption to write")
     found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
