@@ -58,6 +58,9 @@ def test_a_folder_of_photos_with_captions_becomes_shards(tmp_path: Path) -> None
             "my trip/img_2.1.PNG": photo(1, "PNG"),
             "my trip/img_2.1.TXT": "\ufeffa dog\r\n",
             "my trip/._img_2.1.PNG": b"x",
+            "my trip/.thumbnails/img_2.1.jpg": photo(1),
+            "my trip/.thumbnails/img_2.1.txt": "a dog",
+            ".trash/a.parquet": b"x",
         },
     )
     assert pack(source, tmp_path / "mine").faults == []

@@ -78,7 +78,8 @@ def _open(source: Path, photos: Path | None, image_column: str, caption_column: 
     columns = {"--image-column": image_column, "--caption-column": caption_column}
     if source.is_dir():
         files, pictures = [], False
-        for root, _, names in os.walk(source, onerror=_refuse):
+        for root, folders, names in os.walk(source, onerror=_refuse):
+            folders[:] = _seen(folders)
             split = [split_name(name) for name in names]
             images, texts = ({key for key, ending in split if ending in of} for of in (IMAGE_ENDINGS, TEXT_ENDINGS))
             if images & texts:
@@ -147,7 +148,7 @@ def _refuse(error: OSError) -> None:
 def _folder(folder: Path) -> Iterator[Sample | Fault]:
     """Yield KEY.jpg with KEY.txt or KEY.json of a folder and those in it, img2dataset's `files` among them."""
     for root, folders, names in os.walk(folder, onerror=_refuse):
-        folders.sort()
+        folders[:] = _seen(folders)
         yield from (Fault(_shown(name), "link") for name in folders if os.path.islink(os.path.join(root, name)))
         found, faults = _members(Path(root), names)
         if not any(ending in IMAGE_ENDINGS for files in found.values() for ending in files):
@@ -161,6 +162,11 @@ def _folder(folder: Path) -> Iterator[Sample | Fault]:
             name = _shown(head + row.key)
             (image,) = (member.name for ending, member in found[row.key].items() if ending in IMAGE_ENDINGS)
             yield _sample(name, name, Path(root, image), row.captions, row.tags)
+
+
+def _seen(folders: Iterable[str]) -> list[str]:
+    """Return the folders that are not hidden, as those of thumbnails and of notebooks' copies are."""
+    return sorted(folder for folder in folders if not folder.startswith("."))
 
 
 def _shown(name: str) -> str:
