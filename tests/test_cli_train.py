@@ -85,7 +85,7 @@ def test_impossible_numbers_are_one_line(run_here, scenes_folder, option):
         (("--patience", 0), "minutes above 0"),
         (("--patience", "nan"), "minutes above 0"),
         (("--patch-dropout", 1), "this run's model cannot be built: patch_dropout is a share of patches"),
-        (("--batch-size", 10**15), "out of memory: encode fewer photos at a time"),
+        (("--batch-size", 10**15), "a batch of 1000000000000000 photos, of which there are 60: make it smaller"),
     ],
     ids=str,
 )

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from experiments import kills
@@ -156,6 +158,32 @@ def test_masks_do_not_reach_the_training(data, tmp_path):
     shutil.copytree(data / "train", tmp_path / "captions-only" / "train")
     train(RUN, tmp_path / "captions-only", tmp_path / "plain", workers=0)
     assert weights(tmp_path / "watched") == weights(tmp_path / "plain")
+
+
+def test_a_thread_trains_into_a_folder_by_its_name_and_scores_are_any_numbers(data, tmp_path):
+    """As a server does, with paths as text, and a score of NumPy's or torch's."""
+    scores = iter([np.float32(0.25), torch.tensor(0.5)])
+    run = vary(RUN, steps=2, evaluate_every=1)
+    with ThreadPoolExecutor(1) as threads:
+        given = {"workers": 0, "evaluate": lambda _: {"score": next(scores)}, "cache": str(tmp_path / "cache")}
+        state = threads.submit(lambda: train(run, str(data), str(tmp_path / "run"), **given)).result()
+    assert state.step == 2
+    assert [line["score"] for line in metrics(tmp_path / "run") if "score" in line] == [0.25, 0.5]
+    begun = train(vary(RUN, steps=1), data, tmp_path / "again", workers=0, init=str(tmp_path / "run"))
+    assert begun.step == 1
+
+
+def test_a_batch_has_no_photo_twice(data, tmp_path):
+    with pytest.raises(InputError, match=r"a batch of 41 photos, of which there are 40: make it smaller"):
+        train(vary(RUN, batch_size=41), data, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_photos_to_train_on_are_not_scored(data, tmp_path):
+    run = vary(RUN, held_out="tr*/scenes-*.tar")
+    with pytest.raises(InputError, match=r"scenes-0000.tar is among --train and among --held-out: score other photos"):
+        train(run, data, tmp_path / "run", workers=0, evaluate=lambda _: {"score": 1.0})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_without_groups_has_no_score_of_its_groups(data):
@@ -410,8 +438,9 @@ def test_resuming_with_other_data_names_the_shard(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     train(run, tmp_path / "data", tmp_path / "run", workers=0)
     (tmp_path / "data/train/scenes-0000.tar").unlink()
-    write_shards([Sample("a", PICTURE, ("a dog",))], tmp_path / "data" / "train", prefix="scenes")
-    with pytest.raises(InputError, match=r"shards.scenes-0000.tar was 40 photos with hash \w+ and is 1 photos"):
+    others = [Sample(str(number), PICTURE, ("a dog",)) for number in range(9)]
+    write_shards(others, tmp_path / "data" / "train", prefix="scenes")
+    with pytest.raises(InputError, match=r"shards.scenes-0000.tar was 40 photos with hash \w+ and is 9 photos"):
         train(run, tmp_path / "data", tmp_path / "run", workers=0, resume=True)
 
 
@@ -649,7 +678,7 @@ def test_scores_of_other_photos_are_not_compared_with_the_best(data, tmp_path):
     run, scores = vary(RUN, evaluate_every=2), iter((40.0, 30.0, 1.0))
     train(vary(run, steps=4), data, tmp_path, workers=0, evaluate=lambda _: {"score": next(scores)})
     assert (tmp_path / "best").read_text() == "step-00000002"
-    longer = vary(run, steps=6, held_out="others-*.tar")
+    longer = vary(run, steps=6, held_out="others")
     train(longer, data, tmp_path, workers=0, resume=True, evaluate=lambda _: {"score": next(scores)})
     assert (tmp_path / "best").read_text() == "step-00000006"
 

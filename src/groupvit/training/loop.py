@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from jaxtyping import UInt8
 from groupvit.checkpoints import latest
 from groupvit.data.batches import Batch
 from groupvit.data.shards import find_shards
+from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.machine import bfloat16_is_faster, enough_memory, usable
 from groupvit.models import GroupViT, noise, temperature
@@ -44,7 +46,7 @@ _GO, _STOP, _FAILED = 0, 1, 2  # what a process asks for before a step; the larg
 def train(
     run: Run,
     data: Path | str,
-    out: Path,
+    out: Path | str,
     *,
     seed: int = 0,
     resume: bool = False,
@@ -54,12 +56,12 @@ def train(
     device: torch.device | None = None,
     evaluate: Evaluate | None = None,
     draw: Draw | None = None,
-    init: Path | None = None,
+    init: Path | str | None = None,
     world: World = ALONE,
     tensorboard: bool = False,
     compiled: bool = False,
-    trunk: Path | None = None,
-    cache: Path | None = None,
+    trunk: Path | str | None = None,
+    cache: Path | str | None = None,
 ) -> TrainingState:
     """Train `run` on the shards of `data` into the folder `out`; return the state it ended in.
 
@@ -67,14 +69,20 @@ def train(
     with a checkpoint. With `resume` it goes on from the newest one, to the bit as if it had not been interrupted, or
     for more steps than it was made for.
 
+    `evaluate` scores the model each `evaluate_every` steps, and at the end; without it nothing is scored.
+    `evaluation.emergence.evaluation_of` makes it of the run's held-out photos, as `groupvit train` does.
+    `init` is a checkpoint's folder or file (`api.locate` finds the bundled ones).
     `draw` gets the model and the step before the first and after each one; TensorBoard shows the pictures it returns.
     `workers` processes read the data; `indexers` index shards that have no index, and need a main module that can be
     imported. A trunk has its published weights, a "vit" those in the folder or file `trunk`; its maps are kept in the
     folder `cache`.
     Each process of several (`distributed.connected`) calls this with its own `world`; the first one writes.
     """
-    first = world.rank == 0
+    first, out = world.rank == 0, Path(out)
+    init, trunk = (Path(path) if path else None for path in (init, trunk))
     shards = find_shards(run.data.train, below=data)
+    if evaluate and run.data.held_out.endswith(".tar"):
+        _refuse_both(shards, find_shards(run.data.held_out, below=data))
     device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not resume:
         _must_be_new(out)
@@ -83,6 +91,8 @@ def train(
         photos = open_photos(shards, indexers)
     if all(isinstance(term, OF_CAPTIONS) for term in run.objective) and not photos.human_share():
         raise InputError(f"{run.data.train}: all photos have tags, and this run learns from captions alone")
+    if len(photos) < run.data.batch_size:
+        raise InputError(f"a batch of {run.data.batch_size} photos, of which there are {len(photos)}: make it smaller")
     words = make_vocabulary(run.data, run.objective, photos, Tokenizer(run.model.text.context_length)).to(device)
     with locked(out) if first else nullcontext():
         if first and not resume:  # another training may have come and gone while the data were indexed
@@ -96,7 +106,7 @@ def train(
             print("bfloat16 is slower on a processor here, so the training is in float32", file=sys.stderr)
         if compiled and state.step < run.schedule.steps:
             compile_blocks(state.model)
-        batches = batches_from(state, cache or out / "cache", workers, device, world)
+        batches = batches_from(state, Path(cache or out / "cache"), workers, device, world)
         learner = Learner(state.model, run.objective, words, bfloat16, world, state.extras)
         gradient = gradient_of(learner, run.data.chunk)
         with closing(_progress(state, out, tensorboard, world)) as progress:
@@ -106,6 +116,11 @@ def train(
         if first:
             draw_curves(out / "metrics.jsonl", out / "curves.png")
         return state
+
+
+def _refuse_both(train: Sequence[File], held_out: Sequence[File]) -> None:
+    if both := {*train} & {*held_out}:
+        raise InputError(f"{min(map(str, both))} is among --train and among --held-out: score other photos")
 
 
 def _must_be_new(out: Path) -> None:
@@ -129,7 +144,7 @@ def stop_requests() -> Iterator[list[int]]:
     """Collect signals that ask to stop: the loop ends after the step it is in. A second Ctrl-C interrupts at once.
 
     Other signals do not: schedulers and torchrun may send one twice, or one after the other. A terminal that closes
-    (SIGHUP) is one, too, unless nohup has it ignored.
+    (SIGHUP) is one, too, unless nohup has it ignored. Only the main thread of a process can take any.
     """
     received: list[int] = []
 
@@ -144,7 +159,8 @@ def stop_requests() -> Iterator[list[int]]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    handlers = {number: signal.signal(number, receive) for number in numbers}
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.signal(number, receive) for number in numbers if main}
     try:
         yield received
     finally:
@@ -221,7 +237,7 @@ def _evaluated(state: TrainingState, evaluate: Evaluate, progress: Progress, out
     if not is_saved(out, state.step):
         save(out, replace(state, unscored=True), keep=keep)
     state.weights.eval()
-    scores = evaluate(state.weights)
+    scores = {name: float(score) for name, score in evaluate(state.weights).items()}
     state.model.train()
     progress.write(state.step, scores)
     state = state.scored(scores)
