@@ -29,6 +29,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types as users have them, without the check of signatures that tests make."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sizes_are_tensors_in_a_trace() -> Iterator[None]:
     """Exports to ONNX without the check of shapes, to which a size that is traced is no number."""

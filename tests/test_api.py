@@ -52,6 +52,9 @@ def test_load_gives_a_segmenter_that_names_pixels(model: GroupViT, tmp_path: Pat
     result = groupvit.load(tmp_path).segment(np.zeros((40, 50, 3), np.uint8), ["dog", "grass"])
     assert result.label_map.shape == (40, 50)
     assert result.names == ("dog", "grass")
+    with pytest.raises(InputError, match=r"nosuch"):
+        groupvit.load(tmp_path, device="nosuch")
+    assert groupvit.load(tmp_path, device="cpu").device == torch.device("cpu")
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def test_arrays_are_photos_as_their_files_are(array):
     "image",
     [np.zeros((4, 4, 3)), np.zeros((4, 4), np.int64), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((3, 40, 60), np.uint8),
      np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), np.float32), np.zeros(4, np.uint8),
-     np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 5), np.uint8), bytearray(b"x"),
+     np.full((4, 4), 255, np.uint16), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 5), np.uint8), bytearray(b"x"),
      Image.new("F", (4, 4)), Image.new("RGB", (0, 4)), torch.zeros(3, 4, 4), None, 3, b"x", "missing.jpg", Path("/")],
     ids=lambda image: f"{type(image).__name__} {getattr(image, 'dtype', '')}",
 )  # fmt: skip

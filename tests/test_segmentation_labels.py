@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from groupvit.errors import InputError
@@ -29,6 +30,11 @@ def test_ready_made_labels_are_taken_as_they_are() -> None:
 def test_a_dictionary_has_names_and_their_words() -> None:
     listed = parse_labels(["Background=wall", "person=man,old woman", "dog=dog"])
     assert parse_labels({"person": ["man", "old_woman"], "dog": "dog", "background": ("wall",)}) == listed
+
+
+def test_names_of_a_dictionary_stay_as_they_are() -> None:
+    given = {"class_1": "fire_hydrant", " 'Bus' ": ["bus"]}
+    assert parse_labels(given) == (Label("class_1", ("fire hydrant",)), Label(" 'Bus' ", ("bus",)))
 
 
 @pytest.mark.parametrize("text", ["St. Bernard", "Mr. Bean", "vitamin C", "dog (pet)", "T-shirt", "rock 'n' roll"])
@@ -123,9 +129,10 @@ def test_background_with_words_comes_first() -> None:
         (["dog", "&nbsp;"], "blank"),
         (["dog=puppy,&nbsp;"], "blank word"),
         (["<|endoftext|>"], "blank"),
-        (b"dog", "no labels"),
-        (None, "no labels"),
-        ({"dog", "cat"}, "no labels"),
+        (b"dog", "a dictionary of names and words, no bytes"),
+        (None, "labels are a list of words, or .*, no NoneType"),
+        ({"dog", "cat"}, "labels are a list of words, or .*, no set"),
+        (np.array(["dog", "cat"]), "labels are a list of words, or .*, no ndarray"),
         ({}, "no labels"),
         (["dog", 3], "3 is a int"),
         ([["dog", "cat"]], "is a list"),

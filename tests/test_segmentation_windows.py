@@ -23,6 +23,15 @@ def test_the_published_evaluation_s_sizes() -> None:
     assert resized((7, 1), 32) == (21, 146)
 
 
+def test_windows_are_half_a_window_apart_unless_said() -> None:
+    assert [left for _, (_, left, _, _) in plan([(20, 50)], 20, None)] == [0, 10, 20, 30]
+    assert [left for _, (_, left, _, _) in plan([(1, 3)], 1, None)] == [0, 1, 2]
+
+
+def test_a_window_covers_the_photo_s_nearest_pixels() -> None:
+    assert module.covered((2, 0, 6, 4), (0.75, 1.0)) == (slice(3, 11), slice(0, 4))  # 2.67 to 10.67
+
+
 def test_photos_of_one_size_come_together() -> None:
     assert [photo for photo, _ in plan([(32, 48), (32, 32), (32, 48)], None, None)] == [1, 0, 2]
     places = [place for _, place in plan([(32, 48)], 32, None)]

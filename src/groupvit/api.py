@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from groupvit import checkpoints
 from groupvit.checkpoints import hub
 from groupvit.errors import InputError
@@ -21,16 +23,18 @@ def load(
     revision: str | None = None,
     precision: Precision | None = None,
     engine: Engine | Literal["auto"] = "auto",
+    device: torch.device | str | None = None,
 ) -> Segmenter:
     """Return a ready segmenter from a bundled name, a checkpoint's folder or file, or a hub id `owner/name`.
 
     `revision` pins a branch, tag or commit of the hub, like `owner/name@revision`. `precision` defaults to what is
     faster on this machine. `engine` runs the image encoder; "auto" is OpenVINO on a CPU if it is installed (extra
-    `fast`), and else PyTorch. From then on the process keeps the memory that it frees (`machine.keep_freed_memory`).
+    `fast`), and else PyTorch, which computes on `device`: a GPU if there is one. From then on the process keeps the
+    memory that it frees (`machine.keep_freed_memory`).
     """
     keep_freed_memory()
     chosen(engine)  # before the weights are read
-    return Segmenter(*load_model(source, revision=revision), precision=precision, engine=engine)
+    return Segmenter(*load_model(source, revision=revision), precision=precision, engine=engine, device=device)
 
 
 def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:

@@ -64,6 +64,8 @@ def rgb_of(image: object) -> Image.Image:
         kinds = {2: (np.uint8, np.uint16, bool), 3: (np.uint8,) * (pixels.shape[-1:] in ((3,), (4,)))}
         if pixels.dtype not in kinds.get(pixels.ndim, ()) or not pixels.size:
             raise InputError(f"an image is an array of {image.dtype} {image.shape}: give uint8 RGB, (height, width, 3)")
+        if pixels.dtype == np.uint16 and 0 < pixels.max() < 256:
+            raise InputError("an image is an array of uint16 with values of 8 bits, which would be black: give uint8")
         return to_rgb(Image.fromarray(pixels))
     if not isinstance(image, Image.Image) or not all(image.size):
         kind = f"an empty {type(image).__name__}" if isinstance(image, Image.Image) else f"a {type(image).__name__}"

@@ -273,7 +273,7 @@ SPLITS = ("voc21", "voc4", "voc20", "context60", "context59", "camvid11", "camvi
 
 
 def open_benchmark(
-    name: str, root: Path, *, ignore_index: int | None = None, reduce_zero_label: bool = False
+    name: str, root: Path | str, *, ignore_index: int | None = None, reduce_zero_label: bool = False
 ) -> Dataset:
     """List a benchmark's photos in `root`; an `InputError` names the file that is missing. Options are a folder's."""
     if name not in BENCHMARKS:
@@ -282,6 +282,7 @@ def open_benchmark(
         )
     if ignore_index is not None and not 0 <= ignore_index < 1 << 16:
         raise InputError(f"an ignore index is a value in masks, 0 to {(1 << 16) - 1}, not {ignore_index}")
+    root = Path(root)
     if name == "folder":
         dataset = open_masks(root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
     elif ignore_index is None and not reduce_zero_label:

@@ -146,14 +146,14 @@ class Result:
             }
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, a photo to a line; one that may be there is replaced."""
         fields = plain({name: getattr(self, name) for name in _HEAD})
         data = {"photos": len(self.photos), "sha256": _digest(sorted(f"{p.name} {p.digest}" for p in self.photos))}
         head = {"format": _FORMAT, **fields, "data": data, "metrics": self.metrics()}
         lines = ",\n".join(json.dumps(photo.to_dict(), separators=(",", ":")) for photo in self.photos)
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
-        write_atomically(path, text.encode())
+        write_atomically(Path(path), text.encode())
 
     def _check(self) -> None:
         """Raise one of `MALFORMED` for values that no evaluation writes."""
@@ -179,8 +179,9 @@ class Result:
             raise ValueError("its photos are named in different stages")
 
     @classmethod
-    def load(cls, path: Path) -> "Result":
+    def load(cls, path: Path | str) -> "Result":
         """Read what `save` wrote."""
+        path = Path(path)
         with input_error(f"{path} cannot be read", OSError):
             refuse_pointer(path)
             data = path.read_bytes()

@@ -67,11 +67,14 @@ class ImageFeatures:
         return stages
 
     def image(self, index: int) -> "ImageFeatures":
-        """Return one image of the batch, as a batch of one, without the trunk's maps."""
-        one = slice(index, index + 1)
-        ungrouped = tuple(Ungrouped(given.segments[one], given.group_tokens[one]) for given in self.ungrouped)
-        assignments = tuple(Assignment(made.soft[one], made.hard[one]) for made in self.assignments)
-        return ImageFeatures(self.pooled[one], self.segments[one], ungrouped, assignments, self.grid)
+        """Return a copy of one image of the batch, as a batch of one, without the trunk's maps."""
+
+        def one(batch: Tensor) -> Tensor:
+            return batch[index : index + 1].clone()
+
+        ungrouped = tuple(Ungrouped(one(given.segments), one(given.group_tokens)) for given in self.ungrouped)
+        assignments = tuple(Assignment(one(made.soft), one(made.hard)) for made in self.assignments)
+        return ImageFeatures(one(self.pooled), one(self.segments), ungrouped, assignments, self.grid)
 
     def occupied(self) -> Bool[Tensor, "batch segments"]:
         """Return which final segments own at least one patch under hard assignment."""

@@ -27,11 +27,12 @@ class Label:
 
 
 Labels = Sequence[str | Label] | Mapping[str, str | Sequence[str]]
-"""A list of what `parse_labels` reads, or names with their words."""
+"""A list of what `parse_labels` reads, or names, which stay as they are, with their words."""
 
 
-def read_labels(file: Path) -> list[str]:
+def read_labels(file: Path | str) -> list[str]:
     """Return the labels of a text file, one a line, without blank lines and comments (from a # on)."""
+    file = Path(file)
     with input_error(f"cannot read the labels in {file} (a text in UTF-8)", OSError, UnicodeError):
         refuse_pointer(file)
         with file.open("rb") as opened:
@@ -108,7 +109,9 @@ def parse_labels(labels: object) -> tuple[Label, ...]:
     """
     if isinstance(labels, str) and labels:
         raise InputError(f"labels are a list of words: [{labels!r}], not {labels!r}")
-    if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence) or not labels:
+    if isinstance(labels, bytes) or not isinstance(labels, Mapping | Sequence):
+        raise InputError(f"labels are a list of words, or a dictionary of names and words, no {type(labels).__name__}")
+    if not labels:
         raise InputError("no labels: give a list of words, such as dog grass sky")
     given = [_entry(*item) for item in labels.items()] if isinstance(labels, Mapping) else labels
     parsed = [_parse(label) for label in given]
@@ -127,7 +130,7 @@ def _entry(name: object, words: object) -> Label:
     words = words.split(",") if isinstance(words, str) else words
     if not isinstance(words, list | tuple) or not all(isinstance(text, str) for text in (name, *words)):
         raise InputError(f"label {name!r} has the words {words!r}: give a text and a list of texts")
-    return Label(clean(str(name)), tuple(map(clean, words)))
+    return Label(str(name), tuple(map(clean, words)))
 
 
 def _parse(text: object) -> Label:

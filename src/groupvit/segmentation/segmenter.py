@@ -169,7 +169,8 @@ class Segmenter:
             raise InputError("words and templates are lists of texts, such as ['cat', 'dog']")
         if not words:
             raise InputError("no words: give a list of texts")
-        return self.words.embed(words, View(templates=tuple(templates)).templates)  # which refuses those without {}
+        vectors = self.words.embed(words, View(templates=tuple(templates)).templates)  # which refuses those without {}
+        return vectors.clone()  # which autograd may use: inference tensors it may not
 
     def _encode(
         self,
@@ -187,11 +188,11 @@ class Segmenter:
                 features = self.encoder(torch.stack(crops))
                 scores, stages = self._named(features, labels, view)
                 others = [self._named(again, labels, view) for again in self.model.image_encoder.regrouped(features)]
-                for j, (i, place) in enumerate(batch):
-                    owners = tuple(stage[j] for stage in stages)
-                    more = tuple((maps[-1][j], fit[j]) for fit, maps in others)
-                    image = features.image(j)
-                    yield i, Window(*place, features.grid, groups=owners, scores=scores[j], others=more, features=image)
+                for j, (i, place) in enumerate(batch):  # copies: a result that is kept does not keep its batch
+                    owners = tuple(stage[j].clone() for stage in stages)
+                    more = tuple((maps[-1][j].clone(), fit[j].clone()) for fit, maps in others)
+                    fits, image = scores[j].clone(), features.image(j)
+                    yield i, Window(*place, features.grid, groups=owners, scores=fits, others=more, features=image)
 
     def _named(
         self, features: ImageFeatures, labels: Sequence[Label], view: View

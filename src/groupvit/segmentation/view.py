@@ -46,12 +46,12 @@ class View:
         texts = self.templates if isinstance(self.templates, tuple) else ()
         if not texts or not all(isinstance(text, str) and "{}" in text for text in texts):
             raise InputError("templates must be a list of texts with {} in the place of the word")
-        if self.background not in ("auto", None) and not (
-            isinstance(self.background, Real) and 0 <= self.background <= 1
-        ):
-            raise InputError(
-                f"background={self.background!r} must be auto, none (None in Python), or a score between 0 and 1"
-            )
+        given = self.background
+        is_score = isinstance(given, Real) and not isinstance(given, bool | str) and 0 <= given <= 1
+        if not is_score and given not in ("auto", None):
+            raise InputError(f"background={given!r} must be auto, none (None in Python), or a score between 0 and 1")
+        if not isinstance(self.antialias, bool):
+            raise InputError(f"antialias={self.antialias!r} must be True or False")
         if self.maps not in ("soft", "hard"):
             raise InputError(f"maps={self.maps!r} must be 'soft' or 'hard'")
         if self.scores not in ("softmax", "gated"):
