@@ -6,7 +6,6 @@ import lzma
 import os
 import tarfile
 from pathlib import Path
-from typing import Any, cast
 
 import fsspec
 import pytest
@@ -68,9 +67,38 @@ def test_shards_are_written_all_or_none(tmp_path, bad, message):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_one_text_is_no_list_of_captions(tmp_path):
-    with pytest.raises(InputError, match="sample a: its captions are one text"):
-        write_shards([Sample("a", picture(0), cast(Any, "a cat"))], tmp_path, prefix="train")
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"captions": "a cat"}, r"sample a cannot be written: .*\(captions are one text"),
+        ({"captions": (1, "a dog")}, r"captions or tags are no texts \(1 is no text"),
+        ({"tags": "dog"}, "tags are no list"),
+    ],
+)
+def test_texts_of_another_type_are_not_written(tmp_path, texts, message):
+    with pytest.raises(InputError, match=message):
+        write_shards([Sample("a", picture(0), **{"captions": ("a dog",)} | texts)], tmp_path, prefix="train")
+
+
+@pytest.mark.parametrize("settings", [{"per_shard": 0}, {"prefix": "a/b"}, {"prefix": ".b"}])
+def test_shards_that_could_not_be_written_or_found_are_refused(tmp_path, settings):
+    with pytest.raises(InputError, match="samples a shard of the prefix"):
+        write_shards(samples(2), tmp_path / "new", **{"prefix": "train"} | settings)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fails_between_two_shards_leaves_none(tmp_path, monkeypatch):
+    placed, replace = [], os.replace
+
+    def fails(*paths):
+        if placed:
+            raise OSError(28, "No space left on device")
+        placed.append(replace(*paths))
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_shards(samples(4), tmp_path, prefix="train", per_shard=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_do_not_mix_with_others_of_their_prefix(tmp_path):
@@ -501,7 +529,10 @@ def test_a_key_that_readers_would_pass_over_is_not_written(tmp_path, key):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample("a", b"\xff\xd8\xff", (" ",)), "sample a has no caption to write"),
+        (Sample("a", b"\xff\xd8\xff", (" ",)), "sample a cannot be written: no caption"),
+        (Sample("a", b"\xff\xd8\xff", ("x " * 6000,)), "a caption of more than 10,000 characters"),
+        (Sample("a", b"\xff\xd8\xff", ("word " * 1900,) * 120), "a text of more than 1 MB"),
+        (Sample("a", b"\xff\xd8\xff", ("a dog\0",)), "sample a cannot be written: the caption is not UTF-8"),
         (Sample("a", b"\xff\xd8\xff", ("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),
         (Sample("\udcff", b"\xff\xd8\xff", ("x",)), "cannot be written: 'utf-8' codec"),
         (Sample("a", b"\xff\xd8\xff", ("x",), tags=("\udcff",)), "sample 'a' cannot be written: 'utf-8' codec"),

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from groupvit.errors import InputError
-from groupvit.evaluation.whole_photos import ClassFolder, classify, similarities
+from groupvit.evaluation.whole_photos import ClassFolder, classify, embed_photos, similarities
 from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
 from groupvit.segmentation import Segmenter
 from groupvit.text.imagenet import imagenet_names
@@ -117,7 +118,7 @@ def test_what_is_no_folder_of_classes_is_named(tmp_path):
 
 @pytest.mark.parametrize("templates", [IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80[:9]])
 def test_a_photo_is_compared_with_the_mean_of_each_names_prompts(segmenter, root, templates):
-    photos = list(ClassFolder.open(root))
+    photos = embed_photos(segmenter, ClassFolder.open(root))
     cosines = similarities(segmenter, photos, ["cat", "missile", "missile"], templates)
     assert cosines.shape == (3, 3)
     assert cosines.abs().max() <= 1 + 1e-6
@@ -133,10 +134,31 @@ def test_a_model_that_knows_the_photos_is_right_and_one_that_confuses_them_is_no
     folder = ClassFolder.open(root)
     vectors = torch.eye(8)[:2]
     monkeypatch.setattr(segmenter, "embed_words", lambda words, templates: vectors)
-    monkeypatch.setattr(segmenter.model, "encode_image", lambda pixels: vectors[list(folder.targets)])
-    assert classify(segmenter, folder) == {"top1": 100, "top5": 100}
+    encoded = []
+
+    def encode(pixels):
+        encoded.extend(pixels)
+        return vectors[list(folder.targets)]
+
+    def scores(top1):
+        return {f"top{k}, {count} templates": value for count in (7, 80) for k, value in ((1, top1), (5, 100))}
+
+    monkeypatch.setattr(segmenter.model, "encode_image", encode)
+    assert classify(segmenter, folder) == scores(100)
+    assert len(encoded) == len(folder)  # once for both sets of templates
     monkeypatch.setattr(segmenter.model, "encode_image", lambda pixels: 1 - vectors[list(folder.targets)])
-    assert classify(segmenter, folder) == {"top1": 0, "top5": 100}
+    assert classify(segmenter, folder) == scores(0)
+
+
+def test_a_photo_is_seen_without_an_eighth_of_its_sides(segmenter):
+    size = segmenter.config.image.image_size
+    side = size * 8 // 7
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    margin = (side - size) // 2
+    middle = torch.from_numpy(pixels[margin : margin + size, margin : margin + size]).permute(2, 0, 1)
+    with torch.inference_mode():
+        expected = segmenter.model.encode_image(segmenter.model.image_encoder.preprocess(middle[None]))
+    torch.testing.assert_close(embed_photos(segmenter, [Image.fromarray(pixels)]), expected)
 
 
 def test_a_list_that_is_no_text_is_named(root):

@@ -1,13 +1,17 @@
 import errno
 import json
 import threading
+from dataclasses import replace
 from functools import partialmethod
 
 import numpy as np
 import pytest
 
 from groupvit.errors import InputError
+from groupvit.evaluation.benchmark import count_into
+from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.partial import PartialResult
+from groupvit.evaluation.results import Result
 from groupvit.evaluation.scoring import score_prediction
 from test_evaluation_scoring import made, masked
 
@@ -113,6 +117,54 @@ def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "a.json.part-0").write_text(json.dumps({"evaluation": IDENTITY}) + '\n{"name": 3}\n')
     with pytest.raises(InputError, match=r"a.json.part-0 is damaged"):
         PartialResult(tmp_path / "a.json", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"matrix": [[99, 0, 5]]},
+        {"matrix": [[0, 0, -5]]},
+        {"boundary": [[0, 1, 2.9, 3]]},
+        {"stages": []},
+        {"pending": {"levels": [], "maps": ""}},
+    ],
+    ids=str,
+)
+def test_counts_that_no_evaluation_wrote_are_refused_before_the_others_are_made(damage, tmp_path):
+    photos = {f"photo {i}": masked(i) for i in range(3)}
+    dataset = Dataset("folder", tmp_path, tuple("abcd"), tuple(photos), photos.__getitem__)
+    result, out, counted = Result("folder", tuple("abcd"), {"name": "none"}, {}), tmp_path / "a.json", []
+
+    def count(names):
+        for name in names:
+            counted.append(name)
+            yield scored(int(name[-1]))
+            if len(counted) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
+    part = tmp_path / "a.json.part-0"
+    head, *lines = part.read_text().splitlines()
+    lines[1:] = [json.dumps(json.loads(lines[0]) | {"name": "photo 1", "digest": "1"} | damage)]
+    part.write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(InputError, match=r"a\.json\.part-.* is damaged: .*; delete it"):
+        count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
+    assert counted == ["photo 0", "photo 1"]
+
+
+def test_a_copy_of_a_part_is_neither_read_nor_removed(tmp_path):
+    (tmp_path / "a.json.part-0.bak").write_text("mine")
+    with PartialResult(tmp_path / "a.json", IDENTITY) as parts:
+        parts.remove()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json.part-0.bak"]
+
+
+def test_a_field_that_is_null_is_not_one_that_is_missing(tmp_path):
+    identity = IDENTITY | {"protocol": {"name": "none", "view": None}}
+    PartialResult(tmp_path / "a.json", IDENTITY).__exit__()
+    with pytest.raises(InputError, match=r"another protocol \(view\)"):
+        PartialResult(tmp_path / "a.json", identity)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import weakref
 from dataclasses import replace
 
@@ -84,6 +85,28 @@ def test_an_evaluation_is_drawn(photo, tmp_path, protocol):
         assert picture.width / picture.height > 5 * 60 / (40 + 40)  # five pictures of 60 x 40 beside each other
 
 
+def test_a_photo_is_drawn_with_the_threshold_of_its_own_half(photo, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    segmenter, seen, drawn = random_segmenter(), [], {}
+    photos = {str(i): replace(photo, name=str(i)) for i in range(4)}
+    dataset = Dataset("pets", tmp_path, CLASSES, tuple(photos), photos.__getitem__)
+    result, segment = evaluate(segmenter, dataset, CALIBRATED_NATIVE), segmenter.segment
+
+    def watched(image, labels, view=None, **changes):
+        seen.extend([view.background] if view else [])
+        return segment(image, labels, view, **changes)
+
+    def kept(photo, *_):
+        drawn[photo.name] = seen[-1]
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(segmenter, "segment", watched)
+    monkeypatch.setattr(pictures, "row", kept)
+    draw(replace(result, thresholds=(0.25, 0.75)), segmenter, dataset, CALIBRATED_NATIVE, tmp_path / "pictures")
+    hashes = sorted(photos, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert [drawn[name] for name in hashes] == [0.25, 0.75, 0.25, 0.75]
+
+
 def test_a_bar_is_longer_where_the_class_is_better_found():
     pytest.importorskip("matplotlib")
     poor, good = np.array([[50, 50], [50, 50]]), np.array([[50, 0], [0, 100]])
@@ -105,6 +128,9 @@ def test_confusion_is_dark_where_pixels_are():
     dark = [((p[..., 2] > 80) & (p[..., 0] < 30)) for p in pictures]
     assert dark[0].sum() == pytest.approx(dark[1].sum(), rel=0.1)
     assert not (dark[0] & dark[1]).sum() > 0.1 * dark[0].sum()
+    rows, columns = np.nonzero(dark[1])
+    upper = rows < np.median(rows)
+    assert columns[upper].mean() > columns[~upper].mean()  # of the first class, truly, most are called the second
 
 
 def test_a_row_is_shrunk_before_the_next_is_made():

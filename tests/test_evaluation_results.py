@@ -9,9 +9,17 @@ from sklearn.metrics import adjusted_rand_score
 
 from groupvit.errors import InputError
 from groupvit.evaluation import results
-from groupvit.evaluation.metrics import area_iou, confusion_matrix, dense, mean_iou, resampled_means, sparse
-from groupvit.evaluation.results import PhotoScores, Result, compare
-from groupvit.evaluation.scoring import score_prediction
+from groupvit.evaluation.metrics import (
+    adjusted_rand_index,
+    area_iou,
+    confusion_matrix,
+    dense,
+    mean_iou,
+    resampled_means,
+    sparse,
+)
+from groupvit.evaluation.results import PhotoScores, Result, compare, difference
+from groupvit.evaluation.scoring import score_prediction, stage_scores
 from test_evaluation_scoring import made, masked
 
 CLASSES = ("background", "cat", "dog", "cow")
@@ -66,6 +74,33 @@ def test_iou_by_size_counts_a_class_in_photos_where_it_has_that_size():
             means += [100 * both / either] if either else []
         assert numbers[size] == pytest.approx(np.mean(means)) if means else np.isnan(numbers[size])
     assert sum(not np.isnan(value) for value in numbers.values()) >= 2
+
+
+def test_shares_below_2_and_below_15_percent_are_small_and_medium():
+    def of_share(index, pixels):
+        matrix = np.array([[1, 1, pixels], [0, 0, 100 - pixels]])[: 2 if pixels < 100 else 1]
+        return PhotoScores(str(index), "d", 100, matrix, np.zeros((0, 4), np.int64))
+
+    found = []
+    for pixels in (1, 2, 14, 15, 100):
+        numbers = Result("x", ("background", "cat"), {}, {}, photos=(of_share(0, pixels),)).iou_by_size()
+        found += [size for size, value in numbers.items() if not np.isnan(value)]
+    assert found == ["small", "medium", "medium", "large", "large"]
+
+
+def test_a_stage_of_several_windows_is_averaged_by_their_pixels():
+    exact, mixed = np.array([[60, 0], [0, 30]]), np.array([[3, 3], [2, 2], [0, 0]])
+    scores = stage_scores([exact, mixed])
+    assert scores.ari == pytest.approx((90 * 1 + 10 * adjusted_rand_index(mixed)) / 100)
+    assert scores.groups == 4  # the last has no labelled pixel
+    assert scores.oracle[:, 2].sum() == 100
+
+
+def test_results_on_other_masks_have_no_difference():
+    ours = result(0.4)
+    changed = replace(ours, photos=(replace(ours.photos[0], digest="other"), *ours.photos[1:]))
+    with pytest.raises(InputError, match="the same photos and masks"):
+        difference(ours, changed)
 
 
 def test_grouping_is_measured_stage_by_stage():
@@ -283,6 +318,8 @@ def test_errors_are_told_apart_where_there_is_a_background():
         ("matrix", [[0, 99, 1]]),
         ("matrix", [[-1, 0, 1]]),
         ("matrix", [[0, 0, 10**30]]),
+        ("matrix", [[0, 0, -5]]),
+        ("matrix", [[0, 0, 2.9]]),
         ("boundary", [[99, 1, 1, 1]]),
         ("pixels", 0),
         ("pixels", float("inf")),

@@ -238,6 +238,12 @@ def test_each_half_takes_the_best_threshold_of_the_other(tmp_path, segmenter):
     assert all(photo.pending is None for photo in result.photos)
 
 
+def test_thresholds_are_none_and_sixty_one_steps_of_a_fifth_of_a_logit():
+    assert len(THRESHOLDS) == 62
+    assert THRESHOLDS[[0, 1, -1]] == pytest.approx([0, 0.0025, 0.9975], abs=5e-5)
+    assert np.diff(np.log(THRESHOLDS[1:] / (1 - THRESHOLDS[1:]))) == pytest.approx(0.2)
+
+
 def test_a_large_photo_s_counts_may_wait_for_the_threshold(tmp_path, segmenter, monkeypatch):
     LAYOUTS["pets"](tmp_path)
     dataset, protocol = open_benchmark("pets", tmp_path), PROTOCOLS["calibrated-native"]

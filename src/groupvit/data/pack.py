@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import Members, Sample, image_ending, is_text, rows_of, write_shards
-from groupvit.data.tar import IMAGE_ENDINGS, MAX_CAPTION, MAX_TEXT, TEXT_ENDINGS, Fault, Member, split_name
+from groupvit.data.shards import Members, Sample, is_text, rows_of, unread, write_shards
+from groupvit.data.tar import IMAGE_ENDINGS, MAX_TEXT, TEXT_ENDINGS, Fault, Member, image_ending, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import PHOTO_SUFFIXES, new_folder, refuse_pointer
 from groupvit.progress import tracked
@@ -130,9 +130,8 @@ def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tupl
         return Fault(name, "empty-image")
     if not image_ending(data):
         return Fault(name, "undecodable")
-    if any(len(caption) > MAX_CAPTION for caption in captions):
-        return Fault(name, "long-text")
-    return Sample(key, data, captions, tags=tags) if captions else Fault(name, "no-caption")
+    sample = Sample(key, data, captions, tags=tags)
+    return fault._replace(key=name) if (fault := unread(sample)) else sample
 
 
 def _contents(path: Path) -> bytes:
@@ -217,6 +216,7 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
         input_error(f"{table} cannot be read as a table in UTF-8", UnicodeError, csv.Error, OSError),
         table.open(encoding="utf-8-sig", newline="") as file,
     ):
+        csv.field_size_limit(2**31 - 1)  # a text that is too long is left out, and the table is not
         header = file.readline()
         file.seek(0)
         delimiter = max(",\t;|", key=header.count)
@@ -235,7 +235,7 @@ def _table(table: Path, photos: Path, image_column: str, caption_column: str) ->
                 if any(extra):
                     yield Fault(name or f"line {line}", "no-caption", "more cells than the header has: quote commas")
                 elif name:
-                    captions.setdefault(name, []).extend(_listed(text))
+                    captions.setdefault(os.path.normpath(name), []).extend(_listed(text))
                 elif is_text(text):  # spreadsheets end with empty rows
                     yield Fault(f"line {line}", "no-image")
         except csv.Error as error:

@@ -17,7 +17,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -25,7 +24,7 @@ from unicodedata import category
 
 from groupvit.data import tar
 from groupvit.data.storage import File, changed, is_url, matching, open_file, read_range, stamp, told
-from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, split_name
+from groupvit.data.tar import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, Fault, Member, image_ending, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import replacing
 
@@ -65,7 +64,7 @@ def find_shards(source: File | Sequence[File], below: File | None = None) -> lis
     `InputError`.
     """
     if not isinstance(source, (str, Path)):
-        return tar.newest([shard for one in source for shard in find_shards(one)])
+        return tar.newest([shard for one in source for shard in find_shards(one, below)])
     alone = below is None or os.path.isabs(source)  # as with Path's /
     head, text = ("" if alone else f"{str(below).rstrip('/')}/"), str(source)
     if not (head + text).strip() or (below is not None and not str(below)):
@@ -242,57 +241,53 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
 
     A folder that holds shards of this prefix is an `InputError`: what is left of them would be trained on, too.
     """
+    if per_shard < 1 or Path(prefix).name != prefix or prefix.startswith("."):
+        raise InputError(f"{per_shard} samples a shard of the prefix {prefix!r}: give one at least, and a plain name")
     samples, paths = iter(samples), []
     Path(folder).mkdir(parents=True, exist_ok=True)
     if there := [file for file in Path(folder).iterdir() if re.fullmatch(rf"{re.escape(prefix)}-\d+\.tar", file.name)]:
         raise InputError(f"{min(there)} is there already: remove it, or give another folder or prefix")
-    with ExitStack() as whole:
+    try:
         while first := list(itertools.islice(samples, 1)):
             paths.append(Path(folder) / f"{prefix}-{len(paths):04d}.tar")
             keys = set[str]()
-            with tarfile.open(whole.enter_context(replacing(paths[-1])), "w") as shard:
+            with replacing(paths[-1]) as temporary, tarfile.open(temporary, "w") as shard:
                 for sample in itertools.chain(first, itertools.islice(samples, per_shard - 1)):
                     if sample.key in keys:
                         raise InputError(f"two samples of a shard have the key {sample.key!r}: give each its own")
                     keys.add(sample.key)
                     with input_error(f"sample {sample.key!r} cannot be written", UnicodeError):
                         _add_sample(shard, sample)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
     return paths
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    if isinstance(sample.captions, str):
-        raise InputError(f"sample {sample.key}: its captions are one text, not a tuple of texts")
-    if not any(map(is_text, sample.captions)):
-        raise InputError(f"sample {sample.key} has no caption to write")
+    if fault := unread(sample):
+        raise InputError(f"sample {sample.key} cannot be written: {fault}")
     found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
     if not found or posixpath.basename(sample.key).startswith("._"):
         raise InputError(f"sample {sample.key!r}: no reader would find this key; give it a name of letters or digits")
     if not (ending := image_ending(sample.image)):
         raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
-    tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}
-    meta = json.dumps({"key": sample.key, "captions": sample.captions, **tags}, ensure_ascii=False)
-    contents = {ending: sample.image, "txt": sample.captions[0].encode(), "json": meta.encode()}
+    contents = {ending: sample.image, "txt": sample.captions[0].encode(), "json": _meta(sample)}
     for ending, data in contents.items():
         member = tarfile.TarInfo(f"{sample.key}.{ending}")
         member.size = len(data)
         shard.addfile(member, io.BytesIO(data))
 
 
-def image_ending(image: bytes) -> str | None:
-    """Return the ending for the format that the first bytes tell, or None if training does not read it."""
-    starts = ((ending, start) for ending, start in _STARTS.items() if ending in IMAGE_ENDINGS)
-    return next((ending for ending, start in starts if re.match(start, image, re.DOTALL)), None)
+def _meta(sample: Sample) -> bytes:
+    tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}
+    return json.dumps({"key": sample.key, "captions": sample.captions, **tags}, ensure_ascii=False).encode()
 
 
-_STARTS = {
-    "jpg": rb"\xff\xd8\xff",
-    "png": rb"\x89PNG",
-    "webp": rb"RIFF.{4}WEBP",
-    "gif": rb"GIF8",
-    "bmp": rb"BM",
-    "tif": rb"II[*+]\0|MM\0[*+]",
-    "ppm": rb"P[1-6]\s",
-    "avif": rb".{4}ftypavi[fs]",
-    "heic": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
-}
+def unread(sample: Sample) -> Fault | None:
+    """Return why a reader would leave out the sample for its texts, if it would."""
+    if isinstance(sample.captions, str):
+        return Fault("", "bad-json", "captions are one text, not several")
+    texts = _texts({"json": Member("", 0, len(meta := _meta(sample)), 0, meta)})
+    return texts if isinstance(texts, Fault) else None

@@ -199,3 +199,22 @@ def unpack(shard: Path | str) -> Path:
                 tarfile.open(temporary, "r:").close()
             shutil.copystat(shard, temporary)
     return tar
+
+
+def image_ending(image: bytes) -> str | None:
+    """Return the ending for the format that the first bytes tell, or None if training does not read it."""
+    starts = ((ending, start) for ending, start in _STARTS.items() if ending in IMAGE_ENDINGS)
+    return next((ending for ending, start in starts if re.match(start, image, re.DOTALL)), None)
+
+
+_STARTS = {
+    "jpg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG",
+    "webp": rb"RIFF.{4}WEBP",
+    "gif": rb"GIF8",
+    "bmp": rb"BM",
+    "tif": rb"II[*+]\0|MM\0[*+]",
+    "ppm": rb"P[1-6]\s",
+    "avif": rb".{4}ftypavi[fs]",
+    "heic": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+}

@@ -43,15 +43,15 @@ def launched() -> tuple[int, int, int]:
 def received(loader: DataLoader[Any], advice: str = "resume") -> Iterator[Any]:
     """Yield what the workers of a loader make, and raise what goes wrong in one of them as an `InputError` of one line.
 
-    torch's own handler raises wherever this process happens to be when a worker dies. Without it the next batch
-    notices, within seconds, and nothing is lost.
+    torch's own handler, which it sets in the main thread alone, raises wherever this process happens to be when a
+    worker dies. Without it the next batch notices, within seconds, and nothing is lost.
     """
     try:
         with _interrupts_kept():
             batches = iter(loader)
     except (OSError, RuntimeError) as error:  # of memory, processes or threads there are no more
         raise InputError(f"cannot start the processes that read data ({error}): {_NO_ROOM}") from error
-    if loader.num_workers:
+    if loader.num_workers and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         try:

@@ -13,7 +13,7 @@ from groupvit.evaluation.metrics import IndexMap
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import PhotoScores, Result, difference
 from groupvit.evaluation.scoring import score_prediction
-from groupvit.evaluation.whole_photos import similarities
+from groupvit.evaluation.whole_photos import embed_photos, similarities
 from groupvit.segmentation.labels import BACKGROUND, Label
 from groupvit.segmentation.segmenter import Segmenter
 from groupvit.text.templates import SIMPLE_TEMPLATE
@@ -46,7 +46,7 @@ def trivial_baselines(
 
     def asked(photo: MaskedPhoto) -> tuple[int, int]:
         if photo.name not in best_two:
-            cosines = similarities(segmenter, [photo.image], words, templates)[0]
+            cosines = similarities(segmenter, embed_photos(segmenter, [photo.image]), words, templates)[0]
             # Of a label's several words the best one counts, as for segments.
             scores = torch.stack([of_label.max() for of_label in cosines.split(lengths)])
             best, second, *_ = [*scores.argsort(descending=True, stable=True).tolist(), 0]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from groupvit import __version__
 from groupvit.data.workers import launched
 from groupvit.errors import InputError, input_error
 from groupvit.evaluation.baselines import score_baselines
@@ -28,7 +29,6 @@ from groupvit.files import refuse_remote, write_atomically
 from groupvit.models import weights_digest
 from groupvit.progress import progress
 from groupvit.segmentation import Segmentation, Segmenter
-from groupvit.text.templates import IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80
 
 
 def evaluate(
@@ -142,11 +142,13 @@ def count_into(
         for photo in held.photos if rank == 0 else ():
             unchanged(dataset, photo)
         return rank == 0
+    identity |= {"groupvit": __version__}  # another one may count in another way
     # A photo that stopped an evaluation may be taken out of the list; several processes must have the same one.
     with PartialResult(out, identity, rank, free=("list of photos",) if processes == 1 else ()) as parts:
         if others := sorted(parts.scores.keys() - set(dataset.names)):
             told = f"{len(others)} photos that are not to be evaluated now, such as {others[0]}"
             raise InputError(f"{out}.part-{rank} has counts of {told}: delete it or choose another --out")
+        _whole(result, list(parts.scores.values()), out)
         names = dataset.names[rank::processes]
         for name in parts.scores.keys() & set(names):
             unchanged(dataset, parts.scores[name])
@@ -158,9 +160,18 @@ def count_into(
         if rank:
             return False
         parts.wait_for(dataset.names)
-        finish([parts.scores[name] for name in dataset.names]).save(out)
+        photos = [parts.scores[name] for name in dataset.names]
+        _whole(result, photos, out)
+        finish(photos).save(out)
         parts.remove()
     return True
+
+
+def _whole(result: Result, photos: Sequence[PhotoScores], out: Path) -> None:
+    """Refuse counts that are not of this evaluation's classes and stages."""
+    with input_error(f"a file {out}.part-* is damaged", *MALFORMED, advice="delete it, its photos are evaluated again"):
+        if photos:
+            replace(result, photos=tuple(photos)).check()
 
 
 def evaluate_whole_photos(
@@ -182,13 +193,7 @@ def evaluate_whole_photos(
     whole = Retrieval(root, segmenter.config) if benchmark == "retrieval" else ClassFolder.open(root)
     if held_of not in ("", whole.digest):
         raise InputError(f"{other}: it holds another evaluation; {advice}")
-    metrics: dict[str, float] = {}
-    if isinstance(whole, Retrieval):
-        metrics = whole(segmenter.model)
-    else:
-        for templates in (IMAGENET_TEMPLATES_7, IMAGENET_TEMPLATES_80):
-            accuracies = classify(segmenter, whole, templates)
-            metrics |= {f"{name}, {len(templates)} templates": value for name, value in accuracies.items()}
+    metrics = whole(segmenter.model) if isinstance(whole, Retrieval) else classify(segmenter, whole)
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
     document["data"] = {"photos": len(whole), "sha256": whole.digest}
     document["model"] = described

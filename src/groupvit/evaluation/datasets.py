@@ -91,6 +91,8 @@ def open_masks(root: Path, *, ignore_index: int | None = None, reduce_zero_label
     require(root, *parts, holds="an evaluation folder holds images/, masks/ and classes.txt")
     labels, colours, listing = read_labels(root)
     first = int(reduce_zero_label)
+    if len(labels) + first > IGNORE:
+        raise InputError(f"{listing} names {len(labels)}: counted from 1 the last is {IGNORE}, which does not count")
     for value, label in enumerate(labels, start=first):
         if value != ignore_index and _UNLABELLED.fullmatch(label):
             text = f"{label!r} is looked for as any other word; if it shall not count: 255, or --ignore-index {value}"

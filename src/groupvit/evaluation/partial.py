@@ -38,6 +38,8 @@ class PartialResult:
     def refresh(self) -> None:
         """Read what other processes, or earlier ones, have added."""
         for path in sorted(self.out.parent.glob(f"{glob.escape(self.out.name)}.part-*")):
+            if not path.suffix.removeprefix(".part-").isdecimal():  # a copy that someone keeps
+                continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 whole = file.read().rpartition(b"\n")[0]
@@ -61,7 +63,7 @@ class PartialResult:
             )
 
     def add(self, photo: PhotoScores) -> None:
-        """Keep a photo's counts, on disk before anything else happens."""
+        """Keep a photo's counts, in the file before anything else happens."""
         self.scores[photo.name] = photo
         with input_error(f"cannot write {self._file.name}", OSError, advice="the same command goes on"):
             self._append(photo.to_dict())

@@ -17,6 +17,7 @@ from groupvit.evaluation.metrics import IGNORE, IndexMap, area_iou, iou, mean_kn
 from groupvit.evaluation.naming import class_indices
 from groupvit.evaluation.protocols import Protocol
 from groupvit.evaluation.results import Result
+from groupvit.evaluation.thresholds import halves
 from groupvit.files import refuse_remote, write_picture
 from groupvit.segmentation import drawing
 from groupvit.segmentation.segmenter import Segmenter
@@ -79,21 +80,23 @@ def draw(
     pictures: dict[str, Image.Image] = {}
     if matrix.any():
         pictures = {"iou": iou_bars(matrix, classes, title), "confusion": confusion(matrix, classes, title)}
+    # Of one threshold or of none all photos have the same.
+    thresholds = [result.thresholds[-half] if result.thresholds else None for half in halves(result.names)]
     for kind, chosen in zip(("best", "worst"), extremes(result, count), strict=True):
         if chosen:
-            pictures[kind] = grid(_row_of(dataset[i], result, segmenter, dataset, protocol) for i in chosen)
+            pictures[kind] = grid(_row_of(dataset[i], thresholds[i], segmenter, dataset, protocol) for i in chosen)
     for name, picture in pictures.items():
         write_picture(out / f"{name}.png", picture)
     return [out / f"{name}.png" for name in pictures]
 
 
 def _row_of(
-    photo: MaskedPhoto, result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
+    photo: MaskedPhoto, threshold: float | None, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
 ) -> Image.Image:
     view = protocol.view_of(segmenter.config, dataset)
     labels = segmenter.labels_of(protocol.labels(dataset), view)
-    if result.thresholds:
-        view = replace(view, background=sum(result.thresholds) / len(result.thresholds))
+    if threshold is not None:
+        view = replace(view, background=threshold)
     segmented = segmenter.segment(photo.image, labels, view)
     groups = segmented.groups
     if not groups:

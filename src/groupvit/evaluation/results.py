@@ -155,7 +155,7 @@ class Result:
         text = f'{json.dumps(head, indent=1)[:-2]},\n "photos": [\n{lines}\n]}}\n'
         write_atomically(Path(path), text.encode())
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise one of `MALFORMED` for values that no evaluation writes."""
         count = len(self.classes)
         if not isinstance(self.protocol.get("name", ""), str) or not isinstance(self.model, dict):
@@ -175,6 +175,8 @@ class Result:
                 raise ValueError(f"photo {photo.name} has pixels of no class")
             if len(photo.stages) != len(self.photos[0].stages):
                 raise ValueError(f"photo {photo.name} has {len(photo.stages)} stages")
+            if (photo.pending is None) != (self.photos[0].pending is None):
+                raise ValueError(f"photo {photo.name} has a threshold, and others have none")
         if len({photo.naming.shape[1] for photo in self.photos if len(photo.naming)}) > 1:
             raise ValueError("its photos are named in different stages")
 
@@ -192,7 +194,7 @@ class Result:
             fields = {name: values[name] for name in _HEAD}
             fields |= {"classes": tuple(values["classes"]), "thresholds": tuple(map(float, values["thresholds"]))}
             result = cls(**fields, photos=tuple(map(PhotoScores.from_dict, values["photos"])))
-            result._check()
+            result.check()
             return result
         except MALFORMED as error:
             raise InputError(f"{path} is no result of an evaluation ({type(error).__name__}: {error})") from error
@@ -239,8 +241,8 @@ def difference(ours: Result, theirs: Result) -> dict[str, Any]:
     The same photos are drawn for both, so that a hard photo counts against neither. With one photo the
     interval is None.
     """
-    if ours.names != theirs.names:
-        raise InputError("only results on the same photos, in one order, have a difference")
+    if [(photo.name, photo.digest) for photo in ours.photos] != [(photo.name, photo.digest) for photo in theirs.photos]:
+        raise InputError("only results on the same photos and masks, in one order, have a difference")
     draws = resampled_means(ours.photo_areas) - resampled_means(theirs.photo_areas)
     means = metrics.mean_iou(ours.matrix), metrics.mean_iou(theirs.matrix)
     return {

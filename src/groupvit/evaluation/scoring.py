@@ -80,7 +80,10 @@ class PhotoScores:
 
 
 def _rows(values: Sequence[Sequence[int]], columns: int) -> Int[np.ndarray, "_ _"]:
-    return np.array(values, np.int64).reshape(-1, columns)
+    rows = np.array(values).reshape(-1, columns)
+    if rows.size and (rows.dtype.kind != "i" or rows.min() < 0):
+        raise ValueError("its counts are no whole numbers")
+    return rows.astype(np.int64)
 
 
 def plain(value: Any) -> Any:

@@ -46,14 +46,18 @@ def settle(
     fixed = protocol.threshold(dataset)
     if not protocol.calibrated(dataset):
         return () if fixed is None else (fixed,), tuple(photos)
-    order = sorted(
-        range(len(photos)), key=lambda i: hashlib.sha256(photos[i].name.encode(errors="surrogatepass")).digest()
-    )
-    halves = order[::2], order[1::2]
-    levels = [_best_level([photos[i] for i in halves[1 - half]], len(dataset.classes)) for half in (0, 1)]
-    level_of = {i: level for half, level in zip(halves, levels, strict=True) for i in half}
-    settled = (_settle_photo(photo, dataset, level_of[i]) for i, photo in enumerate(photos))
+    half_of = halves([photo.name for photo in photos])
+    others = ([photo for photo, own in zip(photos, half_of, strict=True) if own != half] for half in (0, 1))
+    levels = [_best_level(each, len(dataset.classes)) for each in others]
+    settled = (_settle_photo(photo, dataset, levels[half]) for photo, half in zip(photos, half_of, strict=True))
     return tuple(float(THRESHOLDS[level]) for level in levels), tuple(settled)
+
+
+def halves(names: Sequence[str]) -> list[int]:
+    """Return in which half each photo is, 0 or 1: they are dealt out in the order of their names' hashes."""
+    digests = [hashlib.sha256(name.encode(errors="surrogatepass")).digest() for name in names]
+    dealt = {place: rank % 2 for rank, place in enumerate(sorted(range(len(names)), key=digests.__getitem__))}
+    return [dealt[place] for place in range(len(names))]
 
 
 def _best_level(photos: Sequence[PhotoScores], classes: int) -> int:
