@@ -86,6 +86,14 @@ def test_another_seed_and_another_epoch_draw_otherwise(photos):
     assert not torch.equal(epochs.color[0], epochs.color[1])
 
 
+def test_a_photo_is_drawn_otherwise_in_another_shard_and_with_each_of_its_captions(tmp_path):
+    samples = [Sample(str(i), picture(3), ("a dog", "a cat")) for i in range(2)]
+    photos = CaptionedPhotos.open(write_shards(samples, tmp_path, prefix="t", per_shard=1))
+    batch = batches_of(photos)[np.array([[epoch, shard, 0] for shard in (0, 1) for epoch in range(20)])]
+    assert not torch.equal(*batch.images.split(20))
+    assert all(len(captions.unique(dim=0)) == 2 for captions in batch.captions.split(20))
+
+
 def test_nouns_of_all_captions_are_present(photos):
     batch = batches_of(photos)[np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])]
     assert batch.present.int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]

@@ -234,6 +234,7 @@ def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
     captions = examine(write_shards(photos, tmp_path, prefix="long")).captions
     assert captions.captions == 6
     assert captions.median_length == (5 + 77) / 2
+    assert captions.length_95 == 78 + 0.75 * (256 - 78)  # tokens are counted up to 256
     assert captions.cut == pytest.approx(2 / 6)
     assert captions.one_word == pytest.approx(1 / 6)
 
@@ -280,6 +281,16 @@ def test_copies_are_found_across_shards_without_their_metadata(tmp_path: Path) -
     copied = [finding for finding in report.findings if finding.kind == "duplicate"]
     assert [(Path(f.shard).name, f.key) for f in copied] == [("x-0002.tar", "rewrapped")]
     assert copied[0].detail == f"as 000002 in {tmp_path / 'x-0001.tar'}"
+
+
+def test_what_lies_on_a_bound(tmp_path: Path) -> None:
+    """Ten photos make a noun frequent, 32 pixels are enough for a side, a wide photo is not a tall one."""
+    sizes = [(32, 40), (31, 40), (60, 40), (40, 60), *((50 + i, 50) for i in range(6))]
+    photos = [Sample(f"{i}", encoded(np.full((*size, 3), 90, np.uint8)), ("a dog",)) for i, size in enumerate(sizes)]
+    report = examine(write_shards(photos, tmp_path, prefix="x"))
+    assert report.nouns.frequent == 1
+    assert [(finding.kind, finding.key) for finding in report.findings if finding.key] == [("tiny", "1")]
+    assert examine(write_shards(photos[1:], tmp_path, prefix="y")).nouns.frequent == 0
 
 
 def test_more_findings_than_fit_into_memory_are_counted(tmp_path: Path) -> None:

@@ -123,6 +123,18 @@ def test_the_hash_of_an_index_is_that_of_what_it_lists(shards, tmp_path):
     assert len(set(first)) == 3
 
 
+def test_the_hash_of_an_index_is_that_of_images_and_tags_too(tmp_path):
+    def content(name, samples):
+        shards = write_shards(samples, tmp_path / name, prefix="t")
+        (tmp_path / name / "t-vocabulary.txt").write_text("dog\ncat\n")
+        return [index.content for index in index_shards(shards)]
+
+    plain = samples(3)
+    assert content("a", plain) != content("b", [replace(plain[0], image=plain[0].image + b"more"), *plain[1:]])
+    tagged = [replace(sample, tags=tags) for sample, tags in zip(plain, [("dog",), ("cat",), ()], strict=True)]
+    assert content("c", tagged) != content("d", [replace(tagged[0], tags=("cat",)), *tagged[1:]])
+
+
 def test_an_index_in_the_cache_does_not_count_for_one_beside_the_shard(shards):
     CaptionedPhotos.open(shards)
     index_shards(shards, where=beside)

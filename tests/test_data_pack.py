@@ -124,6 +124,16 @@ def test_photos_of_a_table_may_lie_elsewhere_and_missing_ones_are_counted(tmp_pa
     assert [captions for _, _, captions in packed(tmp_path / "out")] == [("a dog",)]
 
 
+def test_a_file_is_one_photo_and_a_text_that_no_reader_takes_is_told(tmp_path: Path) -> None:
+    rows = ["a.jpg,a dog", "./a.jpg,a cat", "x/../a.jpg,a cow", f"b.jpg,{'x' * 200_000}", "c.jpg,a dog\0 runs"]
+    rows += [f"d.jpg,{i} {'word ' * 1900}" for i in range(120)]
+    photos = {f"{name}.jpg": photo(0) for name in "abcd"}
+    source = put(tmp_path, **photos, **{"x/y": "", "a.csv": "\n".join(["file,caption", *rows])}) / "a.csv"
+    found = pack(source, tmp_path / "out")
+    assert kinds(found.faults) == [("b.jpg", "long-text"), ("c.jpg", "not-utf8"), ("d.jpg", "long-text")]
+    assert packed(tmp_path / "out") == [("000000000", photo(0), ("a dog", "a cat", "a cow"))]
+
+
 @pytest.mark.parametrize(
     ("name", "table", "message"),
     [

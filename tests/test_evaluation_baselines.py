@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,21 @@ def test_baselines_stand_beside_the_model_on_the_same_photos(tmp_path):
         assert found[name]["difference"] == pytest.approx(result.metrics()["miou"] - baseline.metrics()["miou"])
         low, high = found[name]["interval"]
         assert low <= found[name]["difference"] <= high
+
+
+def test_words_stand_in_the_protocol_s_own_prompts(tmp_path, monkeypatch):
+    LAYOUTS["pets"](tmp_path)
+    pets, segmenter, asked = open_benchmark("pets", tmp_path), random_segmenter(), set()
+    protocol = replace(CALIBRATED_NATIVE, view=replace(CALIBRATED_NATIVE.view, templates=("{} at night",)))
+    result = evaluate(segmenter, pets, protocol)
+
+    def similarities(segmenter, photos, names, templates):
+        asked.add(tuple(templates))
+        return torch.ones(1, len(names))
+
+    monkeypatch.setattr("groupvit.evaluation.baselines.similarities", similarities)
+    score_baselines(result, segmenter, pets, protocol, lambda: None)
+    assert asked == {("{} at night",)}
 
 
 def test_without_a_background_the_runner_up_lies_around_the_ellipse(grouped, monkeypatch):

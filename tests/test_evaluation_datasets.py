@@ -347,6 +347,14 @@ def test_values_may_be_ignored_or_count_from_one(tmp_path):
     assert all(map(np.array_equal, read, [np.where(mask == 2, 255, mask) for mask in masks]))
 
 
+def test_the_last_of_255_classes_cannot_be_255(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("\n".join(f"word {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(255)))
+    assert len(open_benchmark("folder", tmp_path).classes) == 255
+    with pytest.raises(InputError, match=r"classes.txt names 255: counted from 1 the last is 255"):
+        open_benchmark("folder", tmp_path, reduce_zero_label=True)
+
+
 @pytest.mark.parametrize("name", ["void", "Unlabelled", "unlabeled", "ignore"])
 def test_a_class_that_is_named_as_none_is_said(name, tmp_path, recwarn):
     folder(tmp_path)

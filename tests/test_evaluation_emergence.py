@@ -12,7 +12,10 @@ from groupvit.data import scenes
 from groupvit.data.shards import Sample, write_shards
 from groupvit.errors import InputError
 from groupvit.evaluation import emergence
+from groupvit.evaluation.datasets import open_masks
 from groupvit.evaluation.emergence import Emergence, photos_to_watch
+from groupvit.evaluation.metrics import mean_iou
+from groupvit.evaluation.scoring import score
 from groupvit.models import Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter, drawing, parse_labels
 from groupvit.training.loop import train
@@ -85,6 +88,19 @@ def test_held_out_photos_are_read_anew_for_each_score(tmp_path):
         with Image.open(mask) as image:
             Image.fromarray(np.full_like(np.asarray(image), 3)).save(mask)
     assert evaluate(model)["oracle_miou"] == 100
+
+
+def test_held_out_masks_are_tried_before_the_first_step_and_scored_as_they_are(tmp_path):
+    scenes.write(tmp_path, train=1, evaluation=3)
+    model = build_model(TINY).eval()
+    found, photos = emergence.evaluation_of(TINY, tmp_path, "eval")(model), open_masks(tmp_path / "eval")
+    expected = score(Segmenter(model, TINY, precision="fp32"), photos, photos.labels)
+    assert found == {"miou": mean_iou(expected.named), "oracle_miou": mean_iou(expected.oracle)}
+    assert found["miou"] != found["oracle_miou"]
+    mask = min((tmp_path / "eval/masks").iterdir())
+    mask.write_bytes(mask.read_bytes()[:50])
+    with pytest.raises(InputError, match=mask.name):
+        emergence.evaluation_of(TINY, tmp_path, "eval")
 
 
 def test_tensorboard_shows_the_pictures(data, tmp_path):

@@ -3,6 +3,7 @@ import json
 import threading
 from dataclasses import replace
 from functools import partialmethod
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -151,6 +152,16 @@ def test_counts_that_no_evaluation_wrote_are_refused_before_the_others_are_made(
     with pytest.raises(InputError, match=r"a\.json\.part-.* is damaged: .*; delete it"):
         count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
     assert counted == ["photo 0", "photo 1"]
+
+
+def test_counts_of_another_version_are_not_gone_on_with(tmp_path, monkeypatch):
+    dataset = Dataset("folder", tmp_path, tuple("abcd"), ("photo 0",), lambda _: masked(0))
+    result = Result("folder", tuple("abcd"), {"name": "none"}, {})
+    with pytest.raises(KeyboardInterrupt):
+        count_into(tmp_path / "a.json", result, dataset, Mock(side_effect=KeyboardInterrupt), Mock())
+    monkeypatch.setattr("groupvit.evaluation.benchmark.__version__", "9.9.9")
+    with pytest.raises(InputError, match="another groupvit: delete it"):
+        count_into(tmp_path / "a.json", result, dataset, Mock(), Mock())
 
 
 def test_a_copy_of_a_part_is_neither_read_nor_removed(tmp_path):

@@ -299,6 +299,8 @@ def test_the_same_tensors_in_another_configuration_are_another_model():
     assert ours.identity() != theirs.identity()
     ours, theirs = (result(0.4, model={"sha256": "a", "engine": engine}) for engine in ("torch", "openvino"))
     assert ours.identity() != theirs.identity()
+    coarse = result(0.4, model={"sha256": "a", "precision": "bf16"})
+    assert coarse.identity() != ours.identity()
     assert ours.identity() == result(0.4, model={"sha256": "a"}).identity()  # before there were engines
 
 

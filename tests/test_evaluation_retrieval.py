@@ -2,6 +2,7 @@ import shutil
 import tarfile
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -48,6 +49,14 @@ def retrieval(tmp_path):
 def test_each_caption_belongs_to_its_photo(retrieval):
     assert [photo.shape for photo in retrieval.photos] == [(3, 16, 16)] * 4
     assert retrieval.owners.tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+
+
+def test_a_photo_is_seen_whole_along_its_short_side(tmp_path):
+    pixels, file = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8), BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    write_shards([Sample("a", file.getvalue(), ("a",))], tmp_path, prefix="a")
+    (seen,) = Retrieval(tmp_path, CONFIG).photos
+    assert np.array_equal(seen.permute(1, 2, 0).numpy(), pixels[:, 2:18])
 
 
 def test_a_model_that_knows_the_photos_has_full_recall_and_a_constant_one_has_not(retrieval, monkeypatch):

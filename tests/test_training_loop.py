@@ -165,7 +165,7 @@ def test_a_thread_trains_into_a_folder_by_its_name_and_scores_are_any_numbers(da
     scores = iter([np.float32(0.25), torch.tensor(0.5)])
     run = vary(RUN, steps=2, evaluate_every=1)
     with ThreadPoolExecutor(1) as threads:
-        given = {"workers": 0, "evaluate": lambda _: {"score": next(scores)}, "cache": str(tmp_path / "cache")}
+        given = {"evaluate": lambda _: {"score": next(scores)}, "cache": str(tmp_path / "cache")}
         state = threads.submit(lambda: train(run, str(data), str(tmp_path / "run"), **given)).result()
     assert state.step == 2
     assert [line["score"] for line in metrics(tmp_path / "run") if "score" in line] == [0.25, 0.5]

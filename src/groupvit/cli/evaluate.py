@@ -36,7 +36,7 @@ def evaluate(
 
     Prints mean IoU with a 95 % interval, next to trivial baselines, accuracies, boundary IoU, the grouping of each
     stage and the naming of true regions; writes them with every photo's pixel counts. If interrupted, the same command
-    goes on. Processes share the photos of a folder: torchrun --nproc-per-node 2 -m groupvit evaluate ...
+    goes on; whole photos begin anew. Processes share the photos of a folder: torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.
@@ -46,7 +46,7 @@ def evaluate(
         root: Folder of the data set (docs/DATASETS.md); for retrieval a folder or a pattern of shards.
         protocol: release-2022, paper-2022, or calibrated-native, -whole or -vocabulary (docs/PROTOCOLS.md).
         limit: Use at most so many photos, spread evenly over the data set.
-        out: The result file, by default BENCHMARK.PROTOCOL.json here.
+        out: The result file, by default BENCHMARK.PROTOCOL.json here (BENCHMARK.json for whole photos).
         compare: Another result file of the same photos; prints the difference and its interval.
         pictures: A folder for pictures: best and worst photos with groups, prediction and truth; IoU; confusion.
         precision: Numbers of the image encoder, by default what is faster on this machine; all else is float32.
@@ -76,9 +76,10 @@ def evaluate(
     with enough_memory("take a smaller --batch-size"):
         first = evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size)
     if first:
-        result = print_result(out, dataset.root, compare)
+        result = print_result(out, dataset.root)
         for path in draw(result, segmenter, dataset, chosen, pictures) if pictures else ():
             print(path)
+        print_difference(out, compare)
 
 
 def _prepare(
@@ -104,20 +105,26 @@ def _prepare(
     return chosen
 
 
-def print_result(out: Path, root: Path, compare: Path | None) -> "Result":
-    """Print a result file's numbers, and how far they are ahead of another's; return the result."""
-    from groupvit.evaluation.report import format_difference, report, unseen
+def print_result(out: Path, root: Path) -> "Result":
+    """Print a result file's numbers; return the result."""
+    from groupvit.evaluation.report import report, unseen
     from groupvit.evaluation.results import Result
-    from groupvit.evaluation.results import compare as compare_files
 
     result = Result.load(out)
     print(report(result))
     if absent := unseen(result):
         warnings.warn(f"{root}: {absent}", stacklevel=1)
-    if compare:
-        print(f"mIoU less that of {compare}: {format_difference(compare_files(out, compare))}")
     print(f"{out} has the counts of each photo")
     return result
+
+
+def print_difference(out: Path, other: Path | None) -> None:
+    """Print how far a result is ahead of another one, if there is one."""
+    from groupvit.evaluation.report import format_difference
+    from groupvit.evaluation.results import compare
+
+    if other:
+        print(f"mIoU less that of {other}: {format_difference(compare(out, other))}")
 
 
 def _whole_photos(

@@ -48,7 +48,7 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         raise InputError("steps and batch size are at least 1, lr is between 0 and 1, the seed 0 to 2**63 - 1")
     import torch
 
-    from groupvit.cli.evaluate import print_result
+    from groupvit.cli.evaluate import print_difference, print_result
     from groupvit.evaluation.benchmark import describe_weights
     from groupvit.evaluation.datasets import open_benchmark
     from groupvit.evaluation.results import load_comparable
@@ -77,7 +77,8 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     recipe |= {"crop": CROP, "short_side": SHORT_SIDE, "masks": len(photos), "share": share, "train": options.train}
     described = describe_weights(network, options.model) | {"pre-trained": source["sha256"], "precision": "fp32"}
     score_into(file, network, dataset, {"name": "transfer", **recipe}, described)
-    print_result(file, options.root, options.compare)
+    print_result(file, options.root)
+    print_difference(file, options.compare)
 
 
 def load_encoder(source: str) -> "Encoder":

@@ -14,10 +14,10 @@ RELEASE_NAMES: Mapping[str, Mapping[str, str]] = CLASSES["release"]
 """Names of classes of VOC and Context in the release, where they differ from the data set's."""
 
 SYNONYMS: Mapping[str, Sequence[str]] = CLASSES["synonyms"]
-"""Words that stand for a class under `calibrated-native`; other classes stand for themselves."""
+"""Words that stand for a class under the calibrated protocols; other classes stand for themselves."""
 
 CONTRAST: Mapping[str, Sequence[str]] = CLASSES["contrast"]
-"""Words for what is no class of a benchmark, which compete as background under `calibrated-native`."""
+"""Words for what is no class of a benchmark, which compete as background under `calibrated-native` and `-whole`."""
 
 
 @dataclass(frozen=True, kw_only=True)
