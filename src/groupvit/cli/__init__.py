@@ -46,7 +46,11 @@ _STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)  # no "{None}|IN
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command. Exit codes: 0 done (a training also if stopped), 1 done in part, 2 wrong usage or input (on stderr), 130 interrupted."""
+    """Runs one command.
+
+    Exit codes: 0 done (a training that was stopped, too), 1 done in part, 2 wrong usage or input (on stderr), 130
+    interrupted.
+    """
     try:
         try:
             _mend_environment()
