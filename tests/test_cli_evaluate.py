@@ -307,7 +307,15 @@ def test_whole_photos_are_classified(evaluate, tmp_path):
     assert list(found["metrics"]) == [f"top{k}, {count} templates" for count in (7, 80) for k in (1, 5)]
     assert found["metrics"]["top5, 7 templates"] == 100
     assert "top5, 7 templates: 100.00 %" in out
-    assert evaluate("classification", "--root", tmp_path / "classes")[0] == 0
+    kept = found | {"metrics": found["metrics"] | {"top1, 7 templates": 12.5}}
+    (tmp_path / "classification.json").write_text(json.dumps(kept))
+    code, out, _ = evaluate("classification", "--root", tmp_path / "classes")
+    assert (code, "top1, 7 templates: 12.50 %" in out) == (0, True)  # what is there is not made again
+    for broken in ({"metrics": {"top1": "high"}}, {"metrics": 3}, {"data": {}}):
+        (tmp_path / "classification.json").write_text(json.dumps(kept | broken))
+        code, _, err = evaluate("classification", "--root", tmp_path / "classes")
+        assert (code, err.count("\n")) == (2, 1)
+    (tmp_path / "classification.json").write_text(json.dumps(kept))
     (tmp_path / "others").mkdir()
     shutil.copytree(tmp_path / "classes", tmp_path / "others", dirs_exist_ok=True)
     Image.new("RGB", (20, 30)).save(tmp_path / "others" / "cat" / "b.png")

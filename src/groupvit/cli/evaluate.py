@@ -36,8 +36,8 @@ def evaluate(
 
     Prints mean IoU with a 95 % interval, next to trivial baselines, accuracies, boundary IoU, the grouping of each
     stage and the naming of true regions; writes them with every photo's pixel counts. If interrupted, the same command
-    goes on; whole photos begin anew. Processes share the photos of a folder: torchrun --nproc-per-node 2 -m groupvit
-    evaluate ...
+    goes on; of whole photos it begins anew. Processes share the photos of a folder:
+    torchrun --nproc-per-node 2 -m groupvit evaluate ...
 
     Args:
         model: A trained model: "photos-trunk", "photos", a folder, a file, or a name on the hub.

@@ -177,22 +177,27 @@ def _whole(result: Result, photos: Sequence[PhotoScores], out: Path) -> None:
 def evaluate_whole_photos(
     segmenter: Segmenter, benchmark: Literal["classification", "retrieval"], root: Path, out: Path, *, source: str
 ) -> dict[str, Any]:
-    """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32."""
+    """Write and return zero-shot classification with CLIP's 7 and 80 templates, or retrieval, always in float32.
+
+    A file that is there already is returned if it holds this very evaluation, and is an `InputError` if not.
+    """
     refuse_remote(out)
-    described, held_of = describe(segmenter, source) | {"precision": "fp32"}, ""
+    described, held = describe(segmenter, source) | {"precision": "fp32"}, {}
     other, advice = f"{out} is no {benchmark} of this model and these photos", "choose another --out or delete it"
     if out.exists():
         with input_error(other, OSError, *MALFORMED, advice=advice):
             held = json.loads(out.read_bytes())
-            held_of = held["data"]["sha256"]
             if (held["benchmark"], held["model"]["sha256"]) != (benchmark, described["sha256"]):
                 raise ValueError("it holds another evaluation")
     with input_error(f"cannot write {out}", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
     whole = Retrieval(root, segmenter.config) if benchmark == "retrieval" else ClassFolder.open(root)
-    if held_of not in ("", whole.digest):
-        raise InputError(f"{other}: it holds another evaluation; {advice}")
+    if held:
+        with input_error(other, *MALFORMED, advice=advice):
+            if held["data"] != {"photos": len(whole), "sha256": whole.digest}:
+                raise ValueError("it holds another evaluation")
+            return held | {"metrics": {str(name): float(value) for name, value in held["metrics"].items()}}
     metrics = whole(segmenter.model) if isinstance(whole, Retrieval) else classify(segmenter, whole)
     document: dict[str, Any] = {"benchmark": benchmark, "metrics": metrics, "versions": versions()}
     document["data"] = {"photos": len(whole), "sha256": whole.digest}
