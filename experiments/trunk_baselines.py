@@ -87,6 +87,7 @@ class TrunkClassifier(Segmenter):
         labels: Sequence[Label],
         view: View,
         batch_size: int,
+        keep_features: bool,
     ) -> Iterator[tuple[int, Window]]:
         members = class_members(labels).to(self.device)
         for i, place in plan(sizes, view.window, view.stride):

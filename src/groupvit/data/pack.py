@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
 
-from groupvit.data.shards import Members, Sample, is_text, rows_of, unread, write_shards
+from groupvit.data.shards import Members, Sample, is_text, meta_of, rows_of, write_shards
 from groupvit.data.tar import IMAGE_ENDINGS, MAX_TEXT, TEXT_ENDINGS, Fault, Member, image_ending, split_name
 from groupvit.errors import InputError, input_error
 from groupvit.files import PHOTO_SUFFIXES, new_folder, refuse_pointer
@@ -131,7 +131,7 @@ def _sample(key: str, name: str, image: Any, captions: Sequence[Any], tags: tupl
     if not image_ending(data):
         return Fault(name, "undecodable")
     sample = Sample(key, data, captions, tags=tags)
-    return fault._replace(key=name) if (fault := unread(sample)) else sample
+    return meta._replace(key=name) if isinstance(meta := meta_of(sample), Fault) else sample
 
 
 def _contents(path: Path) -> bytes:

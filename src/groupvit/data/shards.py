@@ -266,28 +266,25 @@ def write_shards(samples: Iterable[Sample], folder: str | Path, *, prefix: str, 
 
 
 def _add_sample(shard: tarfile.TarFile, sample: Sample) -> None:
-    if fault := unread(sample):
-        raise InputError(f"sample {sample.key} cannot be written: {fault}")
+    if isinstance(meta := meta_of(sample), Fault):
+        raise InputError(f"sample {sample.key} cannot be written: {meta}")
     found = split_name(f"{sample.key}.txt") == (sample.key, "txt") and "\0" not in sample.key
     if not found or posixpath.basename(sample.key).startswith("._"):
         raise InputError(f"sample {sample.key!r}: no reader would find this key; give it a name of letters or digits")
     if not (ending := image_ending(sample.image)):
         raise InputError(f"sample {sample.key}: the image is of no format that training reads; convert it first")
-    contents = {ending: sample.image, "txt": sample.captions[0].encode(), "json": _meta(sample)}
+    contents = {ending: sample.image, "txt": sample.captions[0].encode(), "json": meta}
     for ending, data in contents.items():
         member = tarfile.TarInfo(f"{sample.key}.{ending}")
         member.size = len(data)
         shard.addfile(member, io.BytesIO(data))
 
 
-def _meta(sample: Sample) -> bytes:
-    tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}
-    return json.dumps({"key": sample.key, "captions": sample.captions, **tags}, ensure_ascii=False).encode()
-
-
-def unread(sample: Sample) -> Fault | None:
-    """Return why a reader would leave out the sample for its texts, if it would."""
+def meta_of(sample: Sample) -> bytes | Fault:
+    """Return the sample's JSON, or why a reader would leave out the sample for its texts."""
     if isinstance(sample.captions, str):
         return Fault("", "bad-json", "captions are one text, not several")
-    texts = _texts({"json": Member("", 0, len(meta := _meta(sample)), 0, meta)})
-    return texts if isinstance(texts, Fault) else None
+    tags = {} if sample.tags is None else {"kind": "tags", "tags": sample.tags}
+    meta = json.dumps({"key": sample.key, "captions": sample.captions, **tags}, ensure_ascii=False).encode()
+    read = _texts({"json": Member("", 0, len(meta), 0, meta)})
+    return read if isinstance(read, Fault) else meta

@@ -148,7 +148,7 @@ def count_into(
         if others := sorted(parts.scores.keys() - set(dataset.names)):
             told = f"{len(others)} photos that are not to be evaluated now, such as {others[0]}"
             raise InputError(f"{out}.part-{rank} has counts of {told}: delete it or choose another --out")
-        _whole(result, list(parts.scores.values()), out)
+        _check_counts(result, list(parts.scores.values()), out)
         names = dataset.names[rank::processes]
         for name in parts.scores.keys() & set(names):
             unchanged(dataset, parts.scores[name])
@@ -161,13 +161,13 @@ def count_into(
             return False
         parts.wait_for(dataset.names)
         photos = [parts.scores[name] for name in dataset.names]
-        _whole(result, photos, out)
+        _check_counts(result, photos, out)
         finish(photos).save(out)
         parts.remove()
     return True
 
 
-def _whole(result: Result, photos: Sequence[PhotoScores], out: Path) -> None:
+def _check_counts(result: Result, photos: Sequence[PhotoScores], out: Path) -> None:
     """Refuse counts that are not of this evaluation's classes and stages."""
     with input_error(f"a file {out}.part-* is damaged", *MALFORMED, advice="delete it, its photos are evaluated again"):
         if photos:

@@ -55,9 +55,9 @@ def settle(
 
 def halves(names: Sequence[str]) -> list[int]:
     """Return in which half each photo is, 0 or 1: they are dealt out in the order of their names' hashes."""
-    digests = [hashlib.sha256(name.encode(errors="surrogatepass")).digest() for name in names]
-    dealt = {place: rank % 2 for rank, place in enumerate(sorted(range(len(names)), key=digests.__getitem__))}
-    return [dealt[place] for place in range(len(names))]
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
+    second = set(order[1::2])
+    return [int(name in second) for name in names]
 
 
 def _best_level(photos: Sequence[PhotoScores], classes: int) -> int:

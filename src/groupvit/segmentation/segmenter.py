@@ -144,9 +144,9 @@ class Segmenter:
         _refuse_large(sizes, view)
         results: dict[int, Segmentation] = {}
         with self.precise():
-            encoded = self._encode(photos, sizes, parsed, view, batch_size)
+            encoded = self._encode(photos, sizes, parsed, view, batch_size, keep_features)
             for i, pairs in groupby(encoded, key=lambda pair: pair[0]):
-                windows = tuple(w if keep_features else replace(w, features=None) for _, w in pairs)
+                windows = tuple(window for _, window in pairs)
                 results[i] = self._name(photos[i], sizes[i], windows, parsed, view)
         return results[0] if one else [results[i] for i in range(len(photos))]
 
@@ -169,8 +169,7 @@ class Segmenter:
             raise InputError("words and templates are lists of texts, such as ['cat', 'dog']")
         if not words:
             raise InputError("no words: give a list of texts")
-        vectors = self.words.embed(words, View(templates=tuple(templates)).templates)  # which refuses those without {}
-        return vectors.clone()  # which autograd may use: inference tensors it may not
+        return self.words.embed(words, templates).clone()  # no inference tensor, so that autograd takes it
 
     def _encode(
         self,
@@ -179,6 +178,7 @@ class Segmenter:
         labels: Sequence[Label],
         view: View,
         batch_size: int,
+        keep_features: bool,
     ) -> Iterator[tuple[int, Window]]:
         """Yield photos' indices with their windows, encoded in batches of one size."""
         pixels = lru_cache(maxsize=1)(lambda i: self._pixels(photos[i], sizes[i], view.antialias))
@@ -191,7 +191,7 @@ class Segmenter:
                 for j, (i, place) in enumerate(batch):  # copies: a result that is kept does not keep its batch
                     owners = tuple(stage[j].clone() for stage in stages)
                     more = tuple((maps[-1][j].clone(), fit[j].clone()) for fit, maps in others)
-                    fits, image = scores[j].clone(), features.image(j)
+                    fits, image = scores[j].clone(), features.image(j) if keep_features else None
                     yield i, Window(*place, features.grid, groups=owners, scores=fits, others=more, features=image)
 
     def _named(
@@ -225,7 +225,7 @@ class Segmenter:
     def _logits(
         self, features: Float[Tensor, "batch _ dim"], labels: Sequence[Label], templates: Sequence[str], scale: Tensor
     ) -> Float[Tensor, "batch _ labels"]:
-        words = self.embed_words([word for label in labels for word in label.words], templates)
+        words = self.words.embed([word for label in labels for word in label.words], templates)
         embedded = self.model.embed_image_features(features)
         with torch.autocast(self.device.type, enabled=False):
             cosines = (embedded.to(words.dtype) @ words.T).split([len(label.words) for label in labels], dim=-1)

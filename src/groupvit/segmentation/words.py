@@ -14,6 +14,7 @@ from torch import Tensor
 from groupvit.models import GroupViT, ModelConfig
 from groupvit.segmentation.labels import BACKGROUND, Label, Labels, parse_labels
 from groupvit.segmentation.rivals import UNLIKE, choose_rivals
+from groupvit.segmentation.view import View
 from groupvit.text.templates import SIMPLE_TEMPLATE
 from groupvit.text.tokenizer import Tokenizer
 
@@ -38,7 +39,8 @@ class WordBank:
 
         A warning names words of which training never saw some part, once for each list of them in `told`.
         """
-        vectors, unseen = self._kept(tuple(words), tuple(templates))
+        view = View(templates=tuple(templates))  # which refuses those without {}
+        vectors, unseen = self._kept(tuple(words), view.templates)
         if unseen and unseen not in self.told:
             self.told.add(unseen)
             warnings.warn(f"this model's training never saw: {', '.join(unseen)}", stacklevel=2)
