@@ -16,7 +16,9 @@ RELEASE_NAMES: Mapping[str, Mapping[str, str]] = CLASSES["release"]
 SYNONYMS: Mapping[str, Sequence[str]] = CLASSES["synonyms"]
 """Words that stand for a class under the calibrated protocols; other classes stand for themselves."""
 
-CONTRAST: Mapping[str, Sequence[str]] = CLASSES["contrast"]
+CONTRAST: Mapping[str, Sequence[str]] = {
+    benchmark: (*CLASSES["surroundings"], *more) for benchmark, more in CLASSES["contrast"].items()
+}
 """Words for what is no class of a benchmark, which compete as background under `calibrated-native` and `-whole`."""
 
 
