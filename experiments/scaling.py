@@ -27,7 +27,7 @@ BUCKET = 25 << 20
 """Bytes of gradients that DistributedDataParallel sends at a time."""
 PHOTOS = 30 * (PAIRS["cc12m"] + PAIRS["yfcc14m"])
 PAPER_RATE = PHOTOS / (16 * 48 * 3600)
-"""Photos a second and V100: the paper's 30 epochs in two days on 16 of them (§4.1), loss and messages included, which
+"""Photos a second and V100: the release's 30 epochs in two days on 16 of them, loss and messages included, which
 the table counts once more."""
 
 
