@@ -163,7 +163,8 @@ def measure(
         low, high = gain["interval"] or (float("nan"), float("nan"))
         if other != "GroupViT":
             print(f"GroupViT minus {other}: {gain['difference']:+.1f} ({low:+.1f} to {high:+.1f}, paired by photo)")
-    for path in pictures.draw(results["GroupViT"], segmenter, dataset, protocol, folder):
+    ours = results["GroupViT"]
+    for path in pictures.draw(ours, pictures.rows_of(ours, segmenter, dataset, protocol), folder):
         print(path)
     return results
 

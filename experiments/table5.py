@@ -23,7 +23,6 @@ from experiments.record import RESULTS, commit, print_rows, record_table
 
 from groupvit import api
 from groupvit.checkpoints import native
-from groupvit.cli.transfer import load_encoder
 from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import describe_weights, evaluate_into
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
@@ -101,7 +100,7 @@ def transferred(
     """Return the result of a network fine-tuned on a share of the masks, made if it is not there yet."""
     photos = share_of(open_training(dataset, "train"), share, seed)
     torch.manual_seed(seed)
-    network = DenseClassifier(load_encoder(source), len(dataset.classes))
+    network = DenseClassifier(api.load_encoder(source), len(dataset.classes))
     weights = describe_weights(network.encoder, source)["sha256"]
     identity = {"pre-trained": weights, "share": share, "photos": photos.names}
     settings = Transfer(identity, steps, batch_size, seed=seed)

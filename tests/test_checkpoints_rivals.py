@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from groupvit.api import load_encoder
 from groupvit.checkpoints.trunks import holds_vit, load_vit, read_vit_config
-from groupvit.cli.transfer import load_encoder
 from groupvit.errors import InputError
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.models.dense import DenseClassifier

@@ -11,7 +11,7 @@ from groupvit.errors import InputError
 from groupvit.evaluation import pictures
 from groupvit.evaluation.benchmark import evaluate
 from groupvit.evaluation.datasets import Dataset, MaskedPhoto
-from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row
+from groupvit.evaluation.pictures import confusion, draw, extremes, grid, iou_bars, make_folder, row, rows_of
 from groupvit.evaluation.protocols import CALIBRATED_NATIVE, PAPER_2022
 from groupvit.evaluation.results import Result
 from groupvit.evaluation.scoring import score_prediction
@@ -79,7 +79,7 @@ def test_an_evaluation_is_drawn(photo, tmp_path, protocol):
     photos = {"tom": photo, "rex": other}
     dataset = Dataset("pets", tmp_path, CLASSES, tuple(photos), photos.__getitem__)
     result = evaluate(segmenter, dataset, protocol)
-    paths = draw(result, segmenter, dataset, protocol, tmp_path / "pictures", count=1)
+    paths = draw(result, rows_of(result, segmenter, dataset, protocol), tmp_path / "pictures", count=1)
     assert sorted(path.name for path in paths) == ["best.png", "confusion.png", "iou.png", "worst.png"]
     with Image.open(tmp_path / "pictures/best.png") as picture:
         assert picture.width / picture.height > 5 * 60 / (40 + 40)  # five pictures of 60 x 40 beside each other
@@ -102,7 +102,8 @@ def test_a_photo_is_drawn_with_the_threshold_of_its_own_half(photo, tmp_path, mo
 
     monkeypatch.setattr(segmenter, "segment", watched)
     monkeypatch.setattr(pictures, "row", kept)
-    draw(replace(result, thresholds=(0.25, 0.75)), segmenter, dataset, CALIBRATED_NATIVE, tmp_path / "pictures")
+    halved = replace(result, thresholds=(0.25, 0.75))
+    draw(halved, rows_of(halved, segmenter, dataset, CALIBRATED_NATIVE), tmp_path / "pictures")
     hashes = sorted(photos, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     assert [drawn[name] for name in hashes] == [0.25, 0.75, 0.25, 0.75]
 
@@ -151,7 +152,8 @@ def test_a_background_of_words_is_drawn_in_its_own_place(photo, tmp_path):
     """The segmenter calls it "background" and puts it first, wherever and however the data set writes it."""
     segmenter = random_segmenter()
     dataset = Dataset("folder", tmp_path, ("cat", "Background=wall", "dog"), ("tom",), lambda _: photo)
-    paths = draw(evaluate(segmenter, dataset, PAPER_2022), segmenter, dataset, PAPER_2022, tmp_path / "pictures")
+    result = evaluate(segmenter, dataset, PAPER_2022)
+    paths = draw(result, rows_of(result, segmenter, dataset, PAPER_2022), tmp_path / "pictures")
     assert len(paths) == 4
 
 
@@ -162,7 +164,7 @@ def test_a_long_photo_has_groups_whatever_windows_a_trunk_has(photo, tmp_path, m
     dataset = Dataset("folder", tmp_path, CLASSES, ("tom",), lambda _: long)
     monkeypatch.setattr(pictures, "row", lambda photo, groups, *rest: rows.append(groups) or row(photo, groups, *rest))
     result = Result("folder", CLASSES, {}, {}, (), (score_prediction(long, long.mask, len(CLASSES)),))
-    pictures.draw(result, segmenter, dataset, CALIBRATED_NATIVE, tmp_path / "pictures")
+    draw(result, rows_of(result, segmenter, dataset, CALIBRATED_NATIVE), tmp_path / "pictures")
     assert [[stage.shape for stage in groups] for groups in rows] == [[(100, 320)]] * 2
 
 

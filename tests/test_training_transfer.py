@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,6 +30,7 @@ from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 from groupvit.training import transfer
 from groupvit.training.transfer import Transfer, draw_masked_crop, finetune, pixel_loss
 
+DATASETS = Path(__file__).resolve().parents[1] / "docs/DATASETS.md"
 TEXT = TextEncoderConfig(width=32, heads=2, layers=1, context_length=16)
 SMALL = ModelConfig(ImageEncoderConfig(32, 16, 32, 2, stages=(Stage(1, 4, 4), Stage(1))), TEXT)
 
@@ -114,7 +116,7 @@ def test_a_transfer_learns_and_predicts_at_the_photos_size(tmp_path: Path) -> No
     network = DenseClassifier(vit(), 2)
     photo = halves()
     assert finetune(network, [photo], tmp_path, Transfer({}, steps=30, batch_size=2, lr=1e-2)) == 30
-    found = predict(network, photo, 448)
+    found = predict(network, photo.image, 448)
     assert found.shape == photo.mask.shape
     assert (found == photo.mask)[photo.mask != 255].mean() > 0.95
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [10, 20, 30]
@@ -317,7 +319,15 @@ def test_the_command_trains_scores_and_is_compared_with_an_evaluation(
     assert result.protocol["share"] == 50
     assert compare(tmp_path / "zero.json", tmp_path / "runs/transfer-voc21/voc21.transfer.json")["interval"]
     assert run(*command)[:2] == (2, "")
-    assert run(*command, "--resume")[0] in (None, 0)
+    pytest.importorskip("matplotlib")
+    assert "pictures/worst.png" in run(*command, "--resume", "--pictures", "pictures")[1]
+    with Image.open("pictures/best.png") as best:
+        assert 1 < best.width / best.height < 1.4  # two rows of three pictures, 33 x 47 and a title each
+    Image.new("RGB", (60, 40), "red").save("my.jpg")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", DATASETS.read_text(), re.M | re.S)
+    exec(snippet.replace("MODEL", "model"), made := dict[str, Any]())
+    assert made["label_map"].shape == (40, 60)
+    assert len(made["classes"]) == 21
     for wrong, match in ((("--steps", "0"), "at least 1"), (("--share", "0"), "percent"), (("--lr", "nan"), "lr")):
         code, out, err = run(*command, *wrong)
         assert (code, out, err.count("\n")) == (2, "", 1)

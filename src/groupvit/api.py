@@ -8,8 +8,10 @@ import torch
 
 from groupvit import checkpoints
 from groupvit.checkpoints import hub
+from groupvit.checkpoints.trunks import PUBLISHED, holds_vit, load_trunk, load_vit
 from groupvit.errors import InputError
 from groupvit.machine import keep_freed_memory
+from groupvit.models.dense import Encoder
 from groupvit.segmentation.engine import Engine, chosen
 from groupvit.segmentation.segmenter import Precision, Segmenter
 
@@ -40,6 +42,17 @@ def load(
 def load_model(source: str | Path, *, revision: str | None = None) -> checkpoints.Checkpoint:
     """Return the module itself, in evaluation mode, and its configuration."""
     return checkpoints.load(locate(source, revision=revision))
+
+
+def load_encoder(source: str | Path) -> Encoder:
+    """Return what was pre-trained alone: a GroupViT's image encoder, a ViT of any published layout, or a trunk's name.
+
+    `transfer` fine-tunes it with masks.
+    """
+    if source in PUBLISHED:
+        return load_trunk(str(source), None)
+    path = locate(source)
+    return load_vit(path) if holds_vit(path) else load_model(path)[0].image_encoder
 
 
 def locate(source: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:

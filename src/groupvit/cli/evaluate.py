@@ -67,7 +67,7 @@ def evaluate(
     from groupvit import api
     from groupvit.evaluation.benchmark import evaluate_into
     from groupvit.evaluation.datasets import open_benchmark
-    from groupvit.evaluation.pictures import draw
+    from groupvit.evaluation.pictures import draw, rows_of
     from groupvit.machine import enough_memory
 
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
@@ -78,7 +78,8 @@ def evaluate(
         first = evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size)
     if first:
         result = print_result(out, dataset.root)
-        for path in draw(result, segmenter, dataset, chosen, pictures) if pictures else ():
+        row_of = rows_of(result, segmenter, dataset, chosen)
+        for path in draw(result, row_of, pictures) if pictures else ():
             print(path)
         print_difference(out, compare)
 

@@ -9,7 +9,7 @@ import tyro
 from groupvit.errors import InputError
 
 if TYPE_CHECKING:
-    from groupvit.models.dense import Encoder
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Options:
     resume: bool = False  # Go on with the transfer in OUT.
     limit: int | None = None  # Evaluate at most so many photos, spread evenly.
     compare: Path | None = None  # Another result file of the same photos; prints the difference and its interval.
+    # A folder for pictures: best and worst photos with prediction and truth; IoU; confusion.
+    pictures: Path | None = None
     ignore_index: int | None = None  # For folders: a value of the masks that does not count, besides 255.
     reduce_zero_label: bool = False  # For folders whose masks count classes from 1: 0 does not count.
 
@@ -48,11 +50,13 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         raise InputError("steps and batch size are at least 1, lr is between 0 and 1, the seed 0 to 2**63 - 1")
     import torch
 
+    from groupvit.api import load_encoder
     from groupvit.cli.evaluate import print_difference, print_result
     from groupvit.evaluation.benchmark import describe_weights
     from groupvit.evaluation.datasets import open_benchmark
+    from groupvit.evaluation.pictures import draw, make_folder, row
     from groupvit.evaluation.results import load_comparable
-    from groupvit.evaluation.transfer import open_training, score_into, share_of
+    from groupvit.evaluation.transfer import open_training, predict, score_into, share_of
     from groupvit.models.dense import DenseClassifier
     from groupvit.training.transfer import CROP, SHORT_SIDE, Transfer, finetune
 
@@ -64,6 +68,8 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     file = out / f"{benchmark}.transfer.json"
     if options.compare:
         load_comparable(options.compare, dataset, file)
+    if options.pictures:
+        make_folder(options.pictures)
     torch.manual_seed(options.seed)
     network = DenseClassifier(load_encoder(options.model), len(dataset.classes))
     source = describe_weights(network.encoder, options.model)
@@ -77,16 +83,12 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     recipe |= {"crop": CROP, "short_side": SHORT_SIDE, "masks": len(photos), "share": share, "train": options.train}
     described = describe_weights(network, options.model) | {"pre-trained": source["sha256"], "precision": "fp32"}
     score_into(file, network, dataset, {"name": "transfer", **recipe}, described)
-    print_result(file, options.root)
+    result = print_result(file, options.root)
+
+    def row_of(index: int) -> "Image.Image":
+        photo = dataset[index]
+        return row(photo, [], predict(network, photo.image, SHORT_SIDE), dataset.classes)
+
+    for path in draw(result, row_of, options.pictures) if options.pictures else ():
+        print(path)
     print_difference(file, options.compare)
-
-
-def load_encoder(source: str) -> "Encoder":
-    """Load what was pre-trained, of any layout that some command reads."""
-    from groupvit import api
-    from groupvit.checkpoints.trunks import PUBLISHED, holds_vit, load_trunk, load_vit
-
-    if source in PUBLISHED:
-        return load_trunk(source, None)
-    path = api.locate(source)
-    return load_vit(path) if holds_vit(path) else api.load_model(path)[0].image_encoder

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: photos beside groups, prediction and truth (Figs. 5 and 6), bars, confusion."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,41 +67,42 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
 
 
-def draw(
-    result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol, out: Path, count: int = 4
-) -> list[Path]:
-    """Write best.png and worst.png (rows of photos), iou.png and confusion.png; none without labelled pixels.
-
-    Groups are those of the whole photo in one window, whatever windows the prediction was averaged over.
-    """
+def draw(result: Result, row_of: Callable[[int], Image.Image], out: Path, count: int = 4) -> list[Path]:
+    """Write best.png and worst.png (of rows of photos), iou.png and confusion.png; none without labelled pixels."""
     make_folder(out)
     classes, matrix = result.classes, result.matrix
     title = f"{result.benchmark}, {len(result.photos)} photos"
     pictures: dict[str, Image.Image] = {}
     if matrix.any():
         pictures = {"iou": iou_bars(matrix, classes, title), "confusion": confusion(matrix, classes, title)}
-    # Of one threshold or of none all photos have the same.
-    thresholds = [result.thresholds[-half] if result.thresholds else None for half in halves(result.names)]
     for kind, chosen in zip(("best", "worst"), extremes(result, count), strict=True):
         if chosen:
-            pictures[kind] = grid(_row_of(dataset[i], thresholds[i], segmenter, dataset, protocol) for i in chosen)
+            pictures[kind] = grid(map(row_of, chosen))
     for name, picture in pictures.items():
         write_picture(out / f"{name}.png", picture)
     return [out / f"{name}.png" for name in pictures]
 
 
-def _row_of(
-    photo: MaskedPhoto, threshold: float | None, segmenter: Segmenter, dataset: Dataset, protocol: Protocol
-) -> Image.Image:
+def rows_of(result: Result, segmenter: Segmenter, dataset: Dataset, protocol: Protocol) -> Callable[[int], Image.Image]:
+    """Return what draws the row of a photo of the evaluation, given its index.
+
+    Groups are those of the whole photo in one window, whatever windows the prediction was averaged over.
+    """
     view = protocol.view_of(segmenter.config, dataset)
     labels = segmenter.labels_of(protocol.labels(dataset), view)
-    if threshold is not None:
-        view = replace(view, background=threshold)
-    segmented = segmenter.segment(photo.image, labels, view)
-    groups = segmented.groups
-    if not groups:
-        groups = segmenter.segment(photo.image, labels, short_side=view.short_side, window=_WHOLE).groups
-    return row(photo, groups, class_indices(segmented, dataset.classes)[segmented.label_map], dataset.classes)
+    half_of = halves(result.names)
+
+    def row_of(index: int) -> Image.Image:
+        photo, seen = dataset[index], view
+        if result.thresholds:  # of one threshold both halves have the same
+            seen = replace(view, background=result.thresholds[-half_of[index]])
+        segmented = segmenter.segment(photo.image, labels, seen)
+        groups = segmented.groups
+        if not groups:
+            groups = segmenter.segment(photo.image, labels, short_side=view.short_side, window=_WHOLE).groups
+        return row(photo, groups, class_indices(segmented, dataset.classes)[segmented.label_map], dataset.classes)
+
+    return row_of
 
 
 def iou_bars(matrix: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 from groupvit.data.transforms import to_tensor
 from groupvit.errors import InputError
 from groupvit.evaluation.benchmark import count_into
-from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, MaskedPhoto, open_masks
+from groupvit.evaluation.datasets import BENCHMARKS, SPLITS, Dataset, open_masks
 from groupvit.evaluation.metrics import IGNORE, IndexMap
 from groupvit.evaluation.results import PhotoScores, Result
 from groupvit.evaluation.scoring import score_prediction
@@ -67,13 +67,13 @@ def share_of(training: Dataset, percent: int | float, seed: int) -> Dataset:
 
 
 @torch.inference_mode()
-def predict(network: DenseClassifier, photo: MaskedPhoto, short_side: int) -> IndexMap:
-    """Return the class of every pixel, for the whole photo at a short side of so many pixels."""
-    height, width = resized(photo.image.size, short_side)
-    pixels = to_tensor(photo.image.resize((width, height), Image.Resampling.BILINEAR))
+def predict(network: DenseClassifier, photo: Image.Image, short_side: int) -> IndexMap:
+    """Return the class of every pixel of an RGB photo, which the network sees whole, with so many pixels on a side."""
+    height, width = resized(photo.size, short_side)
+    pixels = to_tensor(photo.resize((width, height), Image.Resampling.BILINEAR))
     pixels = pixels[None].to(next(network.parameters()).device)
-    step = tuple(new / old / network.stride for new, old in zip((height, width), photo.mask.shape, strict=True))
-    return resampled_argmax(network(pixels)[0], photo.mask.shape, (step[0], step[1]))[1].astype(np.uint8)
+    step = (height / photo.height / network.stride, width / photo.width / network.stride)
+    return resampled_argmax(network(pixels)[0], (photo.height, photo.width), step)[1].astype(np.uint8)
 
 
 def score_into(
@@ -83,7 +83,7 @@ def score_into(
 
     def count(names: Sequence[str]) -> Iterator[PhotoScores]:
         for photo in map(dataset.read, names):
-            yield score_prediction(photo, predict(network, photo, protocol["short_side"]), len(dataset.classes))
+            yield score_prediction(photo, predict(network, photo.image, protocol["short_side"]), len(dataset.classes))
 
     result = Result(dataset.benchmark, dataset.classes, protocol, model)
     count_into(out, result, dataset, count, lambda photos: replace(result, photos=tuple(photos)))
