@@ -1,7 +1,10 @@
+import os
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from groupvit.data import storage
 from groupvit.data.shards import find_shards, scan_shard
 from groupvit.data.storage import is_url, read_range, stamp
 from groupvit.errors import InputError
@@ -31,6 +34,19 @@ def test_a_range_is_read_and_a_stamp_changes_with_the_file(tmp_path):
         assert read_range(file, 3, 4, before) == b"3456"
     (tmp_path / "a").write_bytes(b"0123456780")
     assert stamp(tmp_path / "a") != before
+
+
+def test_a_file_stays_open_while_it_is_read(tmp_path, monkeypatch):
+    """Though other threads open so many that it is no longer one of the last."""
+    file, pread = tmp_path / "a", os.pread
+    file.write_bytes(b"0123456789")
+
+    def overtaken(*place):
+        storage._opened.cache_clear()
+        return pread(*place)
+
+    monkeypatch.setattr(os, "pread", overtaken)
+    assert read_range(file, 3, 4, stamp(file)) == b"3456"
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("no credentials")])

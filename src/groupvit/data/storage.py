@@ -233,7 +233,8 @@ def read_range(file: File, start: int, size: int, expected: tuple[int, str]) -> 
     """
     with told(file):
         if not isinstance(file, str):
-            return os.pread(_opened(file, expected).descriptor, size, start)
+            opened = _opened(file, expected)  # held, or another thread's read may close it
+            return os.pread(opened.descriptor, size, start)
         return _patiently(lambda: _read_remote(file, start, size, expected[1]))
 
 
