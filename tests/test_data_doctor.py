@@ -213,6 +213,15 @@ def test_few_nouns_a_batch_are_an_error_and_a_common_caption_is_a_note(tmp_path:
     assert report.nouns.per_batch == report.nouns.distinct == report.nouns.frequent == 3
 
 
+def test_a_common_caption_is_found_in_shards_that_have_it_once(tmp_path: Path) -> None:
+    photos = [
+        replace(sample, captions=("a cat",)) if i % 5 == 0 else sample for i, sample in enumerate(scene_samples(60))
+    ]
+    report = examine(write_shards(photos, tmp_path, prefix="few", per_shard=5))
+    details = [finding.detail for finding in report.findings if finding.kind == "repeated-caption"]
+    assert details == ['"a cat", 12 photos, 20%']
+
+
 def test_a_smaller_batch_has_fewer_nouns(tmp_path: Path) -> None:
     shards = write_shards(scene_samples(60), tmp_path, prefix="scenes")
     small, large = (examine(shards, batch_size=size).nouns.per_batch for size in (4, 64))
@@ -296,8 +305,8 @@ def test_what_lies_on_a_bound(tmp_path: Path) -> None:
 def test_more_findings_than_fit_into_memory_are_counted(tmp_path: Path) -> None:
     findings = Findings()
     findings.add(Finding("tiny", "x.tar", str(number)) for number in range(MOST + 5))
-    findings.add([Finding("duplicate")], 7)
-    assert (len(findings.kept), findings.counts) == (MOST + 1, {"tiny": MOST + 5, "duplicate": 7})
+    findings.add([Finding("duplicate")] * 7)
+    assert (len(findings.kept), findings.counts) == (MOST + 7, {"tiny": MOST + 5, "duplicate": 7})
     report = replace(
         examine(write_shards(scene_samples(30), tmp_path, prefix="x")),
         findings=tuple(findings.kept),

@@ -36,6 +36,7 @@ from groupvit.text.tokenizer import Tokenizer
 
 _LONGEST = 256  # tokens; longer captions count as this long
 _BATCHES = 32
+_LARGE = 500  # photos of a shard, in which a caption may be rare that is not rare in all
 _URL = re.compile(r"(\w+://|www\.)\S+|\S+\.(jpe?g|png|webp|gif)(\?\S*)?", re.IGNORECASE)
 
 
@@ -157,8 +158,8 @@ def _examine_shard(shard: File) -> _Shard:
     except InputError as error:
         result.add("unreadable", detail=str(error).removeprefix(f"{shard}: "))
     result.keys, result.drawn_nouns = _packed(keys), _packed(drawn)
-    # Captions that are frequent in the whole are frequent in its shards, and all of them would not fit into memory.
-    least = max(1, report.REPEATED / 10 * result.photos)
+    # Captions that are frequent in the whole are so in its large shards, and all of them would not fit into memory.
+    least = max(1, report.REPEATED / 10 * result.photos) if result.photos >= _LARGE else 0
     result.captions = Counter({caption: count for caption, count in result.captions.items() if count > least})
     return result
 
@@ -208,7 +209,10 @@ def examine(
     paths = {pixels: path for path, pixels in reversed(digests.items()) if isinstance(pixels, int)}
     in_evaluation = _photos_of(examined, paths.keys())
     findings.add(Finding("in-evaluation", shard, key, str(paths[pixels])) for shard, key, pixels in in_evaluation)
-    findings.add(*_duplicates(examined))
+    duplicates, copies = _duplicates(examined)
+    findings.add(duplicates)
+    if copies:  # those of all photos, of which the first have been added
+        findings.counts["duplicate"] = copies
     for caption, count in captions.most_common():
         if count >= max(10, report.REPEATED * photos):
             detail = f'"{caption[:60]}", {count:,} photos, {count / photos:.0%}'

@@ -48,7 +48,7 @@ class Index:
     path: Path
     stamp: tuple[int, str]
     samples: int
-    faults: tuple[Fault, ...]
+    faults: tuple[Fault, ...] = field(hash=False)  # may be thousands, and each look into the index hashes it
     content: str
     vocabulary: str
     made: bool = field(default=False, compare=False)

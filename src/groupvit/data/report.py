@@ -97,15 +97,11 @@ class Findings:
     kept: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, findings: Iterable[Finding], count: int | None = None) -> None:
-        """Add findings, of one kind if `count` says that there are more of them than are given."""
-        before = len(self.kept)
+    def add(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self.counts[finding.kind] += 1
             if self.counts[finding.kind] <= MOST:
                 self.kept.append(finding)
-        if count and len(self.kept) > before:
-            self.counts[self.kept[-1].kind] = count
 
 
 @dataclass(frozen=True)
