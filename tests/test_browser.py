@@ -1,4 +1,4 @@
-"""The pages in a real browser, and the tokenizer of the one without a server under node."""
+"""The pages in a real browser, and two parts of the one without a server under node."""
 
 import functools
 import gzip
@@ -27,8 +27,9 @@ from PIL import Image
 
 import groupvit
 from groupvit import text as text_room
+from groupvit.demo import split_labels
 from groupvit.errors import InputError
-from groupvit.segmentation import drawing
+from groupvit.segmentation import BACKGROUND, drawing, parse_labels
 from groupvit.text.imagenet import imagenet_names
 from groupvit.text.tokenizer import Tokenizer
 
@@ -68,6 +69,34 @@ def test_byte_pairs_in_javascript_are_ours() -> None:
     rows = json.loads(subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout)
     for text, row, wanted in zip(texts, rows, Tokenizer(32)(texts).tolist(), strict=True):
         assert row + [0] * (32 - len(row)) == wanted, text
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat, wet grass,sky",
+        "person=man,woman, dog",
+        "a=b,c,d=e; 'f'",
+        "dog, background=wall,floor",
+        "x=y=z",
+        "x=",
+        "a,a",
+    ],
+)
+def test_labels_in_javascript_are_ours(text: str) -> None:
+    script = (
+        f'import {{ parseLabels }} from "{REPOSITORY.as_posix()}/docs/browser/segment.js";'
+        f"console.log(JSON.stringify(parseLabels({json.dumps(text)}).map(({{ name, words }}) => [name, words])));"
+    )
+    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=False)
+    try:
+        labels = parse_labels(split_labels(text))
+    except InputError:
+        assert "Mistake" in done.stderr
+    else:
+        ours = sorted(labels, key=lambda label: label.name != BACKGROUND)  # first, as in a result
+        assert json.loads(done.stdout) == [[label.name, list(label.words)] for label in ours]
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ function tell(text, mistake = false) {
   element("status").classList.toggle("mistake", mistake);
 }
 
+const rgb = (colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
 const view = () => document.querySelector("input[name=view]:checked").value;
 
 /** Paint the view over the photo: strong where the highlighted label or group lies, or all alike. */
@@ -147,7 +148,7 @@ function paint(highlighted = null) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(photo, 0, 0);
   const image = context.getImageData(0, 0, photo.width, photo.height);
-  const painted = colours[view()].map((colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)));
+  const painted = colours[view()].map(rgb);
   for (let i = 0; i < map.length; i++) {
     const border = (i % photo.width < photo.width - 1 && map[i] !== map[i + 1]) || (i + photo.width < map.length && map[i] !== map[i + photo.width]);
     const [paint, opacity] = border ? [[255, 255, 255], 1]
@@ -220,10 +221,8 @@ function save(canvas, name) {
 function labelMap() {
   const canvas = Object.assign(document.createElement("canvas"), { width: shown.photo.width, height: shown.photo.height });
   const image = new ImageData(canvas.width, canvas.height);
-  shown.map.forEach((label, i) => {
-    const colour = shown.colours.labels[label];
-    image.data.set([1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)).concat(255), 4 * i);
-  });
+  const colours = shown.colours.labels.map((colour) => [...rgb(colour), 255]);
+  shown.map.forEach((label, i) => image.data.set(colours[label], 4 * i));
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }

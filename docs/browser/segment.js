@@ -12,8 +12,9 @@ export function parseLabels(text) {
   const tidy = (word) => word.replace(/^[\s_"'“”‘’]+|[\s_"'“”‘’]+$/g, "").replace(/[\s_]+/g, " ");
   const parts = text.split(/[;\n]+|,\s+|,(?=[^,;\n]*=)/).flatMap((part) => (part.includes("=") ? [part] : part.split(",")));
   const labels = parts.filter((part) => part.trim()).map((part) => {
-    const [name, ...rest] = part.split("=");
-    return { name: tidy(name), words: rest.length ? rest.join("=").split(",").map(tidy) : [tidy(name)], typed: rest.length > 0 };
+    const [name, words, more] = part.split("=");
+    if (more !== undefined) throw new Mistake(`“${part.trim()}” has two =: write it as person=man,woman`);
+    return { name: tidy(name), words: (words ?? name).split(",").map(tidy), typed: words !== undefined };
   });
   if (!labels.length) throw new Mistake("Type what to look for, such as: cat, grass, sky");
   const all = labels.flatMap((label) => label.words);
