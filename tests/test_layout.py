@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": {"machine", "text"},
     "training": {"machine", "models", "text", "checkpoints", "data"},
     "evaluation": {"models", "text", "segmentation", "data"},
-    "api": {"checkpoints", "machine", "segmentation"},
+    "api": {"checkpoints", "machine", "models", "segmentation"},
     "demo": {"api", "machine", "segmentation"},
     "__init__": {"api", "models", "segmentation"},
     "__main__": {"cli"},
