@@ -51,7 +51,7 @@ def test_each_photo_and_the_whole_have_their_files(exported: Path) -> None:
 
 @pytest.mark.parametrize("form", ["coco", "label-studio", "voc"])
 def test_a_list_does_not_lose_photos_of_an_earlier_run(tmp_path: Path, model: str, form: str) -> None:  # noqa: F811
-    photos = [str(save_photo(tmp_path / name)) for name in ("a.jpg", "b.jpg")]
+    photos = [str(save_photo(tmp_path / name)) for name in ("a.jpg", "aa.jpg")]
     options = {"model": model, "out": tmp_path / "out", "formats": (form,)}
     assert segment(tuple(photos[:1]), labels=("dog", "sky"), **options) == 0
     if form == "voc":  # of the same labels the masks keep their meaning

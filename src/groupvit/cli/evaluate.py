@@ -71,7 +71,7 @@ def evaluate(
     from groupvit.machine import enough_memory
 
     dataset = open_benchmark(benchmark, root, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
-    dataset, out = dataset.first(limit), out or Path(f"{benchmark}.{protocol}.json")
+    dataset, out = dataset.limited(limit), out or Path(f"{benchmark}.{protocol}.json")
     chosen = _prepare(dataset, protocol, out, compare, pictures, batch_size)
     segmenter = api.load(model, precision=precision, engine=engine)
     with enough_memory("take a smaller --batch-size"):

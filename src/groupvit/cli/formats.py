@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -50,7 +51,7 @@ class Export:
 
     @property
     def lists(self) -> list[str]:
-        """Which of `LISTS` are written."""
+        """Those of `LISTS` that are written."""
         return [f"{name}.json" for name in self.parts] + ["labelmap.txt"] * ("voc" in self.formats)
 
     def loses(self, lists: Collection[str], before: dict[str, Any], photo: str) -> str | None:
@@ -64,7 +65,8 @@ class Export:
                 continue
             if name not in self.earlier:
                 self.earlier[name] = (self.out / name).read_text(errors="replace")
-            if json.dumps(photo)[1:-1] in self.earlier[name] or quote(os.fsencode(photo)) in self.earlier[name]:
+            spelt = "|".join(map(re.escape, (json.dumps(photo)[1:-1], quote(os.fsencode(photo)))))
+            if re.search(f'["/=]({spelt})"', self.earlier[name]):  # the end of a path
                 return name
         return None
 

@@ -72,7 +72,7 @@ def _inside(folder: Path, recursive: bool) -> tuple[list[Path], str]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a listed path is a file, or a link that leads nowhere, which costs only itself."""
+    """Return True if a listed path is a file, or a link that leads nowhere, which costs only itself."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -137,7 +137,7 @@ def earlier(stem: Path) -> dict[str, Any]:
 
 
 def is_done(stem: Path, photo: Path, record: dict[str, Any], words: dict[str, list[str]]) -> bool:
-    """Whether a run with this record, but for its lists, has written all results of a photo, and after the photo."""
+    """Return True if a run with this record, but for its lists, has written a photo's results, and after the photo."""
     before = earlier(stem)
     with suppress(OSError, LookupError, TypeError):  # of no such run, or of none
         known = {label["name"]: label["words"] for label in before["labels"] if label["words"]}

@@ -64,7 +64,7 @@ def transfer(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     ignored: Any = {"ignore_index": options.ignore_index, "reduce_zero_label": options.reduce_zero_label}
     dataset = open_benchmark(benchmark, options.root, **ignored)
     photos = share_of(open_training(dataset, options.train, **ignored), share, options.seed)
-    dataset, out = dataset.first(options.limit), options.out or Path("runs") / f"transfer-{benchmark}"
+    dataset, out = dataset.limited(options.limit), options.out or Path("runs") / f"transfer-{benchmark}"
     file = out / f"{benchmark}.transfer.json"
     if options.compare:
         load_comparable(options.compare, dataset, file)
