@@ -1,6 +1,6 @@
 """Samples of the shards to the tensors of one training step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -127,22 +127,16 @@ class Batches(Dataset[Batch]):
         )
 
     def _readable(self, epoch: int, shard: int, row: int, unreadable: list[str]) -> _Example:
-        first = len(unreadable)
-        for place in self._neighbours(shard, row):
+        first, place = len(unreadable), (shard, row)
+        number = int(self.photos.counts[:shard].sum()) + row
+        for after in range(1, _NEIGHBOURS + 1):
             generator = np.random.default_rng([self.seed, epoch, shard, row])
             try:
                 return self._example(*place, generator)
             except _Undecodable as error:
                 unreadable.append(str(error))
+                place = self.photos.place((number + after) % len(self.photos))
         raise InputError(f"{unreadable[first]}; nor can its neighbours be read; groupvit data doctor says why")
-
-    def _neighbours(self, shard: int, row: int) -> Iterator[tuple[int, int]]:
-        """Yield shard and row of a photo, of those behind it in its shard, and of those in the next ones."""
-        count = int(self.photos.counts[shard])
-        near = min(_NEIGHBOURS, count)
-        yield from ((shard, (row + i) % count) for i in range(near))
-        after = int(self.photos.counts[: shard + 1].sum())
-        yield from (self.photos.place((after + i) % len(self.photos)) for i in range(_NEIGHBOURS - near))
 
     def _example(self, shard: int, row: int, generator: np.random.Generator) -> _Example:
         number, image, mirrored = int(self.photos.counts[:shard].sum()) + row, None, False

@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from groupvit.data.shards import Row, Sample, read_image, read_vocabulary, scan_shard
 from groupvit.data.storage import File, stamp
-from groupvit.data.table import arrow, fits, open_table, schema, table_of, value_counts
+from groupvit.data.table import arrow, fits, open_table, photos_with_noun, schema, table_of
 from groupvit.data.tar import FAULTS, Fault, is_compressed, left_out, unpack
 from groupvit.data.workers import mapped
 from groupvit.errors import InputError, input_error
@@ -255,12 +255,12 @@ class CaptionedPhotos:
 
     def noun_counts(self) -> tuple[Counter[str], Counter[str]]:
         """Return in how many photos' captions or tags each noun stands, and in how many it could have stood."""
-        counts = value_counts([_columns(index) for index in self.indexes])
+        counts = photos_with_noun([_columns(index) for index in self.indexes])
         tagged = [(index, _columns(index)) for index in self.indexes if index.vocabulary]
         tagged = [(index, table.filter(table["tags"].is_valid())) for index, table in tagged]
         captions = len(self) - sum(len(table) for _, table in tagged)
         known = Counter({noun: captions * is_word(noun) for noun in counts})
         for index, table in tagged:
-            sayable, said = _sayable(index), value_counts([table])
+            sayable, said = _sayable(index), photos_with_noun([table])
             known.update({noun: len(table) if noun in sayable else said[noun] for noun in counts})
         return counts, known

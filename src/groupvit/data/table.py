@@ -61,7 +61,8 @@ def fits(table: Any, size: int) -> bool:
     return bool(inside.all() and all(each.equals(lengths[0]) for each in lengths) and 0 not in lengths[0].to_numpy())
 
 
-def value_counts(tables: Sequence[Any]) -> Counter[str]:
+def photos_with_noun(tables: Sequence[Any]) -> Counter[str]:
+    """Return how many photos of the tables have each noun."""
     chunks = [chunk.flatten() for table in tables for chunk in table["nouns_of_photo"].chunks]
     cells = arrow().chunked_array(chunks, arrow().string()).value_counts()
     return Counter(dict(zip(cells.field("values").to_pylist(), cells.field("counts").to_pylist(), strict=True)))

@@ -1,6 +1,5 @@
 """Turn image files into tensors: resize and crop, and draw the random crops and colours of training."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,17 +29,16 @@ def load_crop(file: bytes, name: str, size: int, draw: Callable[[int, int], Crop
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, if the box keeps `size` pixels a side.
     All else is as in `photos.load_rgb`.
     """
-    with contextlib.ExitStack() as stack:
-        with naming(name):
-            image = stack.enter_context(opened(file))
-            jpeg = image.format in ("JPEG", "MPO")
-            turned = orientation(image) if jpeg else 1
-            image = image if jpeg else to_rgb(image)
-        crop = draw(*(image.size[::-1] if turned in (5, 6, 7, 8) else image.size))  # its errors are not the file's
-        with naming(name):
-            image, box = _drafted(image, turned, crop, size) if jpeg else (image, crop[:4])
-            image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return ImageOps.mirror(image) if crop.mirrored else image
+    with naming(name):
+        image = opened(file)
+        jpeg = image.format in ("JPEG", "MPO")
+        turned = orientation(image) if jpeg else 1
+        image = image if jpeg else to_rgb(image)
+    crop = draw(*(image.size[::-1] if turned in (5, 6, 7, 8) else image.size))  # its errors are not the file's
+    with naming(name):
+        image, box = _drafted(image, turned, crop, size) if jpeg else (image, crop[:4])
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return ImageOps.mirror(image) if crop.mirrored else image
 
 
 def _drafted(
