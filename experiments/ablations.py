@@ -201,7 +201,7 @@ def main(
     data = out / f"data-v{scenes.VERSION}"
     if not (data / "scenes.json").is_file():
         scenes.write(data)
-    dataset = replace(open_masks(data / "eval"), benchmark="scenes").first(limit)
+    dataset = replace(open_masks(data / "eval"), benchmark="scenes").limited(limit)
     if table == "untrained":
         rows = [*untrained(dataset, seeds, size)]
     else:

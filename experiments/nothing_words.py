@@ -184,7 +184,7 @@ def main(
     if not segmenter.config.rivals:
         raise InputError(f"{model} brings no vocabulary to choose rivals from")
     torch.set_grad_enabled(False)
-    datasets = {n: open_benchmark(name, evaluation / at).first(limit) for n, (name, at) in BENCHMARKS.items()}
+    datasets = {n: open_benchmark(name, evaluation / at).limited(limit) for n, (name, at) in BENCHMARKS.items()}
     words, rows = Words(segmenter, [*datasets.values()]), []
     for name, dataset in datasets.items():
         print(f"{name} …", file=sys.stderr)

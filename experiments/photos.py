@@ -105,7 +105,7 @@ def bundle(
 def open_from(evaluation: Path, name: str, limit: int | None = None) -> Dataset:
     """Open one of `BENCHMARKS`."""
     benchmark, folder = BENCHMARKS[name]
-    return open_benchmark(benchmark, evaluation / folder).first(limit)
+    return open_benchmark(benchmark, evaluation / folder).limited(limit)
 
 
 def choose(segmenter: Segmenter, protocol: str | None = None) -> Protocol:

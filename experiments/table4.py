@@ -202,14 +202,14 @@ def main(
     results: dict[str, list[Result]] = {}
     if benchmark == "scenes":
         data, settings = data or Path("runs/scenes"), SCENES
-        dataset = replace(open_masks(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").first(limit)
+        dataset = replace(open_masks(data / f"data-v{scenes.VERSION}/eval"), benchmark="scenes").limited(limit)
         models = [(str(data / f"scenes-seed{seed}"), train_plain(data, seed)) for seed in range(seeds)]
     elif data and (model or captions):
         if captions:
             model, plain = str(out / "photos-group"), out / "photos-plain"
             finish(PHOTOS, captions, Path(model))
             finish(plain_run(PHOTOS, nouns=False), captions, plain)
-        settings, dataset = get_protocol(protocol), open_benchmark(benchmark, data).first(limit)
+        settings, dataset = get_protocol(protocol), open_benchmark(benchmark, data).limited(limit)
         plains = {"plain ViT": plain} if plain else without_groups(str(model), out / "without-groups")
         models = [(str(model), plains)]
     else:

@@ -194,7 +194,7 @@ def main(
         raise InputError(f"no row {unknown[0]!r}: there are {', '.join(ROWS)}")
     dataset = open_from(evaluation, "voc2012")
     training = len(open_training(dataset, "train"))
-    dataset, ending, what = dataset.first(limit), "", ""
+    dataset, ending, what = dataset.limited(limit), "", ""
     if blur:
         dataset, ending, what = blurred(dataset, blur), f"-{blur}", f"{_BLURRED}{blur} px"
     zeros = zero_shot(dataset, out, ending)

@@ -51,7 +51,7 @@ def test_a_published_layout_is_read_photo_by_photo(name, tmp_path):
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_photos_are_read(name, data_dir):
-    dataset = open_benchmark(name, data_dir / REAL[name]).first(12)
+    dataset = open_benchmark(name, data_dir / REAL[name]).limited(12)
     present = set(np.unique(np.concatenate([photo.mask.ravel() for photo in dataset])).tolist())
     assert len(dataset.names) == 12
     assert present <= {*range(len(dataset.classes)), 255}
@@ -69,10 +69,10 @@ def test_coco_categories_are_found_by_name(data_dir):
 def test_a_limit_takes_photos_from_all_over_the_list(tmp_path):
     voc(tmp_path)
     dataset = open_benchmark("voc21", tmp_path)
-    assert dataset.first(2).names == ("2007_0", "2007_2")
-    assert dataset.first(None) == dataset.first(99) == dataset
+    assert dataset.limited(2).names == ("2007_0", "2007_2")
+    assert dataset.limited(None) == dataset.limited(99) == dataset
     with pytest.raises(InputError, match="limit of 0"):
-        dataset.first(0)
+        dataset.limited(0)
 
 
 def test_the_labels_of_a_folder_keep_their_words(tmp_path):

@@ -164,7 +164,7 @@ def test_every_benchmark_and_protocol_agrees_with_an_independent_scorer(name, pr
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
 @pytest.mark.parametrize("name", REAL)
 def test_real_photos_agree_with_an_independent_scorer(name, protocol, data_dir, tmp_path):
-    dataset = open_benchmark(name, data_dir / REAL[name]).first(3)
+    dataset = open_benchmark(name, data_dir / REAL[name]).limited(3)
     try:
         protocol.threshold(dataset)
     except InputError:
@@ -269,13 +269,13 @@ def test_a_photo_of_one_pixel_is_counted(tmp_path, segmenter):
     Image.new("RGB", (1, 1)).save(tmp_path / "images/0.png")
     Image.new("L", (1, 1)).save(tmp_path / "masks/0.png")
     for protocol in PROTOCOLS.values():
-        result = evaluate(segmenter, open_benchmark("folder", tmp_path).first(1), protocol)
+        result = evaluate(segmenter, open_benchmark("folder", tmp_path).limited(1), protocol)
         assert result.matrix.sum() == 1
 
 
 def test_one_photo_cannot_calibrate_itself(tmp_path, segmenter):
     LAYOUTS["pets"](tmp_path)
-    dataset = open_benchmark("pets", tmp_path).first(1)
+    dataset = open_benchmark("pets", tmp_path).limited(1)
     with pytest.raises(InputError, match="takes two photos"):
         evaluate(segmenter, dataset, PROTOCOLS["calibrated-native"])
 

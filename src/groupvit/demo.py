@@ -14,7 +14,6 @@ import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,13 +171,11 @@ def _files(result: Segmentation) -> list[Any]:
         "overlay.png": png(result.reduced(_PIXELS_SAVED).overlay()),
         "labels.png": png(drawing.indexed(result.label_map, result.names)),
         "labels.json": json.dumps(result.to_dict(), indent=2).encode(),
+        "coco.json": json.dumps(result.to_coco("photo.jpg")).encode(),
     }
-    with suppress(InputError):  # without pycocotools
-        files["coco.json"] = json.dumps(result.to_coco("photo.jpg")).encode()
     folder = os.environ["GRADIO_TEMP_DIR"]
     paths = [save_bytes_to_cache(data, name, cache_dir=folder) for name, data in files.items()]
-    buttons = [gr.DownloadButton(value=path, interactive=True) for path in paths]
-    return [*buttons, *[gr.skip()] * (4 - len(buttons))]
+    return [gr.DownloadButton(value=path, interactive=True) for path in paths]
 
 
 def _examples() -> list[list[str]]:

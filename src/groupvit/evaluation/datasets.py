@@ -64,7 +64,7 @@ class Dataset:
         """True if index 0 is what no other class claims, to be found by a threshold."""
         return self.labels[0].lower() == BACKGROUND
 
-    def first(self, count: int | None) -> "Dataset":
+    def limited(self, count: int | None) -> "Dataset":
         """Return at most `count` photos, spread evenly over the list (lists are often sorted by class)."""
         if count is not None and count < 1:
             raise InputError(f"a limit of {count} photos leaves nothing to evaluate")

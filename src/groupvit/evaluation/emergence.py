@@ -114,7 +114,7 @@ def photos_to_watch(data: str, held_out: str, train: str) -> tuple[list[Image.Im
     """
     folder = Path(data) / held_out
     if held_out and folder.suffix != ".tar":
-        dataset = open_masks(folder).first(_PHOTOS)
+        dataset = open_masks(folder).limited(_PHOTOS)
         photos, labels = [photo.image for photo in dataset], parse_labels(dataset.labels)
     else:
         found = list(islice(_of_shards(find_shards(held_out or train, below=data)), _PHOTOS))
