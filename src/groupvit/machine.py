@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,18 @@ def usable(device: "torch.device | str") -> "torch.device":
 def cores() -> int:
     """Return how many cores this process may use, of those that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held (0 where the system does not tell)."""
+    with suppress(OSError):  # on Linux getrusage counts what its parent held, too
+        if held := re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()):
+            return 1024 * int(held[1])
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from groupvit.errors import InputError, input_error
 from groupvit.files import write_atomically
+from groupvit.machine import peak_memory
 from groupvit.progress import LINE_EVERY
 from groupvit.training.health import Alarm
 
@@ -137,7 +138,8 @@ class Progress:
         speed = (step - self.mark[0]) * self.batch_size / (now - self.mark[1])
         data = {"data_wait": self.waited / (now - self.mark[1]), "unreadable": self.unreadable, "skipped": self.skips}
         self.restart_clock(step)
-        rates = {"lr": rate, "photos_per_second": speed, "memory_gb": _peak_memory() / 1e9, "time": time.time()}
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
+        rates = {"lr": rate, "photos_per_second": speed, "memory_gb": memory / 1e9, "time": time.time()}
         warning = self.alarm.check(step, numbers | data)
         self._append({"step": step, **numbers, **data, **rates, **({"warning": warning} if warning else {})})
         self.told = self.unreadable, self.skips
@@ -150,17 +152,6 @@ class Progress:
             with suppress(OSError):
                 print(f"step {step}/{self.steps}: {description}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
             self.printed = now
-
-
-def _peak_memory() -> int:
-    """Return bytes: of the GPU where there is one, else resident in this process (0 where the system does not tell)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _lines_until(file: Path, step: int) -> Iterator[str]:
