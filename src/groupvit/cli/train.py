@@ -106,11 +106,9 @@ def _run(options: Options) -> "Run":
     from groupvit.training.run import vary, with_vit
     from groupvit.training.runs import get_run
 
-    changes = {name: getattr(options, name) for name in ("train", "held_out", "steps", "batch_size", "chunk")}
-    run = vary(get_run(options.run), **{name: value for name, value in changes.items() if value is not None})
-    if options.patch_dropout is not None:
-        image = replace(run.model.image, patch_dropout=options.patch_dropout)
-        run = replace(run, model=replace(run.model, image=image))
+    names = ("train", "held_out", "steps", "batch_size", "chunk", "patch_dropout")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    run = vary(get_run(options.run), **changes)
     if options.trunk is None:
         return run
     if run.model.teacher_loss:

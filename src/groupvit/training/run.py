@@ -78,7 +78,12 @@ def check(run: Run, seed: int, workers: int, keep: int, processes: int = 1) -> N
 
 
 def vary(run: Run, **changes: Any) -> Run:
-    """Return the run with other fields of its own or of its data, schedule and optimiser: `vary(run, steps=10)`."""
+    """Return the run with other fields of its own or of its parts: `vary(run, steps=10)`.
+
+    The parts are data, schedule, optimiser and the model's image encoder.
+    """
+    image = {field: changes.pop(field) for field in vars(run.model.image) if field in changes}
+    run = replace(run, model=replace(run.model, image=replace(run.model.image, **image)))
     for name in ("data", "schedule", "optimizer"):
         part = getattr(run, name)
         of_part = {field: changes.pop(field) for field in vars(part) if field in changes}
@@ -88,6 +93,6 @@ def vary(run: Run, **changes: Any) -> Run:
 
 def with_vit(run: Run, vit: ViTConfig) -> Run:
     """Return the run on top of a ViT, which has neither a classifier that teaches nor maps that are cached."""
-    image = replace(run.model.image, stem="vit", vit=vit, patch_size=vit.patch_size)
     objective = tuple(term for term in run.objective if not isinstance(term, Teacher))
-    return vary(run, model=replace(run.model, image=image, teacher_loss=False), objective=objective, cached_crops=0)
+    run = replace(run, model=replace(run.model, teacher_loss=False), objective=objective)
+    return vary(run, stem="vit", vit=vit, patch_size=vit.patch_size, cached_crops=0)
