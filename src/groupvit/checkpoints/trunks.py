@@ -6,7 +6,7 @@ These are DeiT's and timm's, DINO's and MoCo v3's, each wrapped otherwise.
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
@@ -17,7 +17,7 @@ from groupvit.checkpoints.release import as_state, read_pickle
 from groupvit.errors import InputError, input_error
 from groupvit.models import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.models.config import ViTConfig
-from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, ViTTrunk
+from groupvit.models.trunks import EfficientNetLite, ViTTrunk
 
 PROCESSOR = "preprocessor_config.json"
 PUBLISHED = {  # by name, the package of the weights and the file in it
@@ -82,13 +82,13 @@ Trunk = TypeVar("Trunk", EfficientNetLite, ViTTrunk)
 def load_trunk(name: str, folder: Path | None) -> EfficientNetLite | ViTTrunk:
     """Load the pre-trained trunk that a configuration's `stem` names; a "vit" is the one in the folder or file."""
     if name != "vit":
-        return load_efficientnet(cast(EfficientNetVariant, name))
+        return load_efficientnet(name)
     if folder is None:
         raise InputError("a training with a ViT as its trunk starts with weights: add --trunk or --init")
     return load_vit(folder)
 
 
-def load_efficientnet(variant: EfficientNetVariant) -> EfficientNetLite:
+def load_efficientnet(variant: str) -> EfficientNetLite:
     """Load the network as pre-trained on ImageNet from the installed package of its weights, of which no code runs."""
     package, name = PUBLISHED[variant]
     spec = find_spec(package)

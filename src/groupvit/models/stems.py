@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from groupvit.models.config import ImageEncoderConfig
 from groupvit.models.layers import at_least_float32
-from groupvit.models.trunks import EfficientNetLite, EfficientNetVariant, Map, ViTTrunk
+from groupvit.models.trunks import EfficientNetLite, Map, ViTTrunk
 
 
 class ResidualBlock(nn.Sequential):
@@ -110,7 +109,7 @@ def build_stem(config: ImageEncoderConfig) -> nn.Conv2d | ConvStem | TrunkStem:
             raise ValueError("a trunk 'vit' needs its sizes, `vit`")
         trunk = ViTTrunk(vit)
     else:
-        trunk = EfficientNetLite(cast(EfficientNetVariant, name))
+        trunk = EfficientNetLite(name)
     if trunk.strides[0] != patch_size:
         raise ValueError(f"the trunk has patches of {trunk.strides[0]} pixels, not of {patch_size}")
     return TrunkStem(trunk, dim)

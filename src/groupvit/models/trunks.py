@@ -1,7 +1,6 @@
 """Networks pre-trained on ImageNet, whose feature maps already recognise: EfficientNet-Lite and the plain ViT."""
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ Pixels = UInt8[Tensor, "batch 3 height width"]
 Images = Float[Tensor, "batch 3 height width"]
 Map = Float[Tensor, "batch channels height width"]
 NewMap = Float[Tensor, "batch out rows columns"]
-EfficientNetVariant = Literal["efficientnet-lite0", "efficientnet-lite2"]
 
 _SCALES = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}  # of channels and of depth
 # Blocks, kernel, stride and channels of each stage (EfficientNet's Table 1)
@@ -117,7 +115,7 @@ class EfficientNetLite(nn.Module):
 
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 
-    def __init__(self, variant: EfficientNetVariant):
+    def __init__(self, variant: str):
         super().__init__()
         width, depth = _SCALES[variant]
         dims = [int(channels * width + 4) // 8 * 8 for *_, channels in _STAGES]  # to the nearest multiple of 8

@@ -79,7 +79,7 @@ class Learner(nn.Module):
         return self.extras[name](self.model.image_encoder, whole, keys, pool)
 
     def gathered(self, batch: Batch) -> tuple[Batch, Texts]:
-        """Return the batch of all processes, without its images, and its texts."""
+        """Return the batch of all processes, but for its images, which stay this one's, and its texts."""
         names = ("captions", "prompts", "present", "known", "human")
         whole = replace(batch, early=(), **{name: self.world.gather(getattr(batch, name)) for name in names})
         return whole, texts_of(whole, self.objective, self.vocabulary)
