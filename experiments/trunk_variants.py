@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
-from experiments.command import errors_in_one_line, finish
-from experiments.photos import CONSOLE, choose, open_from, retrieved
-from experiments.record import commit, print_rows, record_table
+from experiments.command import finish, run_script
+from experiments.photos import choose, open_from, retrieved
+from experiments.record import CONSOLE, commit, report_table
 
 from groupvit import api
 from groupvit.data.index import CaptionedPhotos
@@ -37,11 +35,6 @@ TAKEN = {"voc2012": 2, "pets": 4}
 """Benchmarks, and of how many photos one is taken."""
 
 
-def with_image(run: Run, **changes: Any) -> Run:
-    """Return the run with other numbers of its image encoder."""
-    return replace(run, model=replace(run.model, image=replace(run.model.image, **changes)))
-
-
 def without_teacher(run: Run) -> Run:
     """Return the run without the trunk's classifier as a teacher."""
     objective = tuple(term for term in run.objective if not isinstance(term, Teacher))
@@ -54,8 +47,8 @@ TRAINED: dict[str, Callable[[Run], Run]] = {
     "without the teacher": without_teacher,
     "tags as captions": lambda run: run,
     "trunk tuned at a tenth of the rate": lambda run: vary(run, optimizer=replace(run.optimizer, trunk=0.1)),
-    "EfficientNet-Lite0": lambda run: with_image(run, stem="efficientnet-lite0"),
-    "32 seeded groups, merged by 12 learned tokens": lambda run: with_image(run, stages=TWO_STAGES),
+    "EfficientNet-Lite0": lambda run: vary(run, stem="efficientnet-lite0"),
+    "32 seeded groups, merged by 12 learned tokens": lambda run: vary(run, stages=TWO_STAGES),
 }
 
 
@@ -76,7 +69,7 @@ def trained(name: str, run: Run, captions: Path, out: Path, seed: int) -> Segmen
     run = TRAINED[name](run)
     with tags_as_captions() if name == "tags as captions" else nullcontext():
         finish(run, captions, folder, seed, cache=out.parent / f"cache-{run.model.image.stem}-{seed}")
-    return api.load(folder)
+    return api.load(folder, engine="torch")  # the other engines keep graphs by weights, and do not see other methods
 
 
 def groups_of(segmenter: Segmenter, count: int) -> None:
@@ -155,11 +148,8 @@ def main(
                 AT_TEST.get(name, lambda _: None)(segmenter)
                 write_atomically(row, json.dumps(scored(segmenter, captions, evaluation)).encode())
             table.append({"variant": name, "seed": str(seed), **json.loads(row.read_text())})
-    print_rows(table)
-    if record:
-        record_table("MODEL_CARD.md", "photos_trunk_variants", table, began_at)
+    report_table("MODEL_CARD.md", "photos_trunk_variants", table, began_at)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)
