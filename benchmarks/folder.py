@@ -21,7 +21,7 @@ COUNTS = (40, 200)
 _TIMES = 3
 _CODE = """
 import torch; torch.set_num_threads({})
-from pathlib import Path; from groupvit.cli.segment import segment; from benchmarks.timing import peak_memory
+from pathlib import Path; from groupvit.cli.segment import segment; from groupvit.machine import peak_memory
 segment(({!r},), labels=("person", "dog", "car", "grass", "sky"), out=Path({!r}))
 print(peak_memory())
 """

@@ -19,7 +19,7 @@ from benchmarks import peer
 from benchmarks.memory import random_batch
 from benchmarks.peak import flops, matrix_rate
 from benchmarks.training_step import our_step, their_step
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 from experiments.scaling import count_flops
 
 from groupvit.models import build_model, normalize
@@ -112,13 +112,11 @@ def main(batch: int = 4096, chunk: int = 512, record: bool = False) -> None:
     """
     if not torch.cuda.is_available():
         raise SystemExit("error: no CUDA device here; `make bench` measures a CPU")
-    began, device, run = commit(), torch.device("cuda"), get_run("groupvit-s-gcc-yfcc")
+    began, device, run = commit() if record else "", torch.device("cuda"), get_run("groupvit-s-gcc-yfcc")
     peak = matrix_rate(torch.bfloat16, clock, device=device, side=8192)
     rows = [row for side, size in ((224, 512), (448, 128)) for row in encoded(run, side, size, device, peak)]
     rows += trained(run, chunk, device, peak, theirs=True) + trained(run, batch, device, peak, chunk=chunk)
-    print_rows(rows)
-    if record:
-        record_table("RESULTS.md", "speed_gpu", rows, began)
+    report_table("RESULTS.md", "speed_gpu", rows, began)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import torch
 import tyro
 from benchmarks.one_photo import labels_of
 from benchmarks.startup import launch
-from benchmarks.timing import Rows, exponent, peak_memory
+from benchmarks.timing import Rows, exponent
 from PIL import Image
 
-from groupvit.machine import keep_freed_memory
+from groupvit.machine import keep_freed_memory, peak_memory
 from groupvit.models import RELEASE, Stage, build_model, with_stages
 from groupvit.segmentation import Segmenter
 

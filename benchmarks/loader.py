@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import tyro
-from experiments.command import errors_in_one_line
-from experiments.record import commit, print_rows, record_table
+from experiments.command import run_script
+from experiments.record import commit, report_table
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -135,13 +134,10 @@ def main(shards: str, size: int = 224, batch_size: int = 64, turns: int = 20, re
         turns: Batches of each.
         record: Write the table into docs/RELIABILITY.md and docs/results.json.
     """
-    began = commit()
+    began = commit() if record else ""
     rows = measure(find_shards(shards), size, batch_size, turns)
-    print_rows(rows)
-    if record:
-        record_table("RELIABILITY.md", "loader", rows, began)
+    report_table("RELIABILITY.md", "loader", rows, began)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.cli(main)
+    run_script(main)

@@ -8,7 +8,6 @@ batch size runs in a process of its own, whose peak resident memory is read when
 graph would need is computed from two batches that fit.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -18,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 
 from groupvit.data.batches import Batch
+from groupvit.machine import peak_memory
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
 from groupvit.training.distributed import World, connected
@@ -78,9 +78,8 @@ def step(size: int, chunk: int, world: World) -> None:
         gradient_of(learner, chunk)(batch, keys)
     if chunk:  # which the cut-off step left out
         world.average_gradients(learner.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if not world.rank:
-        print(f"{time.perf_counter() - began} {peak}")
+        print(f"{time.perf_counter() - began} {peak_memory()}")
 
 
 def measure(size: int, chunk: int, processes: int = 1) -> tuple[float, float]:
@@ -137,9 +136,7 @@ def main(
             "peak, GB": f"{computed / 1e9:.0f}",
         }
     )
-    print_rows(rows)
-    if record:
-        record_table("SCALING.md", "memory", rows, began_at)
+    report_table("SCALING.md", "memory", rows, began_at)
 
 
 if __name__ == "__main__":

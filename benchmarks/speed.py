@@ -18,7 +18,7 @@ import torch
 import tyro
 from benchmarks import encoder, engines, folder, growth, loader, one_photo, segmentation, startup, training_step
 from benchmarks.timing import Clock, Rows
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 from PIL import Image
 
 from groupvit.data.shards import find_shards
@@ -76,16 +76,14 @@ def main(
         busy: Count the processor's time, not that of the clock: on a machine that does other things too.
         record: Write the tables to docs/RESULTS.md and docs/results.json.
     """
-    began = commit()
+    began = commit() if record else ""
     keep_freed_memory()  # as `groupvit` does; everything in this process gains, the peer included
     torch.set_num_threads(threads or torch.get_num_threads())
     of_part = measurements(rounds, time.process_time if busy else time.perf_counter)
     for part in parts:
         start, rows = time.perf_counter(), of_part[part]()
         print(f"{part}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        print_rows(rows)
-        if record:
-            record_table("RESULTS.md", f"speed_{part}", rows, began)
+        report_table("RESULTS.md", f"speed_{part}", rows, began)
 
 
 if __name__ == "__main__":

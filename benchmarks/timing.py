@@ -1,11 +1,9 @@
 """Ways of doing the same thing, timed in turns. It imports nothing heavy: a small process can measure itself."""
 
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 Way = Callable[[], object]
@@ -60,11 +58,3 @@ def versus(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> dict
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The p of cost = c size^p, by least squares of logarithms."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held. On Linux getrusage counts what its parent held, too."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,11 +22,10 @@ from typing import Annotated, Literal
 
 import tyro
 from experiments.clustering import CLUSTERINGS, clustered, refined
-from experiments.command import errors_in_one_line, finish
-from experiments.record import commit, print_rows, record_table
+from experiments.command import finish, run_script
+from experiments.record import CONSOLE, commit, report_table
 from experiments.scenes import mean_and_range, random_weights, row
-from experiments.table4 import CONSOLE, SCENES, plain_run
-from experiments.trunk_variants import with_image
+from experiments.table4 import SCENES, plain_run
 
 from groupvit import api
 from groupvit.data import scenes
@@ -50,7 +49,7 @@ def without_multi_label(run: Run) -> Run:
 
 def tokens(groups: int, outputs: int) -> Callable[[Run], Run]:
     """Return what gives a run so many group tokens, and output tokens of the grouping (Table 2)."""
-    return lambda run: with_image(run, stages=(Stage(3, groups, outputs),))
+    return lambda run: vary(run, stages=(Stage(3, groups, outputs),))
 
 
 ONE, TWO = (Stage(3, 32, 32),), (Stage(2, 32, 32), Stage(1, 8, 8))
@@ -62,9 +61,9 @@ THIRD = "train/scenes-000[0-9].tar"
 Variant = Callable[[Run], Run]
 TABLES: dict[str, dict[str, Variant]] = {
     "1": {
-        "soft": lambda run: without_multi_label(with_image(run, hard_assignment=False)),
+        "soft": lambda run: without_multi_label(vary(run, hard_assignment=False)),
         "hard": without_multi_label,
-        "soft, multi-label loss": lambda run: with_image(run, hard_assignment=False),
+        "soft, multi-label loss": lambda run: vary(run, hard_assignment=False),
         "hard, multi-label loss": lambda run: run,
     },
     "2": {
@@ -72,7 +71,7 @@ TABLES: dict[str, dict[str, Variant]] = {
         for groups, outputs in ((16, 4), (16, 8), (32, 8), (64, 8), (64, 16))
     },
     "3": {
-        f"{name}, {title}": lambda run, stages=stages, changes=changes: vary(with_image(run, stages=stages), **changes)
+        f"{name}, {title}": lambda run, stages=stages, changes=changes: vary(run, stages=stages, **changes)
         for title, changes in (("10,000 scenes", {"train": THIRD}), ("30,000 scenes", {}))
         for name, stages in (("one stage", ONE), ("two stages", TWO))
     },
@@ -85,12 +84,12 @@ TABLES: dict[str, dict[str, Variant]] = {
         "patches alone": lambda run: plain_run(run, nouns=True),
         "16 groups": lambda run: run,
         "16 groups, refined": lambda run: run,
-        "16 groups, soft": lambda run: with_image(run, hard_assignment=False),
+        "16 groups, soft": lambda run: vary(run, hard_assignment=False),
         "64 groups": tokens(64, 64),
-        "16 groups, then 8": lambda run: with_image(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
-        "patches of 4 px alone": lambda run: plain_run(with_image(run, patch_size=4), nouns=True),
-        "16 groups of patches of 4 px": lambda run: with_image(run, patch_size=4),
-        "16 groups of patches of 4 px, refined": lambda run: with_image(run, patch_size=4),
+        "16 groups, then 8": lambda run: vary(run, stages=(Stage(2, 16, 16), Stage(1, 8, 8))),
+        "patches of 4 px alone": lambda run: plain_run(vary(run, patch_size=4), nouns=True),
+        "16 groups of patches of 4 px": lambda run: vary(run, patch_size=4),
+        "16 groups of patches of 4 px, refined": lambda run: vary(run, patch_size=4),
     },
 }
 """Each table's lines, and what a line changes of a run."""
@@ -148,7 +147,7 @@ def cells(results: Sequence[Result]) -> dict[str, str]:
 
 def untrained(dataset: Dataset, seeds: int, size: int) -> Iterator[dict[str, str]]:
     """Yield what the groups of random weights score, for each encoder with groups of the tables once."""
-    run = with_image(get_run(LOSSES["nouns"]), image_size=size)
+    run = vary(get_run(LOSSES["nouns"]), image_size=size)
     images = dict.fromkeys(change(run).model.image for lines in TABLES.values() for change in lines.values())
     for image in images:
         if image.hard_assignment and any(stage.has_grouping for stage in image.stages):
@@ -167,7 +166,7 @@ def trained(
             results = []
             for seed in range(seeds):
                 CONSOLE.print(f"{losses}, {line}, seed {seed} …")
-                run = with_image(change(get_run(LOSSES[losses])), image_size=size)
+                run = vary(change(get_run(LOSSES[losses])), image_size=size)
                 run = vary(run, steps=steps, warmup=steps // 8) if steps else run
                 folder = trainings / f"{trained_as(losses, change)}-seed{seed}"
                 results.append(result_of(run, folder, data, dataset, seed, line))
@@ -206,11 +205,8 @@ def main(
         rows = [*untrained(dataset, seeds, size)]
     else:
         rows = [*trained(table, trainings, data, dataset, seeds, size, steps)]
-    print_rows(rows)
-    if record:
-        record_table("RESULTS.md", name, rows, began_at)
+    report_table("RESULTS.md", name, rows, began_at)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)

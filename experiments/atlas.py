@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
@@ -271,5 +271,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.cli(main)
+    run_script(main)

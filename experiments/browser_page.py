@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
 from experiments.demo import PHOTOS, photograph
 
 from groupvit import api, text
@@ -133,5 +132,4 @@ def build(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.cli(main)
+    run_script(main)

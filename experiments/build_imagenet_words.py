@@ -1,7 +1,7 @@
 """Writes the everyday words into src/groupvit/text/imagenet_words.tsv, from WordNet 3.0 and the nouns of captions.
 
     apt-get install wordnet-base && pip download --no-deps timm && unzip timm-*.whl
-    python experiments/build_imagenet_words.py /usr/share/wordnet/data.noun \
+    python -m experiments.build_imagenet_words /usr/share/wordnet/data.noun \
         timm/data/_info/imagenet_synsets.txt data/captions
 
 The id of a class (n02123045) is the place of its sense in WordNet's file, so the crane on a lake is no machine. What is
@@ -10,16 +10,17 @@ names of the classes before the first tab; they stay. The wheel is unzipped, nev
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import tyro
+from experiments.command import run_script
 
 from groupvit.data.shards import find_shards, scan_shard
 from groupvit.errors import InputError
+from groupvit.files import write_atomically
 from groupvit.text.nouns import nouns_of_photo
 
 OUTPUT = Path(__file__).parents[1] / "src/groupvit/text/imagenet_words.tsv"
@@ -347,12 +348,10 @@ def main(
     for name, wnid in zip(names, synsets.read_text(encoding="utf-8").split(), strict=True):
         words = words_of(name.lower(), senses(data, int(wnid[1:])).values(), everyday)
         lines.append(f"{name}\t{', '.join(words)}\n")
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, output)
+    write_atomically(output, "".join(lines).encode())
     found = [line.split("\t")[1].strip() for line in lines]
     print(f"{output}: {len(found) - found.count('')} of {len(found)} classes have words")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

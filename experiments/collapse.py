@@ -14,9 +14,8 @@ from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
-import tyro
-from experiments.command import errors_in_one_line, finish
-from experiments.record import commit, print_rows, record_table
+from experiments.command import finish, run_script
+from experiments.record import commit, report_table
 from experiments.scenes import VIEW, row
 
 from groupvit import checkpoints
@@ -81,7 +80,7 @@ def told(metrics: Path, start: float) -> dict[str, object]:
 
 def main(
     init: Path = Path("runs/scenes/scenes-release-seed0"),
-    data: Path = Path("runs/scenes/data-v1"),
+    data: Path = Path(f"runs/scenes/data-v{scenes.VERSION}"),
     out: Path = Path("runs/collapse"),
     limit: int = 60,
     record: bool = False,
@@ -110,11 +109,8 @@ def main(
         except InputError as error:  # a training that gives up has collapsed, too
             print(error)
         rows.append({"changed": name, **told(folder / "metrics.jsonl", start)})
-    print_rows(rows)
-    if record:
-        record_table("RELIABILITY.md", "collapse", rows, began_at)
+    report_table("RELIABILITY.md", "collapse", rows, began_at)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)

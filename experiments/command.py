@@ -1,11 +1,11 @@
 """What scripts share: what they do with an error, and with a training that may be there already."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 from groupvit.checkpoints import latest
 from groupvit.errors import InputError
@@ -14,11 +14,13 @@ from groupvit.training.run import Run
 from groupvit.training.state import DAMAGES, folder_of
 
 
-@contextmanager
-def errors_in_one_line(*, resumes: bool = False) -> Iterator[None]:
-    """End the script with the error's line; after Ctrl-C a script that `resumes` says so."""
+def run_script(main: Any, *, resumes: bool = False) -> None:
+    """Run a script's `main`, or of a dictionary the one that is named; an error ends it with its line.
+
+    After Ctrl-C a script that `resumes` says so.
+    """
     try:
-        yield
+        tyro.extras.subcommand_cli_from_dict(main) if isinstance(main, dict) else tyro.cli(main)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:

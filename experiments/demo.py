@@ -9,7 +9,7 @@ that is in the package. The words are what one sees in each photograph; what is 
 from pathlib import Path
 
 import skimage
-import tyro
+from experiments.command import run_script
 from experiments.record import DOCS, commit, record_table
 from PIL import Image
 
@@ -64,4 +64,4 @@ def main(out: Path = Path("runs/demo"), model: str = "photos-trunk", record: boo
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

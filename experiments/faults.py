@@ -29,20 +29,15 @@ from PIL import Image
 from groupvit.checkpoints import latest, load
 from groupvit.data import scenes
 from groupvit.data.index import CaptionedPhotos
-from groupvit.data.shards import Sample, find_shards, read_shard, write_shards
+from groupvit.data.shards import find_shards, read_shard, write_shards
 
 PHOTOS, PER_SHARD, STEPS = 40, 10, 15
 
 
 def make(data: Path) -> None:
     """Write 40 captioned scenes in four shards."""
-
-    def sample(number: int) -> Sample:
-        scene, file = scenes.draw(0, number), io.BytesIO()
-        Image.fromarray(scene.image).save(file, "JPEG", quality=95)
-        return Sample(f"{number:03d}", file.getvalue(), (scene.caption,))
-
-    write_shards(map(sample, range(PHOTOS)), data / "train", prefix="t", per_shard=PER_SHARD)
+    samples = (scenes.sample(number, scenes.draw(0, number)) for number in range(PHOTOS))
+    write_shards(samples, data / "train", prefix="t", per_shard=PER_SHARD)
 
 
 def _shard(data: Path) -> Path:

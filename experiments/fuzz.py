@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from benchmarks.timing import peak_memory
 from experiments.record import RESULTS, commit, print_rows, record_table
 
 atheris: Any = None
@@ -50,6 +49,7 @@ with atheris.instrument_imports(include=["groupvit"]) if atheris else contextlib
     from groupvit.evaluation.masks import lookup, read_masked
     from groupvit.evaluation.partial import PartialResult
     from groupvit.evaluation.results import PhotoScores, Result, compare
+    from groupvit.machine import peak_memory
     from groupvit.models import ImageEncoderConfig, ModelConfig, Stage, TextEncoderConfig, build_model
     from groupvit.photos import load_rgb
     from groupvit.segmentation.labels import parse_labels
@@ -72,9 +72,7 @@ HOSTILE: list[Any] = [
 @cache
 def photo() -> bytes:
     """Return a small JPEG."""
-    file = io.BytesIO()
-    Image.fromarray(scenes.draw(0, 1).image).save(file, "JPEG")
-    return file.getvalue()
+    return scenes.sample(1, scenes.draw(0, 1)).image
 
 
 def _tar(**files: bytes) -> bytes:

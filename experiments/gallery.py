@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from experiments.atlas import main as write_atlas
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
 from experiments.demo import photograph
 from experiments.record import DOCS
 from experiments.scenes import VIEW
@@ -136,5 +136,4 @@ def main(scenes_out: tyro.conf.Positional[Path] = Path("runs/train-demo")) -> No
 
 if __name__ == "__main__":
     plt.switch_backend("agg")
-    with errors_in_one_line():
-        tyro.cli(main)
+    run_script(main)

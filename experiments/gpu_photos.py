@@ -26,11 +26,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
 from experiments.photos import BENCHMARKS, open_from, retrieved, save_small
 from PIL import Image
 
@@ -45,7 +45,6 @@ from groupvit.evaluation.metrics import mean_iou
 from groupvit.evaluation.protocols import CALIBRATED_WHOLE
 from groupvit.machine import cores
 from groupvit.models import GroupViT, build_model
-from groupvit.models.trunks import EfficientNetVariant
 from groupvit.photos import load_rgb
 from groupvit.segmentation import Segmenter
 from groupvit.training import loop
@@ -109,7 +108,7 @@ def pack(
         limit_mb: The most that the file may have; the WebP quality follows from it.
     """
     shards = sorted(map(Path, find_shards(captions)))
-    stem = cast(EfficientNetVariant, get_run(TRUNK_RUN).model.image.stem)
+    stem = get_run(TRUNK_RUN).model.image.stem
     limit, partial = limit_mb * 1e6, out.with_name(f"{out.name}.partial")
     with tempfile.TemporaryDirectory() as folder:
         trunk = Path(folder) / f"{stem}.safetensors"
@@ -300,5 +299,4 @@ def train(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.extras.subcommand_cli_from_dict({"pack": pack, "train": train})
+    run_script({"pack": pack, "train": train})

@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 from experiments.kills import PHOTOS, RUN, finish, step_of, training, weights
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 from PIL import Image
 
 from groupvit.data import scenes
@@ -214,14 +214,12 @@ def main(
         samples: How many to index and examine instead.
         record: Write the result into docs/RELIABILITY.md and docs/results.json.
     """
-    began, name = commit(), f"{minutes:g}-minutes-{faults}-faults-seed{seed}"
+    began, name = commit() if record else "", f"{minutes:g}-minutes-{faults}-faults-seed{seed}"
     with tempfile.TemporaryDirectory() as folder:
         # One answer to what is faster here, for good: another one would change the weights.
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache" if samples else str((out / name / "cache").absolute())
         rows = measure_samples(Path(folder), samples) if samples else [haul(out / name, minutes, faults, seed)]
-    print_rows(rows)
-    if record:
-        record_table("RELIABILITY.md", "samples" if samples else "haul", rows, began)
+    report_table("RELIABILITY.md", "samples" if samples else "haul", rows, began)
 
 
 if __name__ == "__main__":

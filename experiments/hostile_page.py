@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-import tyro
+from experiments.command import run_script
 from experiments.record import commit, record_table
 from PIL import Image
 
@@ -275,4 +275,4 @@ def main(model: str = "photos-trunk", record: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

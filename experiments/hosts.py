@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import tyro
 from experiments.kills import PHOTOS, RUN, step_of
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 from safetensors.torch import load_file
 
 from groupvit.checkpoints import latest
@@ -44,12 +44,6 @@ def possible() -> bool:
         return False
     made = not _ip(f"netns add try{os.getpid()}", check=False)
     return made and not _ip(f"netns del try{os.getpid()}")
-
-
-def spaces(name: str) -> list[str]:
-    """Return the namespaces whose names begin so."""
-    listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
-    return [line.split()[0] for line in listed.splitlines() if line.startswith(name)]
 
 
 def _ip(command: str, check: bool = True) -> int:
@@ -255,14 +249,12 @@ def main(only: str = "", record: bool = False) -> None:
     """
     if not possible():
         raise SystemExit("error: network namespaces need root and ip (apt-get install iproute2)")
-    began = commit()
+    began = commit() if record else ""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the hosts are removed then, too
     with tempfile.TemporaryDirectory() as folder:
         expected = alone(Path(folder))
         rows = [measure(Path(folder), fault, expected) for fault in CASES if only in fault]
-    print_rows(rows)
-    if record:
-        record_table("RELIABILITY.md", "hosts", rows, began)
+    report_table("RELIABILITY.md", "hosts", rows, began)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from experiments.command import errors_in_one_line
-from experiments.record import commit, print_rows, record_table
+from experiments.command import run_script
+from experiments.record import commit, report_table
 
 from groupvit.evaluation.metrics import Areas, area_iou, interval, mean_known, resampled_means
 from groupvit.evaluation.results import Result
@@ -38,20 +38,16 @@ def main(results: Annotated[tuple[Path, ...], tyro.conf.Positional], sets: int =
         sets: Sets of photos to draw for each cell.
         record: Write the table into docs/PROTOCOLS.md and docs/results.json.
     """
-    begun = commit()
-    with errors_in_one_line():
-        read = [Result.load(path) for path in results]
-        rows = []
-        for photos in SIZES:
-            row = {"photos": photos}
-            for result in read:
-                name = f"{result.benchmark}, {len(result.classes)} classes, {len(result.photos)} photos"
-                row |= {name: f"{share_that_holds(result.photo_areas, photos, sets):.0f}"}
-            rows.append(row)
-    print_rows(rows)
-    if record:
-        record_table("PROTOCOLS.md", "intervals", rows, begun)
+    began_at = commit() if record else ""
+    read, rows = [Result.load(path) for path in results], []
+    for photos in SIZES:
+        row = {"photos": photos}
+        for result in read:
+            name = f"{result.benchmark}, {len(result.classes)} classes, {len(result.photos)} photos"
+            row |= {name: f"{share_that_holds(result.photo_areas, photos, sets):.0f}"}
+        rows.append(row)
+    report_table("PROTOCOLS.md", "intervals", rows, began_at)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_script(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from experiments.record import DOCS, commit, record_results, write_table
+from experiments.record import commit, report_table
 from safetensors.torch import load_file
 
 from groupvit.checkpoints import latest
@@ -135,13 +135,10 @@ def main(kills: int = 20, record: bool = False) -> None:
         kills: How often.
         record: Write the result into docs/RELIABILITY.md and docs/results.json.
     """
-    began = commit()
+    began = commit() if record else ""
     with tempfile.TemporaryDirectory() as folder:
         row = compare(Path(folder), kills)
-    print(row)
-    if record:
-        write_table(DOCS / "RELIABILITY.md", "kills", [row])
-        record_results("kills", row, began)
+    report_table("RELIABILITY.md", "kills", [row], began)
 
 
 if __name__ == "__main__":

@@ -18,25 +18,22 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
+from experiments.photos import open_from
 from experiments.record import commit, print_rows, record_results
 from jaxtyping import Float, Int
 
 from groupvit import api
 from groupvit.errors import InputError
-from groupvit.evaluation.datasets import Dataset, open_benchmark
+from groupvit.evaluation.datasets import Dataset
 from groupvit.evaluation.metrics import IGNORE
 from groupvit.evaluation.protocols import CONTRAST, SYNONYMS
 from groupvit.segmentation import Label, Segmenter
 from groupvit.segmentation.rivals import STUFF, choose_rivals, kin
 from groupvit.text.templates import SIMPLE_TEMPLATE
 
-BENCHMARKS = {
-    "VOC": ("voc21", "voc2012/VOCdevkit/VOC2012"),
-    "Pets": ("pets", "pets"),
-    "COCO as VOC": ("voc21", "voc/VOCdevkit/VOC2012"),
-}
-"""Where each lies in the folder for evaluation."""
+BENCHMARKS = {"VOC": "voc2012", "Pets": "pets", "COCO as VOC": "voc-coco"}
+"""What `photos.BENCHMARKS` calls them."""
 
 _ABSENT = 2  # labels for each photo that are not in it
 
@@ -184,7 +181,7 @@ def main(
     if not segmenter.config.rivals:
         raise InputError(f"{model} brings no vocabulary to choose rivals from")
     torch.set_grad_enabled(False)
-    datasets = {n: open_benchmark(name, evaluation / at).limited(limit) for n, (name, at) in BENCHMARKS.items()}
+    datasets = {title: open_from(evaluation, name, limit) for title, name in BENCHMARKS.items()}
     words, rows = Words(segmenter, [*datasets.values()]), []
     for name, dataset in datasets.items():
         print(f"{name} …", file=sys.stderr)
@@ -197,5 +194,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.cli(main)
+    run_script(main)

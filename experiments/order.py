@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import tyro
-from benchmarks.timing import peak_memory
 from experiments.record import commit, record_table
 from jaxtyping import Int64
 
 from groupvit.data.order import BatchSampler, Order
+from groupvit.machine import peak_memory
 
 SHARDS, BATCH, EPOCHS = 4_270, 4_096, 3
 CHANGING = (1, 8, 1024, 64, 2, 512, 128)

@@ -10,7 +10,7 @@
 grouped by k-means, as in Table 4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,13 +18,12 @@ from typing import Annotated
 import torch
 import tyro
 from experiments.clustering import clustered
-from experiments.command import errors_in_one_line
+from experiments.command import run_script
 from experiments.given_truth import evaluate_given
 from experiments.predictions import evaluate_predictions
-from experiments.record import commit, print_rows, record_table
+from experiments.record import CONSOLE, commit, report_table
 from experiments.scenes import random_weights
 from experiments.trunk_baselines import trunk_baselines
-from rich.console import Console
 
 from groupvit import api
 from groupvit.checkpoints import latest, native
@@ -56,8 +55,6 @@ BENCHMARKS = {
 """What each is, and where it lies in the folder for evaluation; `voc-coco` are COCO's photos in VOC's layout."""
 
 ELLIPSE = "centred ellipse, own label"
-
-CONSOLE = Console(stderr=True)
 
 
 def learnt(captions: Path, run: Run) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -131,7 +128,7 @@ def rows(model: Segmenter, plain: Segmenter | None, dataset: Dataset, protocol: 
     yield _row("the model", mean_iou(result.matrix), result.interval())
     for other, theirs in others(model, plain, dataset, protocol):
         gain = difference(result, theirs)
-        ahead = f"{gain['difference']:+.1f} {_between(gain['interval'], '+.1f')}"
+        ahead = f"{gain['difference']:+.1f} {between(gain['interval'], '+.1f')}"
         yield _row(other, mean_iou(theirs.matrix), theirs.interval(), ahead)
     if dataset.has_background:
         known = evaluate_given(model, dataset, protocol, "objects")
@@ -153,12 +150,13 @@ def _row(line: str, value: float, interval: tuple[float, float] | None = None, a
     return {
         "": line,
         "mIoU": f"{value:.1f}",
-        "95 %": _between(interval),
+        "95 %": between(interval),
         "model ahead by": ahead,
     }
 
 
-def _between(interval: tuple[float, float] | None, form: str = ".1f") -> str:
+def between(interval: Sequence[float] | None, form: str = ".1f") -> str:
+    """Return the ends of an interval in brackets."""
     return f"({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
 
 
@@ -193,19 +191,15 @@ def score(
     vit = api.load(plain) if plain else None
     has_trunk = segmenter.config.image.has_trunk
     kind, card = ("photos_trunk", "MODEL_CARD.md") if has_trunk else ("photos", "MODEL_CARD_PHOTOS.md")
-
-    def give(name: str, lines: list[dict[str, str]]) -> None:
-        print_rows(lines)
-        if record:
-            record_table(card, f"{kind}_{name}", lines, began_at)
-
     for name in benchmarks:
         CONSOLE.print(f"{name} …")
-        give(name, [*rows(segmenter, vit, open_from(evaluation, name, limit), choose(segmenter, protocol))])
+        lines = [*rows(segmenter, vit, open_from(evaluation, name, limit), choose(segmenter, protocol))]
+        report_table(card, f"{kind}_{name}", lines, began_at)
     found = retrieved(segmenter, captions)
     ways = ("text_to_image", "image_to_text")
     recalls = {way: {f"R@{k}": f"{found[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)} for way in ways}
-    give("retrieval", [{"from": way.replace("_", " "), **recall} for way, recall in recalls.items()])
+    lines = [{"from": way.replace("_", " "), **recall} for way, recall in recalls.items()]
+    report_table(card, f"{kind}_retrieval", lines, began_at)
 
 
 def compare(
@@ -245,11 +239,8 @@ def compare(
         found = retrieved(segmenter, captions)
         line["R@10, text to image"] = f"{found['text_to_image_r10']:.1f}"
         lines.append(line)
-    print_rows(lines)
-    if record:
-        record_table(card, table, lines, began_at)
+    report_table(card, table, lines, began_at)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        tyro.extras.subcommand_cli_from_dict({"bundle": bundle, "score": score, "compare": compare})
+    run_script({"bundle": bundle, "score": score, "compare": compare})

@@ -16,6 +16,8 @@ from rich.table import Table
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results.json"
+CONSOLE = Console(stderr=True)
+"""Where scripts say what they are at."""
 
 
 def commit() -> str:
@@ -72,6 +74,13 @@ def write_table(document: Path, name: str, rows: Sequence[dict[str, Any]]) -> No
     if found != 1:
         raise ValueError(f"{document} has {found} places for the table {name}")
     document.write_text(changed, encoding="utf-8")
+
+
+def report_table(document: str, name: str, rows: Sequence[dict[str, Any]], commit: str) -> None:
+    """Print the rows, and record them (`record_table`) unless the `commit` at which the measurement began is blank."""
+    print_rows(rows)
+    if commit:
+        record_table(document, name, rows, commit)
 
 
 def record_table(document: str, name: str, rows: Sequence[dict[str, Any]], commit: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import tyro
 from benchmarks.memory import random_batch
 from benchmarks.peak import flops
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 
 from groupvit.models import build_model, noise
 from groupvit.text.tokenizer import Tokenizer
@@ -104,9 +104,7 @@ def main(
                 "from storage, MB/s, at 50 kB a photo": f"{speed * 0.05:,.0f}",
             }
         )
-    print_rows(rows)
-    if record:
-        record_table("SCALING.md", "scaling", rows, began_at)
+    report_table("SCALING.md", "scaling", rows, began_at)
 
 
 if __name__ == "__main__":

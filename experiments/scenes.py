@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from experiments.colours import ColourTable, score_colour_clusters
-from experiments.command import errors_in_one_line, finish
-from experiments.record import commit, record_results
+from experiments.command import finish, run_script
+from experiments.record import CONSOLE, commit, record_results
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -39,7 +38,6 @@ from groupvit.text.nouns import nouns_of_photo
 from groupvit.training.runs import get_run
 
 Row = dict[str, float]
-CONSOLE = Console(stderr=True)
 # Hard maps, as the paper says (§3.3). Training sees crops, in which things look larger than in whole pictures: a
 # quarter more pixels brings their size back (Touvron et al., 2019). docs/LOG.md compares, on scenes of another seed.
 VIEW = View(maps="hard", short_side=80, background=None)
@@ -171,5 +169,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)

@@ -35,7 +35,7 @@ import torch
 import tyro
 from aiohttp.connector import _SSL_CONTEXT_VERIFIED
 from experiments.faults import PER_SHARD, PHOTOS, make
-from experiments.record import commit, print_rows, record_table
+from experiments.record import commit, report_table
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -44,6 +44,7 @@ from groupvit.data.batches import Batches
 from groupvit.data.index import CaptionedPhotos
 from groupvit.data.order import BatchSampler, Order
 from groupvit.data.shards import Sample, find_shards, write_shards
+from groupvit.data.storage import File
 from groupvit.errors import InputError
 from groupvit.text.tokenizer import Tokenizer
 
@@ -252,9 +253,9 @@ def upload(folder: Path) -> None:
 STORES = {"S3": s3, "https": https}
 
 
-def names(address: str | Path, shards: int = PHOTOS // PER_SHARD) -> list[str]:
-    """Return the addresses of the first shards; a web server has no lists."""
-    return [str(shard) for shard in find_shards(f"{address}/train/t-{{0000..{shards - 1:04d}}}.tar")]
+def names(address: str | Path, shards: int = PHOTOS // PER_SHARD) -> list[File]:
+    """Return the first shards; a web server has no lists."""
+    return find_shards(f"{address}/train/t-{{0000..{shards - 1:04d}}}.tar")
 
 
 def batches_of(photos: CaptionedPhotos) -> Batches:
@@ -266,7 +267,7 @@ def digest(address: str | Path, shards: int = PHOTOS // PER_SHARD) -> str:
     """Index the shards anew, read each photo as a training does, and return a hash of all tensors."""
     fsspec.filesystem("s3").clear_instance_cache()
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": cache}):
-        photos = CaptionedPhotos.open([Path(n) if "://" not in n else n for n in names(address, shards)])
+        photos = CaptionedPhotos.open(names(address, shards))
         places = np.array([(0, *photos.place(number)) for number in range(len(photos))])
         batch = batches_of(photos)[places]
     content = b"".join(each.numpy().tobytes() for each in vars(batch).values() if isinstance(each, torch.Tensor))
@@ -368,18 +369,14 @@ def main(photos: int = 4800, readers: tuple[int, ...] = (1, 4, 16), record: bool
         readers: Numbers of processes that read.
         record: Write the tables into docs/RELIABILITY.md and docs/results.json.
     """
-    began = commit()
+    began = commit() if record else ""
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": f"{folder}/cache"}):
         make(Path(folder))
         rows = faults(Path(folder))
-    print_rows(rows)
-    if record:
-        record_table("RELIABILITY.md", "stores", rows, began)
+    report_table("RELIABILITY.md", "stores", rows, began)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": f"{folder}/cache"}):
         speeds = rates(Path(folder), photos, readers)
-    print_rows(speeds)
-    if record:
-        record_table("RELIABILITY.md", "store-rates", speeds, began)
+    report_table("RELIABILITY.md", "store-rates", speeds, began)
 
 
 def rates(folder: Path, photos: int, readers: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ from typing import Annotated, Any
 
 import tyro
 from experiments.clustering import CLUSTERINGS, Clustering, clustered
-from experiments.command import errors_in_one_line, finish
+from experiments.command import finish, run_script
 from experiments.predictions import evaluate_predictions
-from experiments.record import commit, record_results
+from experiments.record import CONSOLE, commit, record_results
 from experiments.scenes import mean_and_range
 from experiments.scenes import row as scenes_row
 from rich.console import Console
@@ -48,7 +48,6 @@ from groupvit.training.objective import Captions, Nouns, terms_of
 from groupvit.training.run import Run, vary
 from groupvit.training.runs import get_run
 
-CONSOLE = Console(stderr=True)
 SCENES = replace(PAPER_2022, name="scenes", view=replace(PAPER_2022.view, short_side=80), thresholds={})
 """What docs/RESULTS.md scores scenes with: the paper's hard maps, and a size that brings things to that of training."""
 
@@ -225,5 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)

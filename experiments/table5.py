@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from experiments.command import errors_in_one_line, finish
-from experiments.photos import CONSOLE, choose, open_from
-from experiments.record import RESULTS, commit, print_rows, record_table
+from experiments.command import finish, run_script
+from experiments.photos import between, choose, open_from
+from experiments.record import CONSOLE, RESULTS, commit, print_rows, record_table
 
 from groupvit import api
 from groupvit.checkpoints import native
@@ -141,9 +140,6 @@ def zero_shot(dataset: Dataset, out: Path, ending: str) -> dict[str, Result]:
 def line(row: str, masks: str, result: Result, others: dict[str, Result | None]) -> dict[str, str]:
     """Return a row of the table; with its distance to each of the others."""
 
-    def between(ends: Any, form: str) -> str:
-        return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
-
     cells = {
         "pre-training": row,
         "masks": masks,
@@ -235,5 +231,4 @@ def joined(table: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(resumes=True):
-        tyro.cli(main)
+    run_script(main, resumes=True)

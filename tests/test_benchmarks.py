@@ -162,7 +162,7 @@ def test_without_photos_a_training_step_has_scenes_and_their_captions(tmp_path) 
 
 
 def test_a_process_is_measured_by_itself() -> None:
-    seconds, processor, printed = launch(["-c", "from benchmarks.timing import peak_memory; print(peak_memory())"])
+    seconds, processor, printed = launch(["-c", "from groupvit.machine import peak_memory; print(peak_memory())"])
     assert processor > 0
     assert 0 < seconds < 30
     assert 1e6 < int(printed) < 1e8  # this process holds more: it has PyTorch

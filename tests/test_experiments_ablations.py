@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from experiments import ablations
+from experiments import ablations, record
 from rich.console import Console
 
 from groupvit.data import scenes
@@ -23,7 +23,7 @@ def test_table_1_varies_the_assignment_and_the_multi_label_loss() -> None:
     for line, base, run in runs_of("1"):
         assert run.model.image.hard_assignment == line.startswith("hard")
         assert len(terms_of(run.objective, MultiLabel)) == ("multi-label" in line)
-        assert ablations.with_image(run, hard_assignment=True).model == base.model
+        assert vary(run, hard_assignment=True).model == base.model
         assert (run.data, run.schedule, run.optimizer) == (base.data, base.schedule, base.optimizer)
 
 
@@ -31,7 +31,7 @@ def test_table_2_has_the_papers_numbers_of_tokens() -> None:
     for line, base, run in runs_of("2"):
         (stage,) = run.model.image.stages
         assert line == f"{stage.group_tokens} group tokens, {stage.output_groups} output tokens"
-        assert ablations.with_image(run, stages=base.model.image.stages) == base
+        assert vary(run, stages=base.model.image.stages) == base
 
 
 def test_table_3_varies_stages_and_data(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_patches_and_refined_groups_are_scored_and_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=40, evaluation=4, size=32)
-    small = vary(ablations.with_image(get_run("debug"), image_size=32, dim=32, heads=1), batch_size=8)
+    small = vary(get_run("debug"), image_size=32, dim=32, heads=1, batch_size=8)
     monkeypatch.setattr(ablations, "get_run", lambda name: small)
-    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    monkeypatch.setattr(record, "print_rows", Console(width=200).print)
     lines = {
         name: ablations.TABLES["groups-or-patches"][name]
         for name in ("patches alone", "16 groups", "16 groups, refined")
@@ -101,9 +101,9 @@ def test_each_encoder_is_scored_untrained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=1, evaluation=2, size=32)
-    small = vary(ablations.with_image(get_run("debug"), dim=32, heads=1))
+    small = vary(get_run("debug"), dim=32, heads=1)
     monkeypatch.setattr(ablations, "get_run", lambda name: small)
-    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    monkeypatch.setattr(record, "print_rows", Console(width=200).print)
     ablations.main("untrained", out=tmp_path, seeds=2, size=32)
     printed = capsys.readouterr().out
     assert printed.count("'best names': ") == 11
@@ -131,10 +131,10 @@ def test_a_table_is_printed_and_nothing_is_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenes.write(tmp_path / f"data-v{scenes.VERSION}", train=40, evaluation=4, size=32)
-    small = vary(ablations.with_image(get_run("debug"), image_size=32, dim=32, heads=1), batch_size=8)
-    small = ablations.with_image(small, stages=(Stage(1, 4, 4),))
+    small = vary(get_run("debug"), image_size=32, dim=32, heads=1, batch_size=8)
+    small = vary(small, stages=(Stage(1, 4, 4),))
     monkeypatch.setattr(ablations, "get_run", lambda name: small)
-    monkeypatch.setattr(ablations, "print_rows", Console(width=200).print)
+    monkeypatch.setattr(record, "print_rows", Console(width=200).print)
     lines = {"soft": ablations.TABLES["1"]["soft"], "hard": ablations.TABLES["1"]["hard"]}
     monkeypatch.setitem(ablations.TABLES, "1", lines)
     printed = []

@@ -76,6 +76,6 @@ def test_figures_in_tables_are_the_measured_ones(document: Path) -> None:
 def test_tables_that_a_script_writes_are_those_that_it_recorded(document: Path) -> None:
     results = json.loads((REPOSITORY / "docs/results.json").read_text())
     for name, table in re.findall(r"<!-- table: ([\w-]+) -->\n((?:\|.*\n)*)", document.read_text()):
-        rows = results[name].get("rows", [results[name]])
+        rows = results[name]["rows"]
         header, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         assert [[str(row[column]) for column in header] for row in rows] == lines
