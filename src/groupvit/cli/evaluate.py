@@ -78,9 +78,9 @@ def evaluate(
         first = evaluate_into(out, segmenter, dataset, chosen, source=model, batch_size=batch_size)
     if first:
         result = print_result(out, dataset.root)
-        row_of = rows_of(result, segmenter, dataset, chosen)
-        for path in draw(result, row_of, pictures) if pictures else ():
-            print(path)
+        if pictures:
+            for path in draw(result, rows_of(result, segmenter, dataset, chosen), pictures):
+                print(path)
         print_difference(out, compare)
 
 
