@@ -38,15 +38,15 @@ def cut(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
 
 
-def test_index_writes_a_sidecar_beside_each_shard_once(run_cli: RunCli, shards: list[Path]) -> None:
-    code, out, err = run_cli("data", "index", "shards", "--processes", 1)
+def test_index_writes_a_sidecar_beside_each_shard_once(run_here: RunCli, shards: list[Path]) -> None:
+    code, out, err = run_here("data", "index", "shards", "--processes", 1)
     assert (code, err) == (0, "")
     assert out == "3 of 3 shards indexed (0 were up to date): 60 photos, 60 captions\n"
     assert all(beside(shard).is_file() for shard in shards)
     assert len(CaptionedPhotos.open(shards)) == 60
     beside(shards[1]).unlink()
     before = beside(shards[0]).stat().st_mtime_ns
-    code, out, err = run_cli("data", "index", *shards, "--processes", 2)
+    code, out, err = run_here("data", "index", *shards, "--processes", 2)
     assert (code, err) == (0, "")
     assert "(2 were up to date): 60 photos" in out
     assert beside(shards[0]).stat().st_mtime_ns == before

@@ -15,8 +15,6 @@ from groupvit.data.shards import Sample, find_shards, read_shard, read_vocabular
 from groupvit.errors import InputError
 from groupvit.photos import load_rgb
 
-CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
-
 
 def picture(value, file_format="JPEG"):
     file = io.BytesIO()
@@ -551,13 +549,12 @@ def test_links_that_lead_back_bring_no_shard_twice(tmp_path):
     assert find_shards(tmp_path / "**/*.tar") == find_shards(tmp_path / "**") == [tmp_path / "d/a.tar"]
 
 
-@pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
-def test_real_shards_hold_what_their_readme_says():
-    (shard,) = find_shards(CAPTIONS / "flickr8k-test-*.tar")
+def test_real_shards_hold_what_their_readme_says(data_dir):
+    (shard,) = find_shards(data_dir / "captions" / "flickr8k-test-*.tar")
     rows, faults = scan_shard(shard)
     assert (len(rows), faults) == (1000, [])
     assert {len(row.captions) for row in rows} == {5}
-    sample = next(read_shard(CAPTIONS / "flickr8k-train-0000.tar"))
+    sample = next(read_shard(data_dir / "captions" / "flickr8k-train-0000.tar"))
     assert load_rgb(sample.image, sample.key).size == (176, 176)
     assert json.dumps(sample.captions[0]).startswith('"A dog')
 

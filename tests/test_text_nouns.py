@@ -1,8 +1,6 @@
-import os
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from groupvit.text.nouns import lemma, noun_prompts, nouns, nouns_of_photo, noun
 from groupvit.text.templates import IMAGENET_TEMPLATES_80
 
 pytest.importorskip("textblob")
-CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
 
 
 @pytest.mark.parametrize(
@@ -196,9 +193,8 @@ def test_a_caption_is_tagged_once_and_few_are_remembered(monkeypatch):
     assert nouns.cache_info().currsize + module._tagged.cache_info().currsize <= 2048
 
 
-@pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
-def test_captions_are_read_fast_and_the_frequent_nouns_name_things():
-    shards = find_shards(CAPTIONS / "flickr8k-train-000[01].tar")
+def test_captions_are_read_fast_and_the_frequent_nouns_name_things(data_dir):
+    shards = find_shards(data_dir / "captions" / "flickr8k-train-000[01].tar")
     flat = [caption for shard in shards for row in scan_shard(shard)[0] for caption in row.captions]
     nouns(flat[0])
     nouns.cache_clear()

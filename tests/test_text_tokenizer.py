@@ -1,8 +1,6 @@
 import html
 import itertools
 import json
-import os
-from pathlib import Path
 
 import ftfy
 import pytest
@@ -12,8 +10,6 @@ from torch.utils.data import DataLoader
 from groupvit.data.shards import find_shards, scan_shard
 from groupvit.models import TextEncoderConfig
 from groupvit.text.tokenizer import Tokenizer, _backend, clean
-
-CAPTIONS = Path(os.environ.get("GROUPVIT_DATA", Path(__file__).parents[1] / "../shared/data")) / "captions"
 
 ODDITIES = [
     "🐶 dog",
@@ -71,9 +67,8 @@ def test_every_letter_gets_the_ids_of_transformers(peer):
     assert torch.equal(Tokenizer()(texts), peer(texts))
 
 
-@pytest.mark.skipif(not CAPTIONS.is_dir(), reason="needs the caption shards")
-def test_ten_thousand_captions_get_the_ids_of_transformers(peer):
-    rows = (row for shard in find_shards(CAPTIONS / "*-train-*.tar") for row in scan_shard(shard)[0])
+def test_ten_thousand_captions_get_the_ids_of_transformers(data_dir, peer):
+    rows = (row for shard in find_shards(data_dir / "captions/*-train-*.tar") for row in scan_shard(shard)[0])
     captions = list(itertools.islice((caption for row in rows for caption in row.captions), 10_000))
     assert len(captions) == 10_000
     assert torch.equal(Tokenizer()(captions), peer(captions))
