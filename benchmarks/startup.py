@@ -19,6 +19,7 @@ COMMANDS = (
     "--help",
     *(f"{name} --help" for name in ("segment", "train", "evaluate", "convert", "data", "data index", "data doctor")),
 )
+# Not `machine.peak_memory`: to import it would be measured, too.
 _PEAK = '; print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))'
 MEMORY = {
     "Python alone": f"pass{_PEAK}",

@@ -350,6 +350,27 @@ def photo(number):
     return file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not: start several processes with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}, "WORLD_SIZE is set and MASTER_PORT is not"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "not as torchrun does"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK is 2, WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "", "RANK": "", "LOCAL_RANK": "", "MASTER_ADDR": ""}, ""),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, ""),
+        ({"RANK": "1"}, ""),
+    ],
+)
+def test_half_a_torchrun_is_one_line_or_none(variables, said, evaluate, pets, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = evaluate("pets", "--root", pets, "--limit", 2)
+    assert (code, bool(out)) == ((2, False) if said else (0, True))
+    assert said in err
+    assert err.count("\n") == bool(said)
+
+
 def test_classes_that_no_mask_shows_are_said(evaluate, tmp_path):
     LAYOUTS["folder"](tmp_path / "data")
     left, pixels = 0, 0

@@ -77,6 +77,15 @@ def test_a_killed_run_does_not_make_a_list_of_ones_own_its(tmp_path: Path, model
         segment((str(photo),), labels=("dog", "sky"), model=model, out=out, formats=("coco",))
 
 
+def test_a_labelmap_from_elsewhere_is_not_replaced(tmp_path: Path, model: str) -> None:  # noqa: F811
+    photo, out = save_photo(tmp_path / "a.png"), tmp_path / "out"
+    out.mkdir()
+    (out / "labelmap.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"labelmap.txt is no result of this command"):
+        segment((str(photo),), labels=("dog", "sky"), model=model, out=out, formats=("voc",))
+    assert (out / "labelmap.txt").read_text() == "mine"
+
+
 def test_labelme_finds_the_photo_from_behind_a_link(tmp_path: Path, model: str) -> None:  # noqa: F811
     photo, real = save_photo(tmp_path / "photos/a.png"), tmp_path / "far/away/out"
     real.mkdir(parents=True)

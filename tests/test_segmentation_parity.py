@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
@@ -60,3 +61,10 @@ def test_soft_maps_and_class_scores_are_those_of_transformers(tmp_path: Path) ->
     assert error < 1e-9
     assert float(logits.std()) > 0.01
     assert (result.groups[-1] == maps.argmax(0).numpy()).mean() > 0.999
+
+
+def test_the_port_takes_no_other_size(tmp_path: Path) -> None:
+    layout.save(tmp_path, random_segmenter().model, CONFIG)
+    load: Any = transformers.GroupViTModel.from_pretrained
+    with pytest.raises(ValueError, match="doesn't match model"):
+        load(tmp_path)(pixel_values=torch.zeros(1, 3, 448, 448), input_ids=torch.tensor([[49406, 320, 49407]]))

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -223,39 +222,39 @@ def test_a_process_without_the_others_gives_up(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
-TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+@pytest.mark.parametrize("address", [None, ""])
+def test_processes_without_an_address_are_said(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MASTER_ADDR", address)
+    with pytest.raises(InputError, match="WORLD_SIZE is set and MASTER_ADDR is not"), connected():
+        pass
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"RANK": ""}, "WORLD_SIZE is set and RANK is not: start several processes with torchrun"),
-        ({"MASTER_ADDR": None}, "WORLD_SIZE is set and MASTER_ADDR is not"),
-        ({"MASTER_ADDR": ""}, "WORLD_SIZE is set and MASTER_ADDR is not"),
-        ({"MASTER_PORT": None}, "WORLD_SIZE is set and MASTER_PORT is not"),
-        ({"MASTER_PORT": "here"}, "not as torchrun does"),
-        ({"MASTER_PORT": "99999999"}, "not as torchrun does"),
-        ({"WORLD_SIZE": "two"}, "not as torchrun does"),
-        ({"WORLD_SIZE": "two", "RANK": "", "MASTER_ADDR": ""}, "WORLD_SIZE is no number"),
-        ({"RANK": "2"}, "RANK is 2, WORLD_SIZE 2"),
-        ({"WORLD_SIZE": "", "RANK": "", "MASTER_ADDR": ""}, ""),
-        ({"WORLD_SIZE": "1", "RANK": "1"}, ""),
-        ({"WORLD_SIZE": None, "RANK": "1"}, ""),
-    ],
-)
-def test_half_a_torchrun_is_one_line_or_none(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], said: str
-) -> None:
-    for name, value in (TORCHRUN | changes).items():
-        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=said) if said else nullcontext(), connected() as (world, _):
-        assert world.size == 1
+@pytest.mark.parametrize("port", ["here", "99999999"])
+def test_a_port_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="MASTER_PORT are set, but not as torchrun does"), connected():
+        pass
 
 
 def test_what_no_torchrun_has_left_restarts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "error.json")
     (tmp_path / "torchrun").write_bytes(b"\xff")
     assert not restarted(tmp_path, ALONE)
+
+
+def test_an_empty_number_of_processes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    with connected() as (world, _):
+        assert (world.rank, world.size) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE is no number"), connected():
+        pass
 
 
 @together
